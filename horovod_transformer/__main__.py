@@ -1,0 +1,44 @@
+"""The table of verbs: `horovod-transformer VERB ...`, or `python -m horovod_transformer VERB ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from horovod_transformer.command_line import run_command
+from horovod_transformer.errors import UserError
+
+# Verb -> what it does; its code is the module of that name in horovod_transformer.commands.
+VERBS = {
+    "prepare": "turn books into fixed blocks of tokens on disk",
+    "train": "train a model on prepared blocks, alone or under horovodrun",
+    "generate": "write text from a checkpoint",
+    "demo": "the whole path in minutes on a laptop: prepare, train, measure, write",
+}
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items())
+    return f"usage: horovod-transformer VERB ...\n\n{rows}\n\nhorovod-transformer VERB --help tells more."
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UserError(f"no such verb: {verb}; there are {', '.join(VERBS)}")
+    # Verbs load torch and datasets: import only the one that was asked for.
+    module = importlib.import_module(f"horovod_transformer.commands.{verb}")
+    return module.main(rest)
+
+
+def main() -> int:
+    """Run the verb named on the command line and return its exit code."""
+    return run_command(_dispatch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

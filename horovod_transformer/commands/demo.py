@@ -1,0 +1,140 @@
+"""`make demo`: books in, two Horovod processes, a loss curve, an honest score, text out."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from horovod_transformer.command_line import config_parser, parse_with_config
+from horovod_transformer.config import Config
+from horovod_transformer.errors import UserError
+from horovod_transformer.launch.local import run_verb
+
+DESCRIPTION = """\
+The whole path on the plays that come with the installation: prepare, train on two Horovod
+processes, draw the loss curve, score held-out plays beside `xz -9`, write three passages."""
+
+FOLDER = Path("demo")
+# Enough updates to be past the warm-up of caches and of Horovod's own.
+CALIBRATION_UPDATES = 12
+PROMPTS = ("", "To be, or not to be", "Enter the KING and the CLOWN.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the demo."""
+    parser = config_parser("horovod-transformer demo", DESCRIPTION)
+    parser.set_defaults(config="configs/quickstart.yaml")
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="Horovod processes (default: %(default)s)")
+    options, config = parse_with_config(parser, arguments)
+    if not 0 < options.minutes < 24 * 60:
+        raise UserError(f"--minutes {options.minutes:g}: should be above 0 and below a day")
+    if options.processes < 1:
+        raise UserError(f"--processes {options.processes}: should be at least 1")
+    # What the demo's own processes need to find the same config.
+    shared = ["--config", options.config]
+    from horovod_transformer.command_line import parse_options
+
+    _, overrides = parse_options(parser, arguments)
+    for key, value in overrides.items():
+        shared += [f"--{key}", value]
+
+    _heading("1/5  Books to blocks of tokens")
+    from horovod_transformer.data.prepare import prepare
+
+    prepare(config)
+
+    _heading(f"2/5  Training on {options.processes} processes")
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    updates = _affordable_updates(options.processes, options.minutes, shared)
+    print(f"about {updates} updates fit into {options.minutes:g} minutes here", flush=True)
+    _train(options.processes, shared, "run", updates)
+    run = FOLDER / "run" / "runs" / "structured" / "demo"
+
+    _heading("3/5  Loss curve")
+    from horovod_transformer.plotting import draw_curve, terminal_curve
+
+    picture = FOLDER / "loss.png"
+    draw_curve(run, picture, f"demo: {options.minutes:g} minutes on {options.processes} processes")
+    print(terminal_curve(run))
+    print(f"also in {picture}")
+
+    _heading("4/5  Held-out plays, in bits per byte")
+    checkpoint = FOLDER / "run" / "checkpoints" / "best_model.pt"
+    _score(config, checkpoint)
+
+    _heading("5/5  Text")
+    _write_passages(config, checkpoint)
+    print(f"\nMore:  .venv/bin/python -m src.generate --checkpoint {checkpoint} --config {options.config} \\")
+    print('         --prompt "O Romeo" --max_new_tokens 200')
+    return 0
+
+
+def _heading(text: str) -> None:
+    print(f"\n=== {text} ===", flush=True)
+
+
+def _train(processes: int, shared: list[str], folder: str, updates: int, *more: str) -> None:
+    arguments = [*shared, "--output_dir", str(FOLDER / folder), "--run_name", "demo"]
+    run_verb(processes, "train", [*arguments, "--training.max_updates", str(updates), *more])
+
+
+def _affordable_updates(processes: int, minutes: float, shared: list[str]) -> int:
+    """Measure the speed of this machine on a few updates, and reckon how many fit."""
+    _train(
+        processes,
+        shared,
+        "calibration",
+        CALIBRATION_UPDATES,
+        "--training.eval_blocks",
+        "1",
+        "--training.log_interval",
+        "1",
+    )
+    with open(FOLDER / "calibration/runs/structured/demo/train.csv", newline="", encoding="utf-8") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    middle = len(seconds) // 3
+    per_update = (seconds[-1] - seconds[middle]) / (len(seconds) - 1 - middle)
+    return max(20, int(minutes * 60 / per_update))
+
+
+def _score(config: Config, checkpoint: Path) -> None:
+    from horovod_transformer.data.loading import open_prepared_data
+    from horovod_transformer.evaluation import books_of, score_books, xz_bits_per_byte
+    from horovod_transformer.generation import load_model_for_generation
+
+    model, tokenizer, _ = load_model_for_generation(checkpoint)
+    data = open_prepared_data(config)
+    held_out = books_of(data.validation, tokenizer)
+    score = score_books(model, held_out, tokenizer)
+    known, new = (
+        b"".join(tokenizer.decode_bytes(book.tolist()) for book in books)
+        for books in (books_of(data.train, tokenizer), held_out)
+    )
+    xz = xz_bits_per_byte(known, new)
+    titles = ", ".join(data.manifest.get("validation_books", []))
+    print(f"held out: {len(held_out)} plays, {score.bytes:,} bytes ({titles})")
+    print(f"  this model                     {score.bits_per_byte:.3f}")
+    print(f"  xz -9, given the other plays   {xz:.3f}")
+
+
+def _write_passages(config: Config, checkpoint: Path) -> None:
+    from horovod_transformer.generation import generate_text, load_model_for_generation
+
+    model, tokenizer, _ = load_model_for_generation(checkpoint)
+    wanted = config.generation
+    for seed, prompt in enumerate(PROMPTS):
+        text = generate_text(
+            model,
+            tokenizer,
+            prompt,
+            max_new_tokens=wanted.max_new_tokens,
+            temperature=wanted.temperature,
+            top_k=wanted.top_k,
+            top_p=wanted.top_p,
+            seed=seed,
+        )
+        shown = repr(prompt) if prompt else "(no prompt)"
+        print(f"\n--- {shown} ---\n{text.strip()}")

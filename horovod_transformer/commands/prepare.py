@@ -1,0 +1,51 @@
+"""`horovod-transformer prepare`: books to fixed blocks of tokens on disk."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from horovod_transformer.command_line import config_parser, parse_with_config
+
+DESCRIPTION = """\
+Turn books into fixed blocks of tokens on disk, split by book into train and validation.
+
+Empty books, short ones and exact copies are dropped and counted. The result is a Hugging Face
+DatasetDict with a manifest.json; it appears in data.data_dir when it is complete, and not before.
+Run again with the same settings and files, it is left as it is."""
+
+EXAMPLES = """\
+examples:
+  the plays that come with the installation (seconds):
+    horovod-transformer prepare --config configs/quickstart.yaml
+  your own .txt and .md files, one book each:
+    horovod-transformer prepare --data.source ~/books --data.data_dir data/mine
+  BookCorpus from parquet files with the columns `text` (whole books) and, if you like, `title`:
+    horovod-transformer prepare --data.source '~/bookcorpusopen/*.parquet'
+  a data set on the hub (read twice, as a stream):
+    horovod-transformer prepare --data.source hub:OWNER/NAME
+
+needs:
+  memory: for the longest book about eight times over, at least 0.5 GB; not for the corpus
+  disk:   2 bytes per token (4 beyond 65,536 tokens of vocabulary), twice that while it runs;
+          English has about one token per 4 bytes
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prepare data as the command line says."""
+    parser = config_parser("horovod-transformer prepare", DESCRIPTION, EXAMPLES)
+    parser.add_argument(
+        "--force", action="store_true", help="replace prepared data that was made with other settings"
+    )
+    options, config = parse_with_config(parser, arguments)
+
+    # Imported late: a mistake on the command line should not wait for these libraries.
+    from horovod_transformer.data.prepare import prepare
+
+    try:
+        prepare(config, force=options.force)
+    except KeyboardInterrupt:
+        print("stopped; nothing was left behind", file=sys.stderr)
+        return 130
+    return 0

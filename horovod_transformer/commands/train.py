@@ -1,0 +1,53 @@
+"""`python -m src.train`, or `horovod-transformer train`: train on prepared blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from horovod_transformer.command_line import config_parser, parse_with_config
+
+DESCRIPTION = """\
+Train a model on prepared blocks: alone as one process, under `horovodrun -np N` as N. The same
+global batch walks the same loss curve on any number of processes."""
+
+EXAMPLES = """\
+examples:
+  python -m src.train --config configs/quickstart.yaml
+  horovodrun -np 4 python -m src.train --config configs/config.yaml
+  horovodrun -np 4 python -m src.train --config configs/config.yaml --resume auto
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train as the command line says."""
+    parser = config_parser("python -m src.train", DESCRIPTION, EXAMPLES)
+    parser.add_argument(
+        "--resume",
+        metavar="PATH|auto",
+        help="go on from this checkpoint; auto: from the newest good one, or from the start if there is none",
+    )
+    parser.add_argument(
+        "--init_from", metavar="PATH", help="start a fresh run with the weights of this checkpoint"
+    )
+    parser.add_argument("--run_name", help="names the run's folders below runs/ (default: the time)")
+    parser.add_argument(
+        "--output_dir", metavar="DIR", help="put checkpoints/, logs/ and runs/ in this folder"
+    )
+    options, config = parse_with_config(parser, arguments)
+
+    # Imported late: a mistake on the command line should not wait for torch.
+    from horovod_transformer.distributed import setup_horovod
+    from horovod_transformer.training.loop import run_distributed_training
+
+    world_size, rank, local_rank, _ = setup_horovod()
+    run_distributed_training(
+        config,
+        rank,
+        world_size,
+        local_rank,
+        resume_checkpoint=options.resume,
+        run_name=options.run_name,
+        output_dir=options.output_dir,
+        init_from=options.init_from,
+    )
+    return 0

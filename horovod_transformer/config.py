@@ -1,0 +1,294 @@
+"""The configuration: typed sections, read from YAML, checked before anything runs.
+
+    config = load_config("configs/config.yaml", {"training.learning_rate": "1e-4"})
+    config.model.d_model        # 768
+    config.to_dict()["model"]   # {"vocab_size": 50257, ...}
+
+Every key has a default, so a file need only name what it changes. The comments in
+`configs/config.yaml` explain each key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from horovod_transformer.errors import UserError
+
+
+def _no_bool(value: Any) -> Any:
+    """Python takes True for 1; a config that says `epochs: yes` is a mistake."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number, not true/false")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
+NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+# Probabilities that may not be certain: dropout, Adam's betas.
+BelowOne = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelConfig(_Section):
+    """Shape of the transformer; the defaults are the 124M-parameter model."""
+
+    vocab_size: Positive = 50257
+    d_model: Positive = 768
+    n_layers: Positive = 12
+    n_heads: Positive = 12
+    d_ff: Positive = 3072
+    max_seq_len: Annotated[int, BeforeValidator(_no_bool), Field(ge=2)] = 512
+    dropout: BelowOne = 0.0
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ModelConfig:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"n_heads must divide d_model; {self.n_heads} does not divide {self.d_model}")
+        if self.d_model % 2:
+            raise ValueError(f"d_model must be even (sinusoidal positions come in pairs), not {self.d_model}")
+        return self
+
+
+class TrainingConfig(_Section):
+    """How the model is trained; intervals are counted in optimizer updates."""
+
+    epochs: Positive = 1
+    max_updates: Positive | None = None
+    learning_rate: PositiveFloat = 6e-4
+    min_learning_rate_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = 0.1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_updates: Count = 700
+    lr_decay_updates: Positive | None = None
+    weight_decay: NonNegativeFloat = 0.1
+    adam_beta1: BelowOne = 0.9
+    adam_beta2: BelowOne = 0.95
+    adam_eps: PositiveFloat = 1e-8
+    max_grad_norm: NonNegativeFloat = 1.0
+    global_batch_size: Positive | None = 256
+    per_gpu_batch_size: Positive = 32
+    gradient_accumulation_steps: Positive | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    seed: Count = 1337
+    log_interval: Positive = 10
+    eval_interval: Positive = 500
+    eval_blocks: Positive | None = 2000
+    save_interval: Positive = 500
+    keep_checkpoints: Positive = 2
+    keep_every: Positive | None = None
+    on_checkpoint_failure: Literal["continue", "stop"] = "continue"
+    max_skipped_updates: Positive = 10
+    threads_per_rank: Positive | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accumulation_replaces_the_default_batch(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("gradient_accumulation_steps") is not None:
+            values = {"global_batch_size": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_way_to_say_the_batch(self) -> TrainingConfig:
+        if (self.global_batch_size is None) == (self.gradient_accumulation_steps is None):
+            raise ValueError(
+                "set either global_batch_size (accumulation is then worked out from the number of "
+                "processes) or gradient_accumulation_steps, and the other to null"
+            )
+        return self
+
+
+class DataConfig(_Section):
+    """Where books come from, how they are cut into blocks, how blocks are loaded."""
+
+    source: str | list[str] = "data/bookcorpus"
+    tokenizer: Literal["gpt2", "bpe"] = "gpt2"
+    data_dir: str = "notebooks/data/preprocessed/v1"
+    validation_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)] = 0.05
+    min_book_characters: Count = 200
+    split_seed: Count = 0
+    num_workers: Count = 2
+
+
+class GenerationConfig(_Section):
+    """Defaults of `python -m src.generate`; the command line overrides them."""
+
+    max_new_tokens: Positive = 100
+    temperature: NonNegativeFloat = 0.8
+    top_k: Count = 50
+    top_p: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)] = 0.9
+    num_samples: Positive = 1
+
+
+class PathsConfig(_Section):
+    """Where a run writes; relative to the working folder, or to `--output_dir`."""
+
+    checkpoint_dir: str = "checkpoints"
+    log_dir: str = "logs"
+    tensorboard_dir: str = "runs"
+
+
+class DistributedConfig(_Section):
+    """What Horovod does with the gradients on their way between processes."""
+
+    compression: Literal["none", "fp16"] = "none"
+
+
+class Config(_Section):
+    """The whole configuration, one attribute per section."""
+
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    data: DataConfig = DataConfig()
+    generation: GenerationConfig = GenerationConfig()
+    paths: PathsConfig = PathsConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain nested dicts of numbers, strings, lists and None."""
+        return self.model_dump(mode="json")
+
+    def with_overrides(self, overrides: Mapping[str, Any], where: str = "override") -> Config:
+        """Return a copy with dotted keys replaced.
+
+        Args:
+            overrides: Dotted key to value, for example `{"training.max_updates": 10}`.
+                Strings are read as YAML, so `"1e-4"`, `"true"` and `"null"` mean what they say.
+            where: How an error message names the origin of these values.
+
+        Raises:
+            UserError: An unknown key or a value that is not allowed.
+        """
+        # Only what was said, so that a default never contradicts an override.
+        values = self.model_dump(mode="json", exclude_unset=True)
+        _apply_overrides(values, overrides, where)
+        return config_from_dict(values, where)
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read and check a YAML config.
+
+    Args:
+        path: The YAML file.
+        overrides: Dotted keys that replace values of the file, as on the command line.
+
+    Returns:
+        The checked configuration; keys absent from the file have their defaults.
+
+    Raises:
+        UserError: The file is missing or no YAML, a key is unknown, or a value is not allowed.
+            The one-line text names file, key, value and what would be accepted.
+    """
+    values = _read_yaml(Path(path))
+    config = config_from_dict(values, str(path))
+    return config.with_overrides(overrides, "command line") if overrides else config
+
+
+def config_from_dict(values: Any, where: str) -> Config:
+    """Check nested dicts, such as a checkpoint's `config`, and make a `Config` of them.
+
+    Raises:
+        UserError: A key is unknown or a value is not allowed; `where` names the origin.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_one_line(error, where)) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file; configs/config.yaml is the default one") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; --config takes a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a text file; a config is YAML in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: should hold sections such as `model:` and `training:`, not a {_kind(values)}"
+        )
+    # A section whose keys are all commented out reads as null; it means "the defaults".
+    return {
+        key: {} if value is None and key in Config.model_fields else value for key, value in values.items()
+    }
+
+
+def _apply_overrides(values: dict[str, Any], overrides: Mapping[str, Any], where: str) -> None:
+    for dotted, value in overrides.items():
+        section, _, key = dotted.partition(".")
+        if not key or "." in key:
+            raise UserError(
+                f"{where}: --{dotted}: an override names a section and a key, as --training.seed 7"
+            )
+        if section not in Config.model_fields:
+            raise UserError(f"{where}: {dotted}: {_unknown(section, list(Config.model_fields), 'section')}")
+        if isinstance(value, str):
+            try:
+                value = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise UserError(f"{where}: {dotted} = {value!r}: cannot be read as a YAML value") from None
+        values[section] = {**values.get(section, {}), key: value}
+
+
+def _one_line(error: ValidationError, where: str) -> str:
+    problems = error.errors()
+    # An unknown key explains more than the errors that may follow from it.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    # Unions add their branch to the location ("int", "str"): keep what the user wrote.
+    location = [str(part) for part in problem["loc"][:2]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        fields = Config.model_fields
+        if len(location) == 1:
+            text = f"{key}: {_unknown(location[0], list(fields), 'section')}"
+        else:
+            section_type = fields[location[0]].annotation
+            assert isinstance(section_type, type) and issubclass(section_type, BaseModel)
+            text = f"{key}: {_unknown(location[1], list(section_type.model_fields), 'key')}"
+    else:
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        value = "" if len(location) < 2 else f" = {_shorten(problem['input'])}"
+        # A rule across keys names its keys and values itself, and belongs to a whole section.
+        if problem["type"] in ("model_type", "model_attributes_type"):
+            value, message = f" = {_shorten(problem['input'])}", "should be a section with keys of its own"
+        text = f"{key}{value}: {message}"
+    others = len({tuple(p["loc"][:2]) for p in problems}) - 1
+    return f"{where}: {text}" + (f" (and {others} more)" if others else "")
+
+
+def _unknown(name: str, known: list[str], what: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+    return f"no such {what}; {hint}"
+
+
+def _shorten(value: Any, limit: int = 60) -> str:
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _kind(value: Any) -> str:
+    return "list" if isinstance(value, list) else type(value).__name__

@@ -1,0 +1,309 @@
+"""Prepared blocks on disk to batches of tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from horovod_transformer import distributed
+from horovod_transformer.config import Config
+from horovod_transformer.data.plan import UpdatePlan
+from horovod_transformer.errors import UserError
+from horovod_transformer.losses import IGNORED_LABEL
+from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
+
+MANIFEST = "manifest.json"
+
+
+def load_preprocessed_data(data_dir: str | Path) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Open the splits `train` and `validation` of prepared data, memory-mapped.
+
+    Args:
+        data_dir: A folder that `prepare` or the notebook wrote, or any `DatasetDict` saved with
+            these splits and a column `input_ids` of fixed-length lists.
+
+    Returns:
+        The training and the validation split.
+
+    Raises:
+        UserError: There is no such folder, or it holds something else.
+    """
+    path = Path(data_dir)
+    if not path.exists():
+        raise UserError(
+            f"{path}: no prepared data here; run `horovod-transformer prepare --config FILE` with the same "
+            "config, or set data.data_dir"
+        )
+    try:
+        splits = datasets.load_from_disk(str(path))
+    except Exception as error:
+        # Arrow, JSON and the operating system each have their own exceptions for a broken folder.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: is not readable as prepared data ({reason}); prepare it again") from None
+    for split in ("train", "validation"):
+        if split not in splits or "input_ids" not in splits[split].column_names:
+            raise UserError(f"{path}: has no split `{split}` with a column `input_ids`; prepare it again")
+        if not len(splits[split]):
+            raise UserError(f"{path}: the split `{split}` is empty; prepare it again with more books")
+    return splits["train"], splits["validation"]
+
+
+class BlockDataset(Dataset):
+    """Blocks of one split as tensors, read straight from the memory-mapped file.
+
+    Args:
+        blocks: A split with a column `input_ids` of equally long lists.
+        padding: How many tokens at the end of the last block are filling; they are no labels.
+        vocab_size: Token ids at or above it are refused.
+        name: How errors name the split.
+
+    Raises:
+        UserError: The blocks are not of one length.
+    """
+
+    def __init__(self, blocks: datasets.Dataset, padding: int, vocab_size: int, name: str) -> None:
+        self.blocks = blocks
+        self.padding = padding
+        self.vocab_size = vocab_size
+        self.name = name
+        self._open()
+
+    def _open(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        for chunk in self.blocks.data.column("input_ids").chunks:
+            values = chunk.flatten().to_numpy()
+            if not len(chunk):
+                continue
+            if chunk.null_count or len(values) % len(chunk):
+                raise UserError(
+                    f"{self.name}: the blocks are not all of the same length; prepare the data again"
+                )
+            array = values.reshape(len(chunk), -1)
+            if not hasattr(chunk.type, "list_size") and len(set(np.diff(chunk.offsets.to_numpy()))) > 1:
+                raise UserError(
+                    f"{self.name}: the blocks are not all of the same length; prepare the data again"
+                )
+            self._arrays.append(array)
+        lengths = {array.shape[1] for array in self._arrays}
+        if len(lengths) != 1:
+            raise UserError(
+                f"{self.name}: blocks of different lengths {sorted(lengths)}; prepare the data again"
+            )
+        self.block_size = lengths.pop()
+        self._starts = np.cumsum([0] + [len(array) for array in self._arrays])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader process started afresh maps the files again rather than being sent their content.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_arrays", "_starts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        batch = self.__getitems__([index])
+        return {key: value[0] for key, value in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Fetch a batch: `input_ids` and `labels`, int64 (len(indices), block_size).
+
+        No indices give one block without labels: a rank that has nothing to add to an update
+        still takes part in it.
+        """
+        if not len(indices):
+            return {
+                "input_ids": torch.zeros(1, self.block_size, dtype=torch.int64),
+                "labels": torch.full((1, self.block_size), IGNORED_LABEL),
+            }
+        rows = np.empty((len(indices), self.block_size), dtype=np.int64)
+        for row, index in enumerate(indices):
+            chunk = int(np.searchsorted(self._starts, index, side="right")) - 1
+            rows[row] = self._arrays[chunk][index - self._starts[chunk]]
+        worst = int(rows.max(axis=1).argmax())
+        if rows[worst].max() >= self.vocab_size or rows.min() < 0:
+            raise UserError(
+                f"{self.name}, row {indices[worst]}: token id {rows[worst].max()} is outside the vocabulary "
+                f"of {self.vocab_size}; was the data prepared with another tokenizer, or damaged?"
+            )
+        input_ids = torch.from_numpy(rows)
+        labels = input_ids.clone()
+        if self.padding:
+            last = torch.as_tensor(np.asarray(indices) == len(self) - 1)
+            labels[last, self.block_size - self.padding :] = IGNORED_LABEL
+        return {"input_ids": input_ids, "labels": labels}
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Both splits, what `prepare` wrote about them, and the tokenizer.
+
+    `tokenizer` and `bytes_per_token` (UTF-8 bytes of text per predicted token in the validation
+    split) are None for data that came without a manifest.
+    """
+
+    train: BlockDataset
+    validation: BlockDataset
+    manifest: dict[str, Any]
+    tokenizer: Tokenizer | None
+    bytes_per_token: float | None
+
+
+def open_prepared_data(config: Config) -> PreparedData:
+    """Open `data.data_dir` and check that it fits the model.
+
+    Raises:
+        UserError: The data is missing, damaged, or was prepared for another block length or
+            vocabulary; both values are named.
+    """
+    data_dir = Path(config.data.data_dir)
+    train, validation = load_preprocessed_data(data_dir)
+    manifest = _read_manifest(data_dir)
+    tokenizer = tokenizer_from_dict(manifest["tokenizer"]) if "tokenizer" in manifest else None
+    if tokenizer and tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"{data_dir}: was prepared with a vocabulary of {tokenizer.vocab_size} tokens, but "
+            f"model.vocab_size is {config.model.vocab_size}; make them equal, or prepare the data again"
+        )
+    opened = {}
+    for name, split in (("train", train), ("validation", validation)):
+        padding = int(manifest.get("splits", {}).get(name, {}).get("padding", 0))
+        opened[name] = BlockDataset(split, padding, config.model.vocab_size, f"{data_dir}/{name}")
+        length = opened[name].block_size
+        if length > config.model.max_seq_len:
+            raise UserError(
+                f"{data_dir}: blocks of {length} tokens do not fit into model.max_seq_len = "
+                f"{config.model.max_seq_len}; make them equal, or prepare the data again"
+            )
+    held_out = manifest.get("splits", {}).get("validation", {})
+    ratio = held_out["bytes"] / held_out["tokens"] if held_out.get("tokens") else None
+    return PreparedData(opened["train"], opened["validation"], manifest, tokenizer, ratio)
+
+
+def _read_manifest(data_dir: Path) -> dict[str, Any]:
+    path = data_dir / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: cannot be read as JSON; prepare the data again") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: is not a manifest; prepare the data again")
+    return manifest
+
+
+def plan_updates(config: Config, train: BlockDataset, world_size: int) -> UpdatePlan:
+    """Plan a run over this training split; see `UpdatePlan.from_config`."""
+    return UpdatePlan.from_config(config, len(train), train.block_size, train.padding, world_size)
+
+
+class UpdateSampler(DistributedSampler):
+    """A rank's micro-batches in order, as lists of block indices, from a given update to the end.
+
+    A `DistributedSampler` whose partition is by update rather than by epoch; used as a batch
+    sampler. A list may be empty, see `BlockDataset.__getitems__`.
+    """
+
+    def __init__(self, plan: UpdatePlan, rank: int, updates: range) -> None:
+        # The parent's constructor would cut the corpus by epoch; only the rank's share is ours to say.
+        self.plan = plan
+        self.num_replicas = plan.world_size
+        self.rank = rank
+        self.updates = updates
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for update in self.updates:
+            for number in range(self.plan.micro_batches):
+                yield self.plan.block_indices(self.plan.micro_batch(update, self.rank, number))
+
+    def __len__(self) -> int:
+        return len(self.updates) * self.plan.micro_batches
+
+
+def training_loader(
+    config: Config, train: BlockDataset, plan: UpdatePlan, rank: int, updates: range
+) -> DataLoader:
+    """Load a rank's micro-batches of these updates, `plan.micro_batches` for each."""
+    return _loader(config, train, UpdateSampler(plan, rank, updates))
+
+
+def validation_loader(config: Config, validation: BlockDataset, rank: int, world_size: int) -> DataLoader:
+    """Load a rank's share of the validation blocks: at most `training.eval_blocks` of all, evenly spread."""
+    number = min(len(validation), config.training.eval_blocks or len(validation))
+    chosen = (np.arange(number) * len(validation) // number)[rank::world_size].tolist()
+    size = config.training.per_gpu_batch_size
+    return _loader(config, validation, [chosen[i : i + size] for i in range(0, len(chosen), size)])
+
+
+def deliver(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
+    """Iterate over a loader; a bad row is told in one line, by the rank that met it.
+
+    Raises:
+        UserError: A row is not what it should be; the message names split and row.
+    """
+    try:
+        yield from loader
+    except UserError as error:
+        # A loader process sends its whole traceback as the text; the last line is ours.
+        plain = UserError(str(error).strip().rsplit("UserError: ", 1)[-1])
+        plain.only_here = True
+        raise plain from None
+
+
+def get_dataloaders(
+    config: Config, rank: int | None = None, world_size: int | None = None
+) -> tuple[DataLoader, DataLoader]:
+    """Make the loaders of a run that starts at its first update.
+
+    Args:
+        config: Names the data, batch sizes and number of loader processes.
+        rank: This process's rank; None asks Horovod.
+        world_size: Number of processes; None asks Horovod.
+
+    Returns:
+        Loaders of training micro-batches and of this rank's share of the validation blocks. A
+        batch is a dict of `input_ids` and `labels`, int64 (blocks, block_size).
+
+    Raises:
+        UserError: The data is missing or does not fit the config.
+    """
+    rank = distributed.get_rank() if rank is None else rank
+    world_size = distributed.get_world_size() if world_size is None else world_size
+    data = open_prepared_data(config)
+    plan = plan_updates(config, data.train, world_size)
+    updates = range(min(plan.total_updates, config.training.max_updates or plan.total_updates))
+    return (
+        training_loader(config, data.train, plan, rank, updates),
+        validation_loader(config, data.validation, rank, world_size),
+    )
+
+
+def _loader(config: Config, blocks: BlockDataset, batch_sampler: Any) -> DataLoader:
+    workers = config.data.num_workers
+    return DataLoader(
+        blocks,
+        batch_sampler=batch_sampler,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _as_it_is(batch: Any) -> dict[str, Tensor]:
+    """`BlockDataset` fetches whole batches: there is nothing to put together."""
+    return batch

@@ -1,0 +1,158 @@
+"""A folder that is whole or absent: filled under another name, then renamed into place.
+
+with new_folder(Path("data/v1"), replace=False) as unfinished:
+    ...write into `unfinished`...
+# here data/v1 is complete on disk; after an exception there is no trace
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from horovod_transformer.errors import UserError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def new_folder(target: Path, replace: bool) -> Iterator[Path]:
+    """Give a folder to fill, and put it in the place of `target` when the block ends well.
+
+    While it is filled it lies beside the target, named after machine and process. When the block
+    raises, or SIGTERM or Ctrl-C comes, it is removed; after a kill -9 `clear_leftovers` does that.
+
+    Args:
+        target: Where the folder goes. Missing parents are made; an empty folder there is fine.
+        replace: Whether a filled folder at the target goes; it does only after the new one is complete.
+
+    Raises:
+        UserError: The place cannot be written to, or the disk is full.
+    """
+    target = target.resolve()
+    mark = f"{socket.gethostname()}-{os.getpid()}"
+    unfinished = target.with_name(f"{target.name}.unfinished-{mark}")
+    with _explained(target), _terminate_as_exception():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.mkdir()
+        try:
+            yield unfinished
+            _flush(unfinished)
+            _put_in_place(unfinished, target, replace, mark)
+        finally:
+            # Nothing is there any more if all went well.
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def clear_leftovers(target: Path, say: Callable[[str], None]) -> None:
+    """Tidy up after tries that were killed: remove what is unfinished, bring back what was moved aside.
+
+    What another machine left (on a shared file system) may still be in use: it stays.
+
+    Args:
+        target: The folder that those tries were to make.
+        say: Told in a line what was found.
+
+    Raises:
+        UserError: The leftovers cannot be removed.
+    """
+    target = target.resolve()
+    with _explained(target):
+        for kind in ("replaced", "unfinished"):
+            for leftover in sorted(target.parent.glob(f"{glob.escape(target.name)}.{kind}-*")):
+                host, _, pid = leftover.name.rpartition(f".{kind}-")[2].rpartition("-")
+                if host != socket.gethostname() or not pid.isdecimal() or _runs(int(pid)):
+                    say(f"{leftover}: belongs to another process ({host} {pid}); remove it if that has ended")
+                elif kind == "replaced" and not target.exists():
+                    leftover.rename(target)
+                    say(f"{target}: brought back, the try to replace it was cut short")
+                else:
+                    shutil.rmtree(leftover)
+                    say(f"{leftover}: removed, an earlier try was cut short")
+
+
+def _put_in_place(unfinished: Path, target: Path, replace: bool, mark: str) -> None:
+    replaced = None
+    if replace and target.exists():
+        replaced = target.with_name(f"{target.name}.replaced-{mark}")
+        target.rename(replaced)
+    try:
+        # Refuses a target that is not empty: two tries at once cannot mix their files.
+        unfinished.rename(target)
+    except OSError:
+        if replaced:
+            replaced.rename(target)
+        raise
+    _flush_one(target.parent)
+    if replaced:
+        shutil.rmtree(replaced)
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Turn the file system's refusals into one line."""
+    try:
+        yield
+    except ConnectionError:
+        raise  # a closed pipe or a network, not the file system
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            reason = "the disk (or your quota, or the largest file allowed) is full; make room, or choose another place"
+        elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            reason = "something else has been put here meanwhile; nothing was changed, run it again"
+        else:
+            reason = f"cannot be written: {error.strerror or error}; choose another place"
+        raise UserError(f"{target}: {reason} (data.data_dir)") from error
+
+
+@contextmanager
+def _terminate_as_exception() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, as Ctrl-C does, so that clean-up happens."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _flush(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _flush_one(Path(parent, name))
+        _flush_one(Path(parent))
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _runs(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # we have not made ours yet: it is from an earlier process of this number
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,135 @@
+"""Which blocks make up each optimizer update, and which rank computes them.
+
+The blocks form one line: a permutation of the corpus per epoch, one after the other. Update k
+takes the next `global_batch_size` of them, wherever epochs begin. The line depends on the seed
+alone, so any number of processes sees the same updates, and a run is resumed at any update by
+starting there: there is no state to save.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from horovod_transformer.config import Config
+from horovod_transformer.errors import UserError
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """Which blocks each rank contributes to each optimizer update.
+
+    Attributes:
+        blocks: Blocks in the training split.
+        block_size: Tokens per block.
+        padding: Filling tokens at the end of the last block.
+        global_batch_size: Blocks per update over all ranks; the very last update may have fewer.
+        micro_batch_size: Blocks per forward pass on one rank, at most.
+        world_size: Number of ranks.
+        epochs: Passes over the corpus.
+        seed: Decides the permutations.
+    """
+
+    blocks: int
+    block_size: int
+    padding: int
+    global_batch_size: int
+    micro_batch_size: int
+    world_size: int
+    epochs: int
+    seed: int
+
+    @classmethod
+    def from_config(
+        cls, config: Config, blocks: int, block_size: int, padding: int, world_size: int
+    ) -> UpdatePlan:
+        """Work out the plan of a run; see `training.global_batch_size` in configs/config.yaml.
+
+        Raises:
+            UserError: There are more ranks than blocks in an update.
+        """
+        training = config.training
+        steps = training.gradient_accumulation_steps
+        if steps is not None:
+            global_batch = training.per_gpu_batch_size * steps * world_size
+        else:
+            assert training.global_batch_size is not None
+            global_batch = training.global_batch_size
+        if world_size > global_batch:
+            raise UserError(
+                f"training.global_batch_size = {global_batch}: {world_size} processes cannot share an update "
+                f"of {global_batch} blocks; use fewer processes or a larger batch"
+            )
+        return cls(
+            blocks=blocks,
+            block_size=block_size,
+            padding=padding,
+            global_batch_size=global_batch,
+            micro_batch_size=training.per_gpu_batch_size,
+            world_size=world_size,
+            epochs=training.epochs,
+            seed=training.seed,
+        )
+
+    @property
+    def total_updates(self) -> int:
+        """Updates that use every block of every epoch once."""
+        return math.ceil(self.blocks * self.epochs / self.global_batch_size)
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes per update on each rank, the same on all: gradients are summed after the last."""
+        largest_share = math.ceil(self.global_batch_size / self.world_size)
+        return math.ceil(largest_share / self.micro_batch_size)
+
+    def positions(self, update: int) -> range:
+        """Places of an update's blocks in the line of all epochs; updates count from 0."""
+        end = min((update + 1) * self.global_batch_size, self.blocks * self.epochs)
+        return range(update * self.global_batch_size, end)
+
+    def micro_batch(self, update: int, rank: int, number: int) -> range:
+        """Places of the blocks of one forward pass of one rank; may be empty.
+
+        Shares differ by at most one block. With an even division and the same micro-batch size
+        the forward passes of an update are the same ones for every number of ranks.
+        """
+        everyone = self.positions(update)
+        start, end = (len(everyone) * r // self.world_size for r in (rank, rank + 1))
+        mine = everyone[start:end]
+        return mine[number * self.micro_batch_size : (number + 1) * self.micro_batch_size]
+
+    def block_indices(self, positions: range) -> list[int]:
+        """Blocks that stand at these places of the line."""
+        indices = []
+        for position in positions:
+            epoch, place = divmod(position, self.blocks)
+            indices.append(int(_permutation(self.blocks, self.seed, epoch)[place]))
+        return indices
+
+    def target_tokens(self, update: int) -> int:
+        """Tokens predicted in an update over all ranks, known without asking them."""
+        indices = self.block_indices(self.positions(update))
+        # The first token of a block has nothing before it; the filling is not predicted.
+        short = min(self.padding, self.block_size - 1)
+        return len(indices) * (self.block_size - 1) - indices.count(self.blocks - 1) * short
+
+    def dropout_seed(self, update: int, rank: int, number: int) -> int:
+        """Seed of one forward pass's random numbers, derived rather than saved."""
+        micro_batch = self.micro_batch(update, rank, number)
+        return derive_seed(self.seed, "dropout", update, micro_batch.start)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Make a 63-bit seed from what it stands for; unrelated parts give unrelated seeds."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+@lru_cache(maxsize=2)  # an update may straddle two epochs
+def _permutation(blocks: int, seed: int, epoch: int) -> np.ndarray:
+    # RandomState's streams are frozen for good, unlike those of NumPy's newer generators: a run
+    # resumed after an upgrade still sees the same order.
+    return np.random.RandomState(derive_seed(seed, "order", epoch) % 2**32).permutation(blocks)

@@ -1,0 +1,193 @@
+"""Which books are kept, and which of them are held out for validation."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from horovod_transformer.data.sources import Book, Books
+from horovod_transformer.errors import UserError
+from horovod_transformer.progress import ProgressBar
+from horovod_transformer.tokenizer import cut_at_words
+
+# Names listed per reason for dropping; the counts are complete.
+_NAMES_LISTED = 50
+_PIECE_CHARACTERS = 1 << 20
+
+
+@dataclass
+class Survey:
+    """What the first pass over the books found; some 100 bytes per book.
+
+    Attributes:
+        lengths: Characters of each book in order, dropped ones included.
+        digests: For each kept book, by its place in the order, the sha256 of its normalised text.
+        characters, words, bytes: Totals over the kept books; bytes are UTF-8.
+        dropped: Number of books dropped, by reason: `empty`, `too_short`, `duplicate`.
+        dropped_names: Titles of the first of them, by reason.
+    """
+
+    lengths: array = field(default_factory=lambda: array("q"))
+    digests: dict[int, bytes] = field(default_factory=dict)
+    characters: int = 0
+    words: int = 0
+    bytes: int = 0
+    dropped: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("empty", "too_short", "duplicate"), 0)
+    )
+    dropped_names: dict[str, list[str]] = field(default_factory=dict)
+
+
+def survey_books(books: Books, min_characters: int, bar: ProgressBar | None = None) -> Survey:
+    """Read all books once; drop empty ones, short ones, and exact copies of an earlier one.
+
+    Two books are copies if they differ in nothing but white space and Unicode composition.
+
+    Args:
+        books: The source.
+        min_characters: Books with fewer characters are dropped.
+        bar: Shows the number of books read.
+
+    Raises:
+        UserError: A file or row cannot be read, or no book is left.
+    """
+    survey = Survey()
+    seen: set[bytes] = set()
+    for index, book in enumerate(books):
+        survey.lengths.append(len(book.text))
+        digest, words, size = _digest(book.text)
+        if not words:
+            reason = "empty"
+        elif len(book.text) < min_characters:
+            reason = "too_short"
+        elif digest in seen:
+            reason = "duplicate"
+        else:
+            reason = ""
+        if reason:
+            survey.dropped[reason] += 1
+            names = survey.dropped_names.setdefault(reason, [])
+            if len(names) < _NAMES_LISTED:
+                names.append(book.title)
+        else:
+            seen.add(digest)
+            survey.digests[index] = digest
+            survey.characters += len(book.text)
+            survey.words += words
+            survey.bytes += size
+        if bar:
+            bar.advance(index + 1)
+    if not survey.digests:
+        found = len(survey.lengths)
+        why = ", ".join(
+            f"{count} {reason.replace('_', ' ')}" for reason, count in survey.dropped.items() if count
+        )
+        raise UserError(
+            f"data.source: no book is left of {found} ({why}); is the source right? "
+            f"data.min_book_characters is {min_characters}"
+            if found
+            else "data.source: the files hold no rows"
+        )
+    return survey
+
+
+def choose_validation(survey: Survey, fraction: float, seed: int) -> set[int]:
+    """Choose whole books for validation until their characters come as near to the share as they can.
+
+    The order in which books are considered depends on their texts and the seed, not on the order
+    of files. Both sides get at least one book; with a single book the result is empty.
+
+    Args:
+        survey: The books.
+        fraction: Share of all characters wanted.
+        seed: Another seed holds out other books.
+
+    Returns:
+        Places of the chosen books in the order of the source.
+    """
+    if len(survey.digests) < 2:
+        return set()
+    shuffled = sorted(
+        survey.digests, key=lambda index: hashlib.sha256(b"%d:" % seed + survey.digests[index]).digest()
+    )
+    missing = fraction * survey.characters
+    chosen: set[int] = set()
+    for index in shuffled:
+        # Taking a book must bring us nearer, and leave one to train on.
+        if survey.lengths[index] < 2 * missing and len(chosen) < len(shuffled) - 1:
+            chosen.add(index)
+            missing -= survey.lengths[index]
+    return chosen or {min(shuffled, key=lambda index: survey.lengths[index])}
+
+
+def kept_books(
+    books: Books, survey: Survey, validation: set[int], fraction: float
+) -> Iterator[tuple[str, Book]]:
+    """Read the kept books again, each with its split `"train"` or `"validation"`.
+
+    A single book is cut in two.
+
+    Raises:
+        UserError: The source has changed since the survey.
+    """
+    number = 0
+    for number, book in enumerate(books, 1):
+        index = number - 1
+        if index >= len(survey.lengths) or len(book.text) != survey.lengths[index]:
+            raise UserError(f"{book.origin}: has changed while it was being prepared; run it again")
+        if index not in survey.digests:
+            continue
+        if len(survey.digests) == 1:
+            cut = end_cut(book.text, fraction)
+            yield "train", Book(book.title, book.text[:cut], book.origin)
+            yield "validation", Book(book.title, book.text[cut:], book.origin)
+        else:
+            yield "validation" if index in validation else "train", book
+    if number != len(survey.lengths):
+        raise UserError("data.source: has lost books while it was being prepared; run it again")
+
+
+def end_cut(text: str, fraction: float) -> int:
+    """Return where to cut a single book so that about the last `fraction` of it can be held out.
+
+    The cut is at the paragraph's end nearest to that place; if there is none near, at the line's
+    end, else at the space.
+
+    Raises:
+        UserError: The text is a single character.
+    """
+    if len(text) < 2:
+        raise UserError("data.source: a single character cannot be split into training and validation")
+    wanted = min(max(round(len(text) * (1 - fraction)), 1), len(text) - 1)
+    near = max(1, int(len(text) * min(fraction, 1 - fraction) / 2))
+    for separator in ("\n\n", "\n", " "):
+        before = text.rfind(separator, 0, wanted) + len(separator)
+        after = text.find(separator, wanted)
+        ends = [
+            end
+            for end in (
+                before if before >= len(separator) else -1,
+                after + len(separator) if after >= 0 else -1,
+            )
+        ]
+        good = [end for end in ends if 0 < end < len(text) and abs(end - wanted) <= near]
+        if good:
+            return min(good, key=lambda end: abs(end - wanted))
+    return wanted
+
+
+def _digest(text: str) -> tuple[bytes, int, int]:
+    """Return sha256 of the normalised text, the number of words and of UTF-8 bytes."""
+    digest = hashlib.sha256()
+    count = size = 0
+    # Pieces, as the list of a book's words needs many times the book's own memory.
+    for piece in cut_at_words(text, _PIECE_CHARACTERS):
+        size += len(piece.encode())
+        words = unicodedata.normalize("NFC", piece).split()
+        if words:
+            digest.update(" ".join(words).encode() + b" ")
+            count += len(words)
+    return digest.digest(), count, size

@@ -1,0 +1,15 @@
+"""The one exception that means "the user can mend this"."""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave us: a config, a path, a file, a command.
+
+    Its text is one line that says what is wrong, where, and what to do. Commands print that line
+    and leave with exit code 2; anything else that is raised is a bug and keeps its traceback.
+
+    Attributes:
+        only_here: Set when a single rank met the mistake while others went on: then that rank
+            tells it, and not rank 0 for all.
+    """
+
+    only_here = False

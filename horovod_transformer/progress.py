@@ -1,0 +1,105 @@
+"""A live progress bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tqdm import tqdm
+
+# Seconds between progress lines where there is no terminal to draw a bar on.
+LINE_INTERVAL_S = 15.0
+
+
+class ProgressBar:
+    """Counts steps towards a total, on stderr, with a few figures beside.
+
+    Args:
+        title: What is being done.
+        total: Steps in all.
+        start: Steps done before.
+        unit: What a step is called.
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0, unit: str = "update") -> None:
+        self._title, self._total, self._start, self._unit = title, total, start, unit
+        self._done = start
+        self._began = self._last_line = time.monotonic()
+        self._bar: tqdm | None = None
+        if terminal_behind_stderr():
+            stream: Any = sys.stderr if sys.stderr.isatty() else _CarriageReturnLast()
+            self._bar = tqdm(
+                total=total,
+                initial=start,
+                desc=title,
+                unit=unit,
+                file=stream,
+                ncols=None if sys.stderr.isatty() else 100,
+                mininterval=0.5,
+                dynamic_ncols=sys.stderr.isatty(),
+            )
+
+    def advance(self, done: int, **figures: str) -> None:
+        """Show that `done` steps are done, and the figures by name."""
+        if self._bar is not None:
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update(done - self._done)
+        self._done = done
+        now = time.monotonic()
+        if self._bar is None and (now - self._last_line >= LINE_INTERVAL_S or done == self._total):
+            self._last_line = now
+            left = (self._total - done) * (now - self._began) / max(1, done - self._start)
+            shown = "".join(f", {name} {value}" for name, value in figures.items())
+            print(
+                f"{self._title}: {self._unit} {done}/{self._total}{shown}, {tqdm.format_interval(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def message(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, flush=True)
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def terminal_behind_stderr() -> bool:
+    """Whether what we write to stderr ends up on a terminal.
+
+    `horovodrun` puts a pipe between its ranks and the terminal, and passes a bar through it: then
+    the answer is where horovodrun's own stderr goes.
+    """
+    if sys.stderr.isatty():
+        return True
+    try:
+        for process in psutil.Process().parents():
+            name = " ".join(process.cmdline()[:2])
+            if "horovodrun" in name:
+                target = Path(f"/proc/{process.pid}/fd/2").readlink()
+                return str(target).startswith(("/dev/pts/", "/dev/tty"))
+    except (psutil.Error, OSError):
+        pass  # not Linux, or the process is gone: no bar
+    return False
+
+
+class _CarriageReturnLast:
+    """Moves a bar's carriage return to its end, where horovodrun looks for it to pass a line on."""
+
+    def write(self, text: str) -> None:
+        if text.startswith("\r"):
+            text = text[1:] + "\r"
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()

@@ -1,0 +1,338 @@
+"""The training run: set up alike on every rank, then update after update until the end or a signal."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from horovod_transformer import distributed
+from horovod_transformer.config import Config
+from horovod_transformer.data.loading import (
+    deliver,
+    open_prepared_data,
+    plan_updates,
+    training_loader,
+    validation_loader,
+)
+from horovod_transformer.errors import UserError
+from horovod_transformer.model import build_model
+from horovod_transformer.training.checkpoint import LAST, CheckpointFolder, snapshot
+from horovod_transformer.training.evaluate import evaluate, perplexity
+from horovod_transformer.training.optimizer import build_optimizer, learning_rate
+from horovod_transformer.training.precision import choose_precision
+from horovod_transformer.training.preemption import StopRequest
+from horovod_transformer.training.recorder import Recorder
+from horovod_transformer.training.start import Progress, find_start
+from horovod_transformer.training.step import UpdateResult, UpdateStep
+
+# Updates over which the speed is averaged.
+SPEED_WINDOW = 20
+
+
+def run_distributed_training(
+    config: Config,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    resume_checkpoint: str | Path | None = None,
+    run_name: str | None = None,
+    output_dir: str | Path | None = None,
+    init_from: str | Path | None = None,
+) -> dict[str, Any]:
+    """Train a model, together with the other ranks. *Collective.*
+
+    Call `setup_horovod` first and pass on what it returned. SIGTERM, SIGUSR1 or SIGINT to any
+    rank makes all of them stop after the same update, with a checkpoint.
+
+    Args:
+        config: The whole configuration.
+        rank: This process's number.
+        world_size: Number of processes.
+        local_rank: This process's number on its machine.
+        resume_checkpoint: Go on from this checkpoint; `"auto"` takes the newest good one of the
+            run's checkpoint folder, or starts afresh if there is none.
+        run_name: Names the run's folders; None takes the resumed run's, or the time.
+        output_dir: Folder that `config.paths` are relative to.
+        init_from: Start afresh, but with this checkpoint's weights.
+
+    Returns:
+        `update`, `train_loss`, `best_validation_loss`, `finished`, `run_name`, `checkpoint_dir`.
+
+    Raises:
+        UserError: The data, a checkpoint or a folder is not what the config says, or training
+            diverged.
+        ValueError: Rank or world size are not Horovod's.
+    """
+    known = (distributed.get_rank(), distributed.get_world_size(), distributed.get_local_rank())
+    if (rank, world_size, local_rank) != known:
+        raise ValueError("rank, world_size and local_rank must be those that setup_horovod() returned")
+    if resume_checkpoint and init_from:
+        raise UserError("--resume goes on with a run, --init_from starts another: give one of them")
+    if output_dir is not None:
+        config = _moved_to(config, Path(output_dir))
+    distributed.set_threads(config.training.threads_per_rank)
+    run = _Run(config, resume_checkpoint, run_name, init_from)
+    try:
+        return run.train()
+    finally:
+        run.recorder.close()
+
+
+class _Run:
+    """The parts of one training run."""
+
+    def __init__(
+        self, config: Config, resume: str | Path | None, run_name: str | None, init_from: str | Path | None
+    ) -> None:
+        """Put the parts together in the order that keeps all ranks alike. *Collective.*"""
+        training = config.training
+        self.config = config
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+        self.precision = choose_precision(training.precision, self.device)
+        self.data = distributed.together(lambda: open_prepared_data(config))
+        self.plan = plan_updates(config, self.data.train, distributed.get_world_size())
+        self.total = min(self.plan.total_updates, training.max_updates or self.plan.total_updates)
+        self.decay_updates = training.lr_decay_updates or self.total
+        self.folder = CheckpointFolder(
+            config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every
+        )
+        identity = {
+            "seed": self.plan.seed,
+            "global_batch_size": self.plan.global_batch_size,
+            "data": self.data.manifest.get("fingerprint") or f"{self.plan.blocks} x {self.plan.block_size}",
+        }
+        start = distributed.from_main_process(
+            lambda: find_start(
+                Progress(run_name or datetime.now().strftime("%Y%m%d-%H%M%S"), identity),
+                self.folder,
+                config.model,
+                self.decay_updates,
+                resume,
+                init_from,
+                run_name,
+            )
+        )
+        self.notes, self.progress = start.notes, start.progress
+
+        torch.manual_seed(training.seed)
+        self.model = build_model(config.model)
+        weights = start.model
+        if weights is None:
+            # Fresh weights come from rank 0, too: another machine's torch may draw others.
+            weights = distributed.broadcast(snapshot(self.model.state_dict()))
+        self.model.load_state_dict(weights)
+        self.model.to(self.device).train()
+        self.optimizer = distributed.distribute_optimizer(
+            build_optimizer(self.model, training),
+            self.model.named_parameters(),
+            self.plan.micro_batches,
+            config.distributed.compression,
+        )
+        self.step = UpdateStep(
+            self.model,
+            self.optimizer,
+            self.plan,
+            self.device,
+            self.precision,
+            training.max_grad_norm,
+            uses_dropout=config.model.dropout > 0,
+        )
+        if start.optimizer is not None:
+            # Horovod's wrapper begins with an empty state, so the state goes in after wrapping.
+            # Decay and betas are the config's, not the checkpoint's.
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({**start.optimizer, "param_groups": groups})
+            self.step.loss_scale.restore(self.progress.loss_scale)
+        distributed.require_equal_weights(self.model, "setting up")
+        self.recorder = Recorder(config, self.progress.run_name, self.progress.update, self.total)
+        self.validation = validation_loader(
+            config, self.data.validation, distributed.get_rank(), distributed.get_world_size()
+        )
+        self.speed: deque[tuple[int, float]] = deque(maxlen=SPEED_WINDOW)
+        self.began = time.monotonic()
+        self.stop_reason: str | None = None
+
+    def train(self) -> dict[str, Any]:
+        """Run to the end, or until a signal. *Collective.*"""
+        progress, training = self.progress, self.config.training
+        self._introduce()
+        batches = deliver(self._training_batches())
+        result: UpdateResult | None = None
+        if self._validation_is_due():
+            self._validate()  # a signal came just before this validation
+        with StopRequest() as stop:
+            while progress.update < self.total:
+                if stop:
+                    self.stop_reason = stop.signal_name
+                began = time.monotonic()
+                rate = learning_rate(progress.update, training, self.decay_updates)
+                result = self.step.run(progress.update, batches, rate, stop=self.stop_reason is not None)
+                self.speed.append((result.tokens, time.monotonic() - began))
+                self._take_down(result, rate)
+                ends = result.stop_requested or progress.update == self.total
+                # A stop leaves no time to validate; the resumed run makes up for it.
+                best = self._validate() if self._validation_is_due() and not result.stop_requested else False
+                self._save(periodic=ends or progress.update % training.save_interval == 0, best=best)
+                if result.stop_requested:
+                    break
+        distributed.require_equal_weights(self.model, "training")
+        self._conclude()
+        return {
+            "update": progress.update,
+            "train_loss": result.loss if result else None,
+            "best_validation_loss": progress.best_validation_loss,
+            "finished": progress.update >= self.total,
+            "run_name": progress.run_name,
+            "checkpoint_dir": str(self.folder.folder),
+        }
+
+    def _training_batches(self) -> DataLoader:
+        left = range(self.progress.update, self.total)
+        return training_loader(self.config, self.data.train, self.plan, distributed.get_rank(), left)
+
+    def _introduce(self) -> None:
+        plan, say = self.plan, self.recorder.say
+        for note in self.notes:
+            say(note)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        say(
+            f"run {self.progress.run_name}: {parameters:,} parameters, {plan.world_size} process(es) on "
+            f"{self.device.type} in {self.precision}, {torch.get_num_threads()} CPU thread(s) each"
+        )
+        say(
+            f"an update: {plan.global_batch_size} blocks of {plan.block_size} tokens = "
+            f"{plan.micro_batches} micro-batch(es) of up to {plan.micro_batch_size} per process; "
+            f"{self.total} updates = {self.total * plan.global_batch_size / plan.blocks:.2f} epochs "
+            f"of {plan.blocks} blocks"
+        )
+        if self.progress.update >= self.total:
+            say(f"all {self.total} updates are done already")
+
+    def _take_down(self, result: UpdateResult, rate: float) -> None:
+        """Count an update, and record it when it is its turn."""
+        progress, training = self.progress, self.config.training
+        progress.update += 1
+        progress.tokens += result.tokens
+        progress.skipped_updates += result.skipped
+        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
+        tokens_per_second = sum(t for t, _ in self.speed) / sum(s for _, s in self.speed)
+        if progress.update % training.log_interval == 0 or progress.update == self.total or result.skipped:
+            self.recorder.update(
+                {
+                    "update": progress.update,
+                    "epoch": min(
+                        progress.update * self.plan.global_batch_size / self.plan.blocks, self.plan.epochs
+                    ),
+                    "loss": result.loss,
+                    "perplexity": perplexity(result.loss),
+                    "accuracy": result.accuracy,
+                    "learning_rate": rate,
+                    "gradient_norm": result.gradient_norm,
+                    "tokens": progress.tokens,
+                    "skipped_updates": progress.skipped_updates,
+                    "updates_per_second": len(self.speed) / sum(s for _, s in self.speed),
+                    "tokens_per_second": tokens_per_second,
+                    "seconds": time.monotonic() - self.began,
+                }
+            )
+        if result.skipped:
+            self.recorder.say(
+                f"update {progress.update}: gradients were not finite, weights left as they were"
+            )
+        if progress.skipped_in_a_row >= training.max_skipped_updates:
+            raise UserError(
+                f"training diverged: the gradients of {progress.skipped_in_a_row} updates in a row, up to "
+                f"update {progress.update}, were not finite (learning rate {rate:.3g}, loss "
+                f"{result.loss:.4g}); lower training.learning_rate or lengthen the warmup, then "
+                f"--resume {self.folder.folder / LAST}"
+            )
+        self.recorder.advance(progress.update, result.loss, tokens_per_second)
+
+    def _validation_is_due(self) -> bool:
+        update = self.progress.update
+        at_interval = update > 0 and update % self.config.training.eval_interval == 0
+        return (at_interval or update == self.total) and self.progress.validated_at != update
+
+    def _validate(self) -> bool:
+        """Validate, and tell whether the model is the best so far. *Collective.*"""
+        progress, began = self.progress, time.monotonic()
+        figures = evaluate(self.model, self.validation, self.device, self.precision)
+        progress.validated_at = progress.update
+        best = figures.loss < progress.best_validation_loss
+        progress.best_validation_loss = min(figures.loss, progress.best_validation_loss)
+        ratio = self.data.bytes_per_token
+        self.recorder.validation(
+            {
+                "update": progress.update,
+                "loss": figures.loss,
+                "perplexity": figures.perplexity,
+                "bits_per_byte": figures.bits_per_byte(ratio) if ratio else None,
+                "accuracy": figures.accuracy,
+                "tokens": figures.tokens,
+                "seconds": time.monotonic() - began,
+            }
+        )
+        return best
+
+    def _save(self, periodic: bool, best: bool) -> None:
+        """Hand a checkpoint to the writer, on rank 0; notice if an earlier one failed."""
+        if not distributed.is_main_process():
+            return
+        failure = self.folder.settle(wait=False)
+        if periodic or best:
+            self.progress.loss_scale = self.step.loss_scale.state()
+            contents = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": {"decay_updates": self.decay_updates},
+                "progress": dict(vars(self.progress)),
+                "config": self.config.to_dict(),
+                "tokenizer": self.data.manifest.get("tokenizer"),
+            }
+            failure = self.folder.save(contents, self.progress.update, periodic, best) or failure
+        if failure is not None:
+            text = f"a checkpoint could not be written: {failure}"
+            self.recorder.say(f"update {self.progress.update}: {text}; earlier checkpoints are untouched")
+            if self.config.training.on_checkpoint_failure == "stop":
+                self.stop_reason = text
+
+    def _conclude(self) -> None:
+        """Wait for the last checkpoint and tell how it ended. *Collective.*"""
+
+        def wait_for_writer() -> str | None:
+            failure = self.folder.settle()
+            if failure is not None:
+                raise UserError(
+                    f"the checkpoint of update {self.progress.update} could not be written: {failure}; "
+                    f"make room, then go on from the newest one in {self.folder.folder} with --resume auto"
+                )
+            return self.stop_reason
+
+        reason = distributed.from_main_process(wait_for_writer)
+        update = self.progress.update
+        if update < self.total:
+            self.recorder.say(
+                f"stopped after update {update} ({reason or 'asked by another rank'}); --resume auto goes on"
+            )
+        else:
+            best = self.progress.best_validation_loss
+            self.recorder.say(
+                f"done: {update} updates, best validation loss {best:.4f}; "
+                f"checkpoints in {self.folder.folder}"
+            )
+
+
+def _moved_to(config: Config, folder: Path) -> Config:
+    """Make the paths a run writes to relative to a folder."""
+    paths = config.paths.model_dump()
+    return config.with_overrides({f"paths.{key}": str(folder / value) for key, value in paths.items()})

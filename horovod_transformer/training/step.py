@@ -1,0 +1,152 @@
+"""One optimizer update, in the one order that is right under Horovod.
+
+    backward x micro-batches -> wait for the gradient sum -> unscale (fp16) -> clip the global norm
+    -> skip if not finite -> step without summing again -> (the loop advances the schedule)
+
+Clipping before the sum would clip each rank by its own norm; stepping without `skip_synchronize`
+would sum twice. The loss of every micro-batch is divided by the update's token count over all
+ranks, and gradients are summed, not averaged: the update is the gradient of the mean loss per
+token however the blocks are shared out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from horovod_transformer import distributed
+from horovod_transformer.data.plan import UpdatePlan
+from horovod_transformer.model import TransformerLM
+from horovod_transformer.training.precision import LossScale, autocast
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What one update did, the same on every rank.
+
+    Attributes:
+        loss: Mean loss per token over all ranks and micro-batches, nats.
+        accuracy: Share of tokens predicted right.
+        tokens: Tokens predicted.
+        gradient_norm: Global norm before clipping; not finite if the update was skipped.
+        skipped: The gradients were not finite and the weights stayed as they were.
+        stop_requested: Some rank asked to stop.
+    """
+
+    loss: float
+    accuracy: float
+    tokens: int
+    gradient_norm: float
+    skipped: bool
+    stop_requested: bool
+
+
+class UpdateStep:
+    """Computes updates of one model; holds what stays the same between them.
+
+    Args:
+        model: The model, in training mode.
+        optimizer: As `distributed.distribute_optimizer` returned it.
+        plan: Tells the token count and the dropout seeds of each update.
+        device: Where the model is.
+        precision: fp32, bf16 or fp16.
+        max_grad_norm: Clip to this; 0 does not clip.
+        uses_dropout: Whether random numbers are needed at all.
+    """
+
+    def __init__(
+        self,
+        model: TransformerLM,
+        optimizer: Optimizer,
+        plan: UpdatePlan,
+        device: torch.device,
+        precision: str,
+        max_grad_norm: float,
+        uses_dropout: bool,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.plan = plan
+        self.device = device
+        self.precision = precision
+        self.max_grad_norm = max_grad_norm
+        self.uses_dropout = uses_dropout
+        self.loss_scale = LossScale(precision)
+        self._parameters = list(model.parameters())
+
+    def run(
+        self, update: int, batches: Iterator[dict[str, Tensor]], learning_rate: float, stop: bool = False
+    ) -> UpdateResult:
+        """Make one update. *Collective.*
+
+        Args:
+            update: Counted from 0; names the blocks that `batches` is about to deliver.
+            batches: This rank's micro-batches; `plan.micro_batches` of them are taken.
+            learning_rate: For this update.
+            stop: This rank wants to stop after the update; all ranks learn of it.
+
+        Raises:
+            RuntimeError: The batches ran out.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        tokens = max(1, self.plan.target_tokens(update))
+        totals = self._backward(update, islice(batches, self.plan.micro_batches), tokens)
+        # Sent before waiting for the gradients, so that it rides along with them.
+        totals[2] = float(stop)
+        pending = distributed.start_sum_over_ranks(totals, "update")
+        distributed.finish_gradient_sum(self.optimizer)
+        loss, correct, stops = distributed.finish_sum_over_ranks(pending).tolist()
+        gradient_norm, finite = self._unscale_and_clip()
+        if finite:
+            with distributed.gradients_already_summed(self.optimizer):
+                self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss_scale.update(finite)
+        return UpdateResult(
+            loss=loss / tokens,
+            accuracy=correct / tokens,
+            tokens=tokens,
+            gradient_norm=gradient_norm,
+            skipped=not finite,
+            stop_requested=stops > 0,
+        )
+
+    def _backward(self, update: int, batches: Iterable[dict[str, Tensor]], tokens: int) -> Tensor:
+        """Accumulate this rank's gradients; return its sums of loss and right predictions."""
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        number = -1
+        for number, batch in enumerate(batches):
+            if self.uses_dropout:
+                torch.manual_seed(self.plan.dropout_seed(update, distributed.get_rank(), number))
+            input_ids = batch["input_ids"].to(self.device, non_blocking=True)
+            labels = batch["labels"].to(self.device, non_blocking=True)
+            with autocast(self.precision, self.device):
+                loss, _, correct = self.model.loss_sums(input_ids, labels)
+            (loss * (self.loss_scale.factor / tokens)).backward()
+            totals[0] += loss.detach()
+            totals[1] += correct
+        if number + 1 != self.plan.micro_batches:
+            raise RuntimeError(f"update {update} got {number + 1} of {self.plan.micro_batches} micro-batches")
+        return totals
+
+    def _unscale_and_clip(self) -> tuple[float, bool]:
+        """Bring gradients to their true size, at most `max_grad_norm`; return norm and finiteness.
+
+        The summed gradients are the same bits on every rank, and so is this decision.
+        """
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        scale = self.loss_scale.factor
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / scale
+        finite = norm < float("inf")  # false for NaN, too
+        shrink = 1.0 / scale
+        if self.max_grad_norm and norm > self.max_grad_norm:
+            shrink *= self.max_grad_norm / norm
+        if finite and shrink != 1.0:
+            torch._foreach_mul_(gradients, shrink)
+        return norm, finite

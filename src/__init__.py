@@ -1,0 +1,1 @@
+"""The names that programs started from the repository root import; the code is in `horovod_transformer`."""

@@ -1,0 +1,110 @@
+"""Fixtures that several test files share: small models, a tokenizer, a trained checkpoint."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+# `src` is not installed; a test may be started from any folder.
+sys.path.insert(0, str(ROOT))
+
+from horovod_transformer.config import Config, ModelConfig, config_from_dict  # noqa: E402
+from horovod_transformer.model import TransformerLM, build_model  # noqa: E402
+from horovod_transformer.tokenizer import Tokenizer, train_bpe  # noqa: E402
+
+torch.set_num_threads(1)
+
+TINY = ModelConfig(vocab_size=300, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32)
+
+# A whole book, with characters of two and three bytes; about 45 tokens.
+LINE = "The sea was calm — so said the captain, né à Brême."
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository root, from which the documented commands are typed."""
+    return ROOT
+
+
+@pytest.fixture
+def run_python(root: Path):
+    """Run `python ARGUMENTS` from the repository root as a user does; returns the finished process."""
+
+    def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        options = {"cwd": root, "env": environment, "timeout": 120, "stdin": subprocess.DEVNULL, **options}
+        if "input" in options:
+            del options["stdin"]
+        return subprocess.run(
+            [sys.executable, *arguments], capture_output=True, **{"encoding": "utf-8", **options}
+        )
+
+    return run
+
+
+@pytest.fixture
+def tiny_model() -> TransformerLM:
+    """A fresh model of 27 thousand parameters, the same in every test."""
+    torch.manual_seed(0)
+    return build_model(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    """A byte-level BPE of a few dozen merges."""
+    return train_bpe([LINE], 260)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Path:
+    """A checkpoint of a tiny model that has learned `LINE` by heart, as training would have written it.
+
+    Read it only; copy it to change it.
+    """
+    from horovod_transformer.training.checkpoint import save_checkpoint
+
+    config = config_from_dict(
+        {
+            "model": {**TINY.model_dump(), "vocab_size": tiny_tokenizer.vocab_size},
+            "generation": {"max_new_tokens": 7, "temperature": 0, "num_samples": 2},
+        },
+        "tiny checkpoint",
+    )
+    path = tmp_path_factory.mktemp("tiny") / "best_model.pt"
+    save_checkpoint(
+        path, tiny_checkpoint_contents(train_by_heart(config, tiny_tokenizer), config, tiny_tokenizer)
+    )
+    return path
+
+
+def train_by_heart(config: Config, tokenizer: Tokenizer) -> TransformerLM:
+    """Train a model on a book that is one sentence, until it can recite it."""
+    torch.manual_seed(0)
+    model = build_model(config.model)
+    end = [tokenizer.eos_token_id]
+    windows = torch.tensor(end + tokenizer.encode(LINE) + end).unfold(0, 24, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss, count, _ = model.loss_sums(windows, windows)
+        (loss / count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def tiny_checkpoint_contents(model: TransformerLM, config: Config, tokenizer: Tokenizer) -> dict:
+    """What training puts into a checkpoint, as far as generation reads it."""
+    return {
+        "model": model.state_dict(),
+        "config": config.to_dict(),
+        "tokenizer": tokenizer.to_dict(),
+        "progress": {},
+        "optimizer": {},
+        "scheduler": {},
+    }

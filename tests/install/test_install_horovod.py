@@ -1,0 +1,491 @@
+"""The install path: what an unfit machine is told, what is kept, and that a second call is quick."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
+
+
+@pytest.fixture
+def installer(monkeypatch, tmp_path):
+    """The installer as a module, with its stamp and its log in a folder of the test."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    module = importlib.import_module("install_horovod")
+    monkeypatch.setattr(module, "STAMP", tmp_path / "stamp")
+    monkeypatch.setattr(module, "BUILD_LOG", tmp_path / "build.log")
+    return module
+
+
+@pytest.fixture
+def cuda(installer):
+    return importlib.import_module("horovod_cuda")
+
+
+def write_program(path: Path, body: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def clean_environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what steers the installer or make."""
+    steering = {"HOROVOD_BUILD", "REBUILD", "CXX", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON"}
+    return {name: value for name, value in os.environ.items() if name not in steering} | changes
+
+
+def run_installer(tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+    environment = clean_environment(HOROVOD_TRANSFORMER_CACHE=str(tmp_path / "cache"), **changes)
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / "install_horovod.py")], env=environment, capture_output=True, text=True
+    )
+
+
+def the_only_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+# What a machine that cannot build is told
+
+
+def test_too_old_compiler_is_one_line(tmp_path):
+    old = write_program(
+        tmp_path / "bin" / "g++",
+        'case "$*" in *-std=c++20*) echo "g++: error: unrecognized option -std=c++20" >&2; exit 1;; esac',
+    )
+    line = the_only_line(run_installer(tmp_path, REBUILD="1", PATH=f"{old.parent}:{os.environ['PATH']}"))
+    assert str(old) in line
+    assert "gcc 10 or newer" in line
+    assert "module load gcc" in line
+
+
+def test_no_compiler_is_one_line(tmp_path):
+    (tmp_path / "bin").mkdir()
+    line = the_only_line(run_installer(tmp_path, REBUILD="1", PATH=str(tmp_path / "bin")))
+    assert "no C++ compiler" in line
+    assert "apt install g++" in line
+
+
+def test_compiler_named_by_cxx_is_the_one_tried(tmp_path):
+    line = the_only_line(run_installer(tmp_path, REBUILD="1", CXX="no-such-compiler"))
+    assert "no-such-compiler" in line
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
+def test_working_compiler_is_taken_from_path(installer, tmp_path):
+    forwarding = write_program(tmp_path / "bin" / "g++", f'exec {shutil.which("g++")} "$@"')
+    environment = clean_environment(PATH=f"{forwarding.parent}:{os.environ['PATH']}")
+    assert installer.find_compiler(environment) == str(forwarding)
+
+
+def test_missing_make_and_headers_are_named(installer, tmp_path, monkeypatch):
+    tools = importlib.import_module("horovod_tools")
+    headers = tmp_path / "include"
+    headers.mkdir()
+    monkeypatch.setattr(tools.sysconfig, "get_path", lambda name: str(headers))
+    with pytest.raises(tools.UserMistakeError, match=r"Python\.h is missing.*apt install python3\.\d+-dev"):
+        tools.require_headers_and_make({"PATH": os.environ["PATH"]})
+    (headers / "Python.h").touch()
+    with pytest.raises(tools.UserMistakeError, match="make is not on PATH.*apt install make"):
+        tools.require_headers_and_make({"PATH": str(headers)})
+    write_program(tmp_path / "bin" / "make", "")
+    tools.require_headers_and_make({"PATH": str(tmp_path / "bin")})
+
+
+def test_old_cmake_is_replaced_from_pypi(installer, tmp_path, monkeypatch):
+    tools = importlib.import_module("horovod_tools")
+    calls = []
+    monkeypatch.setattr(tools, "pip", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(tools.sys, "prefix", str(tmp_path / "venv"))
+    cmake = write_program(tmp_path / "bin" / "cmake", "echo cmake version 3.18.4")
+    assert tools.find_cmake({"PATH": str(cmake.parent)}) == f"{tmp_path}/venv/bin/cmake"
+    assert calls
+    assert calls[0][-1] == "cmake"
+    calls.clear()
+    write_program(cmake, "echo cmake version 3.21.0")
+    assert tools.find_cmake({"PATH": str(cmake.parent)}) == str(cmake)
+    assert not calls
+    cmake.write_text("#!/no/such/interpreter\n")  # as after a virtual environment was moved
+    assert tools.find_cmake({"PATH": str(cmake.parent)}) == f"{tmp_path}/venv/bin/cmake"
+
+
+def test_unknown_kind_of_build_is_one_line(tmp_path):
+    line = the_only_line(run_installer(tmp_path, HOROVOD_BUILD="nonsense"))
+    assert "HOROVOD_BUILD=nonsense" in line
+    assert "cpu" in line
+    assert "cuda" in line
+
+
+def test_cache_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    line = the_only_line(run_installer(tmp_path, REBUILD="1"))
+    assert "HOROVOD_TRANSFORMER_CACHE" in line
+
+
+@pytest.mark.parametrize(
+    ("cuda_version", "requested", "build"),
+    [
+        (None, "", "cpu"),
+        ("13.0", "", "cuda"),
+        ("13.0", "cpu", "cpu"),
+        (None, "cpu", "cpu"),
+        ("13.0", "cuda", "cuda"),
+    ],
+)
+def test_kind_of_build_follows_torch_unless_requested(installer, cuda_version, requested, build):
+    assert installer.choose_build(installer.Torch("2.13.0", cuda_version), requested)[0] == build
+
+
+def test_cuda_build_without_cuda_torch_is_refused(installer):
+    with pytest.raises(installer.UserMistakeError, match="has no CUDA"):
+        installer.choose_build(installer.Torch("2.13.0+cpu", None), "cuda")
+
+
+# What decides whether a kept wheel fits
+
+
+def test_cache_key_tells_apart_what_does_not_mix(installer, monkeypatch):
+    keys = [
+        installer.cache_key("cpu", installer.Torch("2.13.0", None)),
+        installer.cache_key("cpu", installer.Torch("2.13.1", None)),
+        installer.cache_key("cuda", installer.Torch("2.13.0", "13.0")),
+        installer.cache_key("cuda", installer.Torch("2.13.0", "12.8")),
+    ]
+    monkeypatch.setattr(installer.platform, "machine", lambda: "another-machine")
+    keys.append(installer.cache_key("cpu", installer.Torch("2.13.0", None)))
+    monkeypatch.setattr(installer, "HOROVOD_VERSION", "0.29.0")
+    keys.append(installer.cache_key("cpu", installer.Torch("2.13.0", None)))
+    assert len(set(keys)) == len(keys)
+    assert installer.cache_key("cpu", installer.Torch("2.13.0", None)) == keys[-1]
+
+
+def test_cache_folder_follows_the_environment(installer, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own, shared = {"HOROVOD_TRANSFORMER_CACHE": "/own"}, {"XDG_CACHE_HOME": "/shared"}
+    assert installer.cache_folder(own | shared) == Path("/own")
+    assert installer.cache_folder(shared) == Path("/shared/horovod_transformer")
+    assert installer.cache_folder({}) == tmp_path / ".cache" / "horovod_transformer"
+
+
+@pytest.fixture
+def steps(installer, monkeypatch, tmp_path):
+    """Record the expensive steps of `install` instead of doing them; `problems` is what checks will find."""
+
+    class Steps:
+        taken: list[str] = []
+        problems: list[str | None] = []
+
+        def install(self, **environment: str) -> list[str]:
+            self.taken = []
+            installer.install({"HOROVOD_TRANSFORMER_CACHE": str(tmp_path / "cache"), **environment})
+            return self.taken
+
+    steps = Steps()
+
+    def build_wheel(build, torch, environment, folder):
+        steps.taken.append("build")
+        folder.mkdir(parents=True, exist_ok=True)
+        wheel = folder / "horovod-0.28.1-built.whl"
+        wheel.touch()
+        return wheel
+
+    def install_and_check(wheel):
+        steps.taken.append("check")
+        return steps.problems.pop(0) if steps.problems else None
+
+    monkeypatch.setattr(installer, "build_wheel", build_wheel)
+    monkeypatch.setattr(installer, "install_and_check", install_and_check)
+    monkeypatch.setattr(installer, "installed_torch", lambda: installer.Torch("2.13.0", None))
+    monkeypatch.setattr(installer.importlib.metadata, "version", lambda name: installer.HOROVOD_VERSION)
+    return steps
+
+
+def test_built_once_then_kept_and_rebuilt_on_demand(installer, steps):
+    assert steps.install() == ["build", "check"]
+    assert steps.install() == []  # verified
+    installer.STAMP.unlink()  # as in a new .venv
+    assert steps.install() == ["check"]
+    assert steps.install(REBUILD="1") == ["build", "check"]
+    installer.STAMP.write_text("built for another torch")
+    assert steps.install() == ["check"]
+
+
+def test_kept_wheel_that_fails_here_is_built_again(installer, steps):
+    steps.install()
+    installer.STAMP.unlink()
+    steps.problems = ["GLIBC_2.99 not found", None]
+    assert steps.install() == ["check", "build", "check"]
+    assert installer.STAMP.exists()
+
+
+def test_new_build_that_fails_the_check_is_not_called_installed(installer, steps):
+    steps.problems = ["sum 2.0"]
+    with pytest.raises(installer.UserMistakeError, match=r"two processes: sum 2\.0"):
+        steps.install()
+    assert not installer.STAMP.exists()
+
+
+# Building
+
+
+@pytest.fixture
+def build(installer, monkeypatch, tmp_path):
+    """Run build_wheel with a stand-in for pip that writes what it is told to."""
+
+    def run(log: str, status: int) -> Path:
+        def fake_run(command, environment):
+            installer.BUILD_LOG.write_text(log)
+            scratch = next(word for word in command if word.startswith("--wheel-dir=")).removeprefix(
+                "--wheel-dir="
+            )
+            if status == 0:
+                Path(scratch, "horovod-0.28.1-made.whl").write_text("a wheel")
+            return status
+
+        monkeypatch.setattr(installer, "run_with_progress", fake_run)
+        monkeypatch.setattr(installer, "build_environment", lambda *_: {"CXX": "g++", "MAKEFLAGS": "-j2"})
+        return installer.build_wheel("cpu", installer.Torch("2.13.0", None), {}, tmp_path / "kept wheels")
+
+    return run
+
+
+def test_wheel_lands_in_its_folder_and_nothing_else_does(build, tmp_path):
+    wheel = build("fine", 0)
+    assert [path.name for path in (tmp_path / "kept wheels").iterdir()] == ["horovod-0.28.1-made.whl"]
+    assert wheel.read_text() == "a wheel"
+
+
+def test_failed_build_names_the_first_error_and_the_log(build, installer, tmp_path):
+    with pytest.raises(installer.UserMistakeError) as mistake:
+        build("half.h:1:2: warning: odd\nhalf.h:3:4: error: broken\nmake: *** [all] Error 1", 1)
+    assert "half.h:3:4: error: broken" in str(mistake.value)
+    assert str(installer.BUILD_LOG) in str(mistake.value)
+    assert len(str(mistake.value).splitlines()) == 1
+    assert not list((tmp_path / "kept wheels").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (
+            "  [  4%] Building CXX object error.cc.o\n"
+            "  c++ -Werror=format -c error.cc\n"
+            "  a.h:1:1: warning: an error: unlikely\n"
+            "  /torch/c10/util/C++17.h:13:2: error: You need C++20 to compile PyTorch\n"
+            "  b.h:9:9: error: 'x' was not declared\n"
+            "  make[2]: *** [all] Error 1\n"
+            "  error: subprocess-exited-with-error",
+            "/torch/c10/util/C++17.h:13:2: error: You need C++20 to compile PyTorch",
+        ),
+        (
+            "CMake Warning at a.cmake:1:\n  careful\nCMake Error at CMakeLists.txt:7 (find_package):\n\n"
+            "  No NCCL here\nerror: later",
+            "CMake Error at CMakeLists.txt:7 (find_package): No NCCL here",
+        ),
+        (
+            "c++: fatal error: Killed signal terminated program cc1plus\nmake: *** [x] Error 1",
+            "c++: fatal error: Killed signal terminated program cc1plus",
+        ),
+        (
+            "ld: a.o: undefined reference to `gloo::Store'\ncollect2: error: ld returned 1 exit status",
+            "ld: a.o: undefined reference to `gloo::Store'",
+        ),
+        (
+            "WARNING: Retrying\nERROR: Could not find a version of horovod\nERROR: No matching distribution",
+            "ERROR: Could not find a version of horovod",
+        ),
+        ("all is well", "no line of the log looks like an error"),
+    ],
+)
+def test_first_real_error(installer, log, expected):
+    assert installer.first_error(log) == expected
+
+
+def test_progress_comes_in_tens_and_the_log_is_whole(installer, capsys):
+    program = "for p in range(0, 101, 4): print(f'  [{p:3d}%] Building')\nraise SystemExit(3)"
+    assert installer.run_with_progress([sys.executable, "-c", program], os.environ) == 3
+    printed = re.findall(r"(\d+) %", capsys.readouterr().out)
+    assert printed == ["12", "20", "32", "40", "52", "60", "72", "80", "92", "100"]
+    assert len(installer.BUILD_LOG.read_text().splitlines()) == 26
+
+
+def test_users_horovod_switches_do_not_reach_the_build(installer, monkeypatch, tmp_path):
+    monkeypatch.setattr(installer, "find_compiler", lambda _: "/usr/bin/g++")
+    monkeypatch.setattr(installer, "require_headers_and_make", lambda _: None)
+    monkeypatch.setattr(installer, "find_cmake", lambda _: "/usr/bin/cmake")
+    own = {
+        "HOROVOD_GPU_OPERATIONS": "NCCL",
+        "CCL_ROOT": "/ccl",
+        "LANG": "C",
+        "HOROVOD_BUILD_ARCH_FLAGS": "-mavx",
+    }
+    variables = installer.build_environment("cpu", installer.Torch("2.13.0", None), own, tmp_path)
+    assert "HOROVOD_GPU_OPERATIONS" not in variables
+    assert "CCL_ROOT" not in variables
+    assert variables["LANG"] == "C"
+    assert variables["HOROVOD_BUILD_ARCH_FLAGS"] == "-mavx"
+    assert Path(variables["CMAKE_TOOLCHAIN_FILE"]).is_file()
+    assert re.fullmatch(r"-j[1-8]", variables["MAKEFLAGS"])
+    with pytest.raises(installer.UserMistakeError, match="/some/cuda"):
+        installer.build_environment(
+            "cpu", installer.Torch("2.13.0", "13.0"), {"CUDA_HOME": "/some/cuda"}, tmp_path
+        )
+
+
+# CUDA: what can be seen without a GPU
+
+
+def fake_toolkit(folder: Path, version: str) -> Path:
+    write_program(folder / "bin" / "nvcc", f"echo 'Cuda compilation tools, release {version}, V{version}.88'")
+    return folder
+
+
+def test_toolkit_of_the_same_cuda_major_is_found(cuda, tmp_path):
+    wrong, right = fake_toolkit(tmp_path / "cuda-12", "12.4"), fake_toolkit(tmp_path / "cuda-13", "13.1")
+    assert cuda.find_toolkit("13.0", {"CUDA_HOME": str(wrong), "PATH": str(right / "bin")}) == right
+    assert cuda.find_toolkit("12.8", {"CUDA_HOME": str(wrong), "PATH": str(right / "bin")}) == wrong
+    assert cuda.find_toolkit("13.0", {"CUDA_HOME": str(wrong), "PATH": str(tmp_path)}) is None
+    assert cuda.find_toolkit("13.0", {"CUDA_HOME": str(tmp_path / "gone"), "PATH": str(tmp_path)}) is None
+
+
+def test_toolkit_gathered_from_wheels_has_the_names_cmake_looks_for(cuda, tmp_path, monkeypatch):
+    asked = []
+
+    def fake_pip(*arguments):
+        asked.extend(arguments)
+        toolkit = fake_toolkit(Path(arguments[arguments.index("--target") + 1], "nvidia", "cu13"), "13.0")
+        (toolkit / "lib").mkdir()
+        (toolkit / "lib" / "libcudart.so.13").touch()
+
+    monkeypatch.setattr(cuda, "pip", fake_pip)
+    toolkit = cuda.gather_toolkit("13.0", tmp_path / "cuda")
+    assert "nvidia-cuda-nvcc==13.0.*" in asked
+    assert (toolkit / "lib64" / "libcudart.so").resolve() == (toolkit / "lib" / "libcudart.so.13").resolve()
+
+
+def test_cuda_12_without_a_toolkit_is_told_to_load_one(cuda, tmp_path):
+    with pytest.raises(cuda.UserMistakeError, match="module load cuda/12"):
+        cuda.gather_toolkit("12.8", tmp_path)
+
+
+def test_cuda_build_points_horovod_at_the_toolkit_and_nccl(cuda, tmp_path):
+    toolkit = fake_toolkit(tmp_path / "toolkit", "13.0")
+    environment = {"CUDA_HOME": str(toolkit), "HOROVOD_NCCL_HOME": "/nccl", "PATH": "/bin"}
+    variables = cuda.cuda_build_environment("13.0", environment, "/bin", tmp_path)
+    assert variables["CUDA_HOME"] == variables["HOROVOD_CUDA_HOME"] == str(toolkit)
+    assert variables["PATH"] == f"{toolkit}/bin:/bin"
+    assert (variables["HOROVOD_GPU_OPERATIONS"], variables["HOROVOD_NCCL_HOME"]) == ("NCCL", "/nccl")
+
+
+# The real thing
+
+
+@pytest.mark.distributed
+def test_two_processes_really_add(installer):
+    pytest.importorskip("horovod")
+    assert installer.check_two_processes() is None
+
+
+@pytest.mark.distributed
+def test_wrong_sum_is_noticed(installer, monkeypatch):
+    pytest.importorskip("horovod")
+    monkeypatch.setattr(
+        installer, "ALLREDUCE_PROGRAM", installer.ALLREDUCE_PROGRAM.replace("(2, 3.0)", "(2, 4.0)")
+    )
+    problem = installer.check_two_processes()
+    assert problem is not None
+    assert "AssertionError: size 2, sum 3.0" in problem
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "program", ["print('nothing added')", "print('allreduce of 1 and 2 gives 3'); raise SystemExit(1)"]
+)
+def test_check_wants_both_sums_and_a_good_end(installer, monkeypatch, program):
+    pytest.importorskip("horovod")
+    monkeypatch.setattr(installer, "ALLREDUCE_PROGRAM", program)
+    assert installer.check_two_processes() is not None
+
+
+def test_second_make_install_is_quick():
+    if Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("not running from .venv")
+    planned = subprocess.run(
+        ["make", "-n", "install"], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
+    )
+    if "pip install" in planned.stdout or not (Path(sys.prefix) / ".horovod-verified").exists():
+        pytest.skip(".venv is not up to date; `make install` first")
+    start = time.monotonic()
+    result = subprocess.run(
+        ["make", "install"], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "already installed and checked" in result.stdout
+    assert time.monotonic() - start < 5  # alone it takes 0.2 s
+
+
+@pytest.mark.parametrize("python", ["/no/such/python", "old"])
+def test_python_that_cannot_serve_is_one_line(tmp_path, python):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    old = write_program(tmp_path / "old", "exit 1")  # what the version check makes of an old Python
+    chosen = str(old) if python == "old" else python
+    result = subprocess.run(
+        ["make", "install", f"PYTHON={chosen}"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    ours = [line for line in result.stderr.splitlines() if not line.startswith("make")]
+    assert len(ours) == 1
+    assert chosen in ours[0]
+    assert "3.11" in ours[0]
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_every_direct_dependency_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    names = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in wanted}
+    assert names <= pins, names - pins
+
+
+def test_horovod_version_is_the_same_everywhere(installer):
+    assert f"horovod=={installer.HOROVOD_VERSION}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_system_packages_without_root_is_one_line_and_no_failure(tmp_path):
+    write_program(tmp_path / "bin" / "id", "echo 1000")
+    write_program(tmp_path / "bin" / "apt-get", "echo must not be called >&2; exit 1")
+    result = subprocess.run(
+        [SCRIPTS / "install_system_packages.sh", "no-such-package"],
+        env=clean_environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert len(result.stdout.splitlines()) == 1
+    assert "not root" in result.stdout

@@ -1,0 +1,464 @@
+"""Writing text: the cached loop against the plain one, the API's promises, the command."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from horovod_transformer import generation
+from horovod_transformer.config import Config, GenerationConfig
+from horovod_transformer.errors import UserError
+from horovod_transformer.generation import (
+    generate_text,
+    generate_texts,
+    interactive_generation,
+    load_model_for_generation,
+)
+from horovod_transformer.model import KeyValueCache
+from horovod_transformer.training.checkpoint import load_checkpoint, save_checkpoint
+
+PROMPTS = torch.randint(0, 300, (3, 5), generator=torch.Generator().manual_seed(2))
+BOOK = "The sea was calm — so said the captain, né à Brême."
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_checkpoint):
+    return load_model_for_generation(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def opinionated_model(tiny_model):
+    """Fresh weights make almost flat logits; larger ones choose, so that a mistake shows."""
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.mul_(5)
+    return tiny_model
+
+
+# --- TransformerLM.generate
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0}, {"temperature": 1.3}, {"temperature": 0.9, "top_k": 20, "top_p": 0.8}],
+    ids=["greedy", "sampled", "sampled from a cut"],
+)
+@pytest.mark.parametrize("prompt_length", [1, 5, 31, 32, 40])
+def test_cached_equals_uncached(opinionated_model, settings, prompt_length):
+    prompts = torch.randint(0, 300, (3, prompt_length), generator=torch.Generator().manual_seed(3))
+    # 60 new tokens run over the end of the 32-token context more than once.
+    cached, uncached = (
+        opinionated_model.generate(
+            prompts, 60, use_cache=use_cache, generator=torch.Generator().manual_seed(4), **settings
+        )
+        for use_cache in (True, False)
+    )
+    assert cached.shape == (3, prompt_length + 60)
+    assert torch.equal(cached[:, :prompt_length], prompts)
+    assert torch.equal(cached, uncached)
+
+
+def test_cached_logits_equal_forward(opinionated_model):
+    opinionated_model.eval()
+    tokens = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(3))
+    cache = KeyValueCache(opinionated_model, 2)
+    steps = [opinionated_model.cached_logits(tokens[:, :7], cache)]
+    steps += [opinionated_model.cached_logits(tokens[:, t : t + 1], cache) for t in range(7, 20)]
+    expected, _ = opinionated_model(tokens)
+    torch.testing.assert_close(torch.stack(steps, dim=1), expected[:, 6:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_greedy_is_the_argmax_of_forward(opinionated_model):
+    tokens = opinionated_model.generate(PROMPTS, 20, temperature=0)
+    opinionated_model.eval()
+    for end in range(5, 25):
+        logits, _ = opinionated_model(tokens[:, :end])
+        assert torch.equal(logits[:, -1].argmax(-1), tokens[:, end])
+    assert len(tokens[:, 5:].unique()) > 5  # something was said
+
+
+def test_rows_of_a_batch_do_not_touch_each_other(opinionated_model):
+    together = opinionated_model.generate(PROMPTS, 40, temperature=0)
+    for row in range(3):
+        assert torch.equal(
+            opinionated_model.generate(PROMPTS[row : row + 1], 40, temperature=0)[0], together[row]
+        )
+
+
+def test_a_long_prompt_counts_by_its_newest_part(opinionated_model):
+    prompt = torch.randint(0, 300, (1, 100), generator=torch.Generator().manual_seed(3))
+    whole = opinionated_model.generate(prompt, 10, temperature=0)
+    newest = opinionated_model.generate(prompt[:, -32:], 10, temperature=0)
+    assert torch.equal(whole[:, 100:], newest[:, 32:])
+
+
+def test_ended_rows_are_padded_and_the_call_stops_with_the_last(tiny_model, monkeypatch):
+    script = iter([[7, 1, 1], [9, 8, 1], [7, 9, 2], [7, 7, 9], [5, 5, 5]])
+    monkeypatch.setattr("horovod_transformer.model.next_tokens", lambda *_: torch.tensor(next(script)))
+    tiny_model.pad_token_id = 0
+    new = tiny_model.generate(PROMPTS, 50, eos_token_id=9)[:, 5:]
+    assert new.tolist() == [[7, 9, 0, 0], [1, 8, 9, 0], [1, 1, 2, 9]]
+
+
+def test_generate_draws_without_dropout_and_leaves_the_mode_alone(tiny_model):
+    for block in tiny_model.blocks:
+        block.dropout.p = block.attention.dropout = 0.5
+    for training in (True, False):
+        tiny_model.train(training)
+        outputs = [tiny_model.generate(PROMPTS, 20, temperature=0) for _ in range(2)]
+        assert torch.equal(*outputs)
+        assert tiny_model.training is training
+    with pytest.raises(ValueError, match="at least one token"):
+        tiny_model.generate(PROMPTS[:, :0], 1)
+
+
+# --- loading
+
+
+def test_loading_gives_back_what_was_saved(loaded, tiny_checkpoint, tiny_tokenizer):
+    model, tokenizer, config = loaded
+    contents = load_checkpoint(tiny_checkpoint)
+    assert not model.training
+    assert all(torch.equal(value, contents["model"][key]) for key, value in model.state_dict().items())
+    assert tokenizer.to_dict() == tiny_tokenizer.to_dict()
+    assert config.to_dict() == contents["config"]
+
+
+def test_a_config_brings_generation_settings_and_nothing_else(tiny_checkpoint, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("model: {max_seq_len: 64, dropout: 0.1}\ntraining: {seed: 5}\ngeneration: {top_k: 3}\n")
+    model, _, config = load_model_for_generation(tiny_checkpoint, file, "cpu")
+    assert config.generation == GenerationConfig(top_k=3)
+    assert (model.max_seq_len, config.model.max_seq_len, config.training.seed) == (32, 32, 1337)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stored"),
+    [
+        ("vocab_size", 50257, 260),
+        ("d_model", 24, 32),
+        ("n_heads", 4, 2),
+        ("n_layers", 3, 2),
+        ("d_ff", 128, 64),
+    ],
+)
+def test_a_config_of_another_model_is_refused(tiny_checkpoint, tmp_path, key, value, stored):
+    file = tmp_path / "other.yaml"
+    file.write_text(f"model: {{{key}: {value}}}\n")
+    with pytest.raises(UserError) as caught:
+        load_model_for_generation(tiny_checkpoint, file, "cpu")
+    assert f"other.yaml: model.{key} = {value}, but {tiny_checkpoint} was trained with {stored};" in str(
+        caught.value
+    )
+
+
+def test_damaged_weights_are_told_apart(tiny_checkpoint, tmp_path):
+    def refusal(change) -> str:
+        contents = load_checkpoint(tiny_checkpoint)
+        change(contents)
+        save_checkpoint(tmp_path / "changed.pt", contents)
+        with pytest.raises(UserError) as caught:
+            load_model_for_generation(tmp_path / "changed.pt", device="cpu")
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "weights are NaN or infinite" in refusal(
+        lambda contents: contents["model"]["final_norm.bias"].fill_(math.nan)
+    )
+    assert "do not fit the config stored beside them: Missing key(s)" in refusal(
+        lambda contents: contents["model"].pop("final_norm.bias")
+    )
+    assert "size mismatch for blocks.0.feed_forward.expand" in refusal(
+        lambda contents: contents["config"]["model"].update(d_ff=128)
+    )
+    assert "do not fit" in refusal(lambda contents: contents.update(model=7))
+    assert "model.n_layers = 0" in refusal(lambda contents: contents["config"]["model"].update(n_layers=0))
+    # Without a tokenizer only GPT-2's 50,257 tokens remain.
+    assert "holds no tokenizer" in refusal(
+        lambda contents: (contents.update(tokenizer=None), contents["config"]["data"].update(tokenizer="bpe"))
+    )
+
+
+def test_a_gpu_that_is_not_there(tiny_checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model, tokenizer, _ = load_model_for_generation(tiny_checkpoint, device="cuda")
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "no GPU" in warning
+    assert generate_text(model, tokenizer, "The", 3).startswith("The")
+    load_model_for_generation(tiny_checkpoint)
+    load_model_for_generation(tiny_checkpoint, device=torch.device("cpu"))
+    assert capsys.readouterr().err == ""
+
+
+def test_devices_that_do_not_exist(tiny_checkpoint, monkeypatch):
+    for name in ("gpu", "meta", "", "cuda:x", 1.5):
+        with pytest.raises(UserError, match="device: should be cpu, cuda or cuda:N"):
+            load_model_for_generation(tiny_checkpoint, device=name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="there is no cuda:2; torch sees 2"):
+        load_model_for_generation(tiny_checkpoint, device="cuda:2")
+
+
+# --- text
+
+
+def test_it_recites_its_book_and_stops_where_it_ends(loaded):
+    model, tokenizer, _ = loaded
+    for prompt in ("The sea", "The sea was calm — so said the captain, né", BOOK, ""):
+        text = generate_text(model, tokenizer, prompt, max_new_tokens=200, temperature=0)
+        assert text == BOOK
+    assert generate_texts(model, tokenizer, "The sea", 200, temperature=0, num_samples=3) == [BOOK] * 3
+
+
+def test_a_limit_within_a_character_and_prompts_of_any_kind(loaded):
+    model, tokenizer, _ = loaded
+    texts = [generate_text(model, tokenizer, BOOK[:14], n, temperature=0) for n in range(1, 12)]
+    assert any("\ufffd" in text for text in texts)  # the limit fell into a dash
+    assert all(text.startswith(BOOK[:14]) for text in texts)
+    for prompt in ("日本語 🙂", "<|endoftext|>", "\n\n", "\x00", BOOK * 30):
+        assert generate_text(model, tokenizer, prompt, 3, seed=1).startswith(prompt)
+    # Bytes of a command line that are no text.
+    assert generate_text(model, tokenizer, "a\udcff", 1, seed=1).startswith("a\ufffd")
+
+
+def test_seeds(loaded):
+    model, tokenizer, _ = loaded
+    hot = {"max_new_tokens": 30, "temperature": 3.0, "top_k": 0, "top_p": 1.0}
+    first, again, other = (generate_text(model, tokenizer, "The", seed=seed, **hot) for seed in (1, 1, 2))
+    assert first == again != other
+    torch.manual_seed(8)
+    unseeded = [generate_text(model, tokenizer, "The", **hot) for _ in range(2)]
+    torch.manual_seed(8)
+    assert unseeded[0] != unseeded[1]
+    assert generate_text(model, tokenizer, "The", **hot) == unseeded[0]
+    samples = generate_texts(model, tokenizer, "The", seed=1, num_samples=4, **hot)
+    assert len(set(samples)) == 4
+
+
+def test_settings_reach_the_sampler(loaded):
+    model, tokenizer, _ = loaded
+    hot = {"max_new_tokens": 40, "temperature": 50.0}
+    greedy = generate_text(model, tokenizer, "The", 40, temperature=0)
+    assert generate_text(model, tokenizer, "The", top_k=1, top_p=1.0, seed=1, **hot) == greedy
+    assert generate_text(model, tokenizer, "The", top_k=0, top_p=1e-6, seed=1, **hot) == greedy
+    assert generate_text(model, tokenizer, "The", top_k=0, top_p=1.0, seed=1, **hot) != greedy
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -1}, "generation.temperature = -1: should be greater than or equal to 0"),
+        ({"temperature": math.nan}, "generation.temperature = nan: should be a finite number"),
+        ({"temperature": "hot"}, "generation.temperature = 'hot': should be a valid number"),
+        ({"top_k": -1}, "generation.top_k = -1: should be greater than or equal to 0"),
+        ({"top_k": 2.5}, "generation.top_k = 2.5: should be a valid integer"),
+        ({"top_k": None}, "generation.top_k = None: should be a valid integer"),
+        ({"top_p": 0}, "generation.top_p = 0: should be greater than 0"),
+        ({"top_p": 1.01}, "generation.top_p = 1.01: should be less than or equal to 1"),
+        ({"max_new_tokens": 0}, "generation.max_new_tokens = 0: should be greater than or equal to 1"),
+        ({"max_new_tokens": True}, "generation.max_new_tokens = True: should be a number, not true/false"),
+        ({"num_samples": 0}, "generation.num_samples = 0: should be greater than or equal to 1"),
+        ({"seed": -1}, "seed: should be a whole number from 0 to 2**63 - 1, not -1"),
+        ({"seed": 1.0}, "seed: should be a whole number from 0 to 2**63 - 1, not 1.0"),
+        ({"seed": 2**63}, "seed: should be a whole number from 0 to 2**63 - 1, not 9223372036854775808"),
+        ({"prompt": b"The"}, "prompt: should be text, not bytes"),
+        ({"prompt": None}, "prompt: should be text, not NoneType"),
+    ],
+)
+def test_values_out_of_range(loaded, values, message):
+    model, tokenizer, _ = loaded
+    with pytest.raises(UserError) as caught:
+        generate_texts(model, tokenizer, **{"prompt": "The", **values})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_another_model(tiny_model, loaded):
+    @dataclass
+    class Large:
+        vocab_size: int = 301
+
+    with pytest.raises(UserError, match="do not belong together: one has 301 tokens, the other only 300"):
+        generate_text(tiny_model, Large(), "The")  # type: ignore[arg-type]
+
+
+def test_defaults_are_the_config_defaults():
+    for function in (generate_text, generate_texts):
+        parameters = inspect.signature(function).parameters
+        for key, value in GenerationConfig().model_dump().items():
+            assert key not in parameters or parameters[key].default == value
+
+
+# --- at the terminal
+
+
+def converse(monkeypatch, loaded, lines, **options):
+    lines = iter(lines)
+
+    def answer(_prompt: str) -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        if line == "^C":
+            raise KeyboardInterrupt
+        return line
+
+    monkeypatch.setattr("builtins.input", answer)
+    model, tokenizer, config = loaded
+    interactive_generation(model, tokenizer, options.pop("config", config), **options)
+    return list(lines)
+
+
+def test_a_conversation(monkeypatch, loaded, capsys):
+    lines = [
+        "The sea",
+        "/max_new_tokens 99",
+        "/num_samples 1",
+        "",
+        "/temperature hot",
+        "/top_k",
+        "/dance",
+        "/help",
+    ]
+    left = converse(monkeypatch, loaded, [*lines, "/quit", "never read"])
+    out = capsys.readouterr().out
+    assert left == ["never read"]
+    # First by the checkpoint's settings: two samples of seven tokens.
+    assert out.count("The sea was") == 3 and out.count(BOOK) == 1
+    assert "max_new_tokens = 99\nnum_samples = 1\n" in out
+    assert "/temperature: generation.temperature = 'hot': should be a valid number" in out
+    assert "temperature = 0.0\ntop_k = 50\n" in out
+    assert "no such command: /dance; /help lists" in out
+    assert "/quit" in out.split("/dance")[1]
+
+
+@pytest.mark.parametrize("end", [[], ["^C"], ["/quit "]])
+def test_ways_to_leave(monkeypatch, loaded, capsys, end):
+    converse(monkeypatch, loaded, ["/temperature 0.5", *end])
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_ctrl_c_while_writing_leaves_too(monkeypatch, loaded):
+    def interrupted(*_arguments, **_settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation, "generate_texts", interrupted)
+    assert converse(monkeypatch, loaded, ["The sea", "never read"]) == ["never read"]
+
+
+def test_a_conversation_with_a_seed_repeats(monkeypatch, loaded, capsys):
+    hot = Config(generation=GenerationConfig(temperature=3, top_k=0, top_p=1, max_new_tokens=20))
+    spoken = []
+    for seed in (1, 1, 2):
+        converse(monkeypatch, loaded, ["The", "The"], config=hot, seed=seed)
+        spoken.append(capsys.readouterr().out)
+    assert spoken[0] == spoken[1] != spoken[2]
+    first, second = spoken[0].split("\n\n")[:2]
+    assert first.split("\n", 1)[1] != second
+
+
+# --- the command
+
+
+def test_the_documented_command(run_python, tiny_checkpoint, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("generation: {temperature: 0, max_new_tokens: 2}\n")
+    done = run_python(
+        *("-m", "src.generate", "--checkpoint", f"{tiny_checkpoint}", "--config", f"{file}"),
+        *("--prompt", "The sea", "--max_new_tokens", "100"),
+    )
+    assert (done.returncode, done.stdout) == (0, BOOK + "\n")
+    assert done.stderr.count("\n") == 1 and "tokens/s on cpu" in done.stderr
+
+
+def run_here(capsys, *arguments: str) -> tuple[int, str, str]:
+    """The command without the seconds that a new process takes."""
+    from horovod_transformer.command_line import run_command
+    from horovod_transformer.commands.generate import main
+
+    code = run_command(main, list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_checkpoint_brings_the_settings_and_options_change_them(capsys, tiny_checkpoint):
+    stored = ("--checkpoint", f"{tiny_checkpoint}", "--prompt", "The sea", "--device", "cpu")
+    code, out, err = run_here(capsys, *stored)
+    first, second = out.removesuffix("\n").split("\n" + "-" * 40 + "\n")
+    assert code == 0 and first == second and BOOK.startswith(first) and first != BOOK
+    assert err.startswith("14 tokens in ")
+    assert run_here(capsys, *stored, "--num_samples", "1")[1] == first + "\n"
+    assert run_here(capsys, *stored, "--generation.num_samples", "1")[1] == first + "\n"
+
+    hot = (*stored, "--temperature", "3", "--top_k=0", "--top_p", "1", "--max_new_tokens", "20")
+    texts = [run_here(capsys, *hot, "--seed", seed)[1] for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_prompts_from_files_and_stdin(capsys, run_python, tiny_checkpoint, tmp_path):
+    options = ("--checkpoint", f"{tiny_checkpoint}", "--num_samples", "1", "--max_new_tokens", "99")
+    file = tmp_path / "prompt.txt"
+    file.write_text("The sea was calm — so\n", encoding="utf-8")
+    assert run_here(capsys, *options, "--prompt_file", f"{file}")[1] == BOOK + "\n"
+    done = run_python("-m", "src.generate", *options, "--prompt_file", "-", input="The sea\n")
+    assert (done.returncode, done.stdout) == (0, BOOK + "\n")
+    done = run_python("-m", "src.generate", *options, "--interactive", input="The sea\n")
+    assert done.returncode == 0 and BOOK in done.stdout
+    assert run_here(capsys, *options)[1] == BOOK + "\n"  # no prompt: a new book
+    file.write_bytes(b"\xff\xfe")
+    assert run_here(capsys, *options, "--prompt_file", f"{file}")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--checkpoint", "nowhere.pt"], "nowhere.pt: no such checkpoint file"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
+        (["--config", "configs/config.yaml"], "model.d_ff = 3072, but"),
+        (["--top_p", "2"], "generation.top_p = 2: should be less than or equal to 1"),
+        (["--max_new_tokens", "many"], "generation.max_new_tokens = 'many': should be a valid integer"),
+        (["--temperature", "-1"], "generation.temperature = -1: should be greater"),
+        (["--generation.top_q", "1"], "generation.top_q: no such key; did you mean top_p?"),
+        (["--seed", "x"], "--seed x: should be a whole number"),
+        (["--seed", "-5"], "seed: should be a whole number from 0"),
+        (["--model.n_layers", "3"], "--model.n_layers: a checkpoint's model is as it was trained"),
+        (["--prompt_file", "nowhere.txt"], "--prompt_file nowhere.txt: cannot be read: No such file"),
+        (["--device", "tpu"], "device: should be cpu, cuda or cuda:N, not tpu"),
+        (["--wat"], "unknown argument --wat"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(capsys, root, monkeypatch, tiny_checkpoint, arguments, message):
+    monkeypatch.chdir(root)
+    code, out, err = run_here(capsys, "--checkpoint", f"{tiny_checkpoint}", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+
+
+def test_a_terminal_that_cannot_show_a_character(run_python, tiny_checkpoint, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    done = run_python(
+        "-m",
+        "src.generate",
+        "--checkpoint",
+        f"{tiny_checkpoint}",
+        "--max_new_tokens",
+        "20",
+        encoding="latin-1",
+    )
+    assert done.returncode == 0 and "The sea was calm ? so" in done.stdout
+
+
+def test_the_promised_names():
+    import src.generate as promised
+
+    assert promised.load_model_for_generation is load_model_for_generation
+    assert promised.generate_text is generate_text
+    assert promised.interactive_generation is interactive_generation
