@@ -66,6 +66,7 @@ class TrainingConfig(_Section):
 
     epochs: Positive = 1
     max_updates: Positive | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 6e-4
     min_learning_rate_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = 0.1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

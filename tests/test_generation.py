@@ -216,6 +216,15 @@ def test_it_recites_its_book_and_stops_where_it_ends(loaded):
     assert generate_texts(model, tokenizer, "The sea", 200, temperature=0, num_samples=3) == [BOOK] * 3
 
 
+def test_nothing_is_computed_after_the_end(loaded, monkeypatch):
+    model, tokenizer, _ = loaded
+    steps = []
+    original = model.cached_logits
+    monkeypatch.setattr(model, "cached_logits", lambda *a: steps.append(1) or original(*a))
+    assert generate_text(model, tokenizer, "The sea", 200, temperature=0) == BOOK
+    assert len(steps) == len(tokenizer.encode(BOOK)) - len(tokenizer.encode("The sea")) + 1
+
+
 def test_a_limit_within_a_character_and_prompts_of_any_kind(loaded):
     model, tokenizer, _ = loaded
     texts = [generate_text(model, tokenizer, BOOK[:14], n, temperature=0) for n in range(1, 12)]

@@ -94,6 +94,7 @@ def test_the_block_is_pre_norm_with_tanh_gelu(tiny_model):
     block = tiny_model.blocks[0]
     nn.init.normal_(block.attention.qkv.bias)
     nn.init.uniform_(block.attention_norm.weight)
+    nn.init.normal_(block.feed_forward.expand.weight, std=0.5)  # far enough from 0 to tell two GELUs apart
     x = torch.randn(2, 9, 32)
 
     normed = F.layer_norm(x, (32,), block.attention_norm.weight, block.attention_norm.bias)
@@ -106,7 +107,7 @@ def test_the_block_is_pre_norm_with_tanh_gelu(tiny_model):
     x1 = x + block.attention.output(torch.cat(heads, dim=-1))
     inner = block.feed_forward.expand(F.layer_norm(x1, (32,)))
     gelu = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
-    torch.testing.assert_close(block(x), x1 + block.feed_forward.output(gelu), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block(x), x1 + block.feed_forward.output(gelu), atol=1e-6, rtol=1e-5)
 
 
 def test_no_token_sees_the_future(tiny_model):

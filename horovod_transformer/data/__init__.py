@@ -1,6 +1,6 @@
-"""Books in, blocks out: `prepare` writes them, `load_preprocessed_data` and `get_dataloaders` read them."""
+"""Books in, blocks out: `data.prepare` writes blocks to disk, `data.loading` reads them."""
 
-from horovod_transformer.data.prepare import prepare
 from horovod_transformer.data.sources import Book, Books, open_books
 
-__all__ = ["Book", "Books", "open_books", "prepare"]
+# `prepare` is not among them: the function would hide the module of the same name.
+__all__ = ["Book", "Books", "open_books"]

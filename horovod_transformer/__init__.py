@@ -1,0 +1,38 @@
+"""Train a GPT-style language model on books, on any number of GPUs, through Horovod.
+
+The public names, each loaded when it is first asked for (torch takes seconds to import):
+
+    load_config, Config                               configuration
+    TransformerLM                                     model
+    load_preprocessed_data, get_dataloaders           data
+    setup_horovod                                     processes
+    run_distributed_training, save_checkpoint, load_checkpoint
+    load_model_for_generation, generate_text, interactive_generation
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "Config": "config",
+    "load_config": "config",
+    "UserError": "errors",
+    "TransformerLM": "model",
+    "load_preprocessed_data": "data.loading",
+    "get_dataloaders": "data.loading",
+    "setup_horovod": "distributed",
+    "run_distributed_training": "training.loop",
+    "save_checkpoint": "training.checkpoint",
+    "load_checkpoint": "training.checkpoint",
+    "load_model_for_generation": "generation",
+    "generate_text": "generation",
+    "interactive_generation": "generation",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

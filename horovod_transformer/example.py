@@ -1,0 +1,126 @@
+"""A complete run in a few lines: books, training on Horovod processes, text.
+
+    from horovod_transformer.example import TransformerTrainingExample
+
+    example = TransformerTrainingExample()
+    example.run_complete_workflow(train=True, generate=True)
+
+`python horovod_transformer.example.py` is the same as a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from horovod_transformer.command_line import config_parser, parse_options
+from horovod_transformer.config import Config, load_config
+from horovod_transformer.errors import UserError
+
+DESCRIPTION = """\
+The whole workflow on the quickstart config: prepare the plays that come with the installation,
+train on two Horovod processes, write text from the best checkpoint."""
+
+PROMPTS = ("Once upon a time", "The future of", "")
+
+
+class TransformerTrainingExample:
+    """Prepares, trains and generates with one config.
+
+    Args:
+        config_path: A YAML config.
+        processes: Horovod processes to train on; 1 trains without Horovod.
+        overrides: Dotted config keys to values, as on the command line.
+
+    Raises:
+        UserError: The config does not hold.
+    """
+
+    def __init__(
+        self,
+        config_path: str | Path = "configs/quickstart.yaml",
+        processes: int = 2,
+        overrides: dict[str, str] | None = None,
+    ) -> None:
+        self.config_path = Path(config_path)
+        self.processes = processes
+        self.overrides = dict(overrides or {})
+        self.config: Config = load_config(self.config_path, self.overrides)
+
+    def run_complete_workflow(
+        self, train: bool = True, generate: bool = True, checkpoint_path: str | Path | None = None
+    ) -> list[str]:
+        """Do the steps that are asked for.
+
+        Args:
+            train: Prepare the data if need be, and train.
+            generate: Write a passage for each of PROMPTS.
+            checkpoint_path: What to generate from; None takes the config's best_model.pt.
+
+        Returns:
+            The passages, prompts included; empty without `generate`.
+
+        Raises:
+            UserError: The books or the checkpoint are missing, or training ended badly.
+        """
+        if train:
+            self.prepare_data()
+            self.train()
+        if not generate:
+            return []
+        return self.generate(checkpoint_path or Path(self.config.paths.checkpoint_dir) / "best_model.pt")
+
+    def prepare_data(self) -> None:
+        """Turn the config's books into blocks of tokens; quick when that is done already."""
+        from horovod_transformer.data.prepare import prepare
+
+        prepare(self.config)
+
+    def train(self) -> None:
+        """Train as `horovodrun -np N python -m src.train --config F` would."""
+        from horovod_transformer.launch.local import run_verb
+
+        arguments = ["--config", str(self.config_path)]
+        for key, value in self.overrides.items():
+            arguments += [f"--{key}", str(value)]
+        run_verb(self.processes, "train", arguments)
+
+    def generate(self, checkpoint_path: str | Path) -> list[str]:
+        """Write and print a passage for each prompt."""
+        from horovod_transformer.generation import generate_text, load_model_for_generation
+
+        model, tokenizer, _ = load_model_for_generation(checkpoint_path, self.config_path)
+        wanted = self.config.generation
+        passages = []
+        for seed, prompt in enumerate(PROMPTS):
+            text = generate_text(
+                model,
+                tokenizer,
+                prompt,
+                max_new_tokens=wanted.max_new_tokens,
+                temperature=wanted.temperature,
+                top_k=wanted.top_k,
+                top_p=wanted.top_p,
+                seed=seed,
+            )
+            print(f"\n--- {prompt or '(no prompt)'} ---\n{text}")
+            passages.append(text)
+        return passages
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the example as a program."""
+    parser = config_parser("python horovod_transformer.example.py", DESCRIPTION)
+    parser.set_defaults(config="configs/quickstart.yaml")
+    parser.add_argument("--processes", type=int, default=2, help="Horovod processes (default: %(default)s)")
+    parser.add_argument("--no_train", action="store_true", help="only generate, from --checkpoint")
+    parser.add_argument("--no_generate", action="store_true", help="only prepare and train")
+    parser.add_argument("--checkpoint", metavar="PATH", help="generate from this checkpoint")
+    options, overrides = parse_options(parser, arguments)
+    if options.processes < 1:
+        raise UserError(f"--processes {options.processes}: should be at least 1")
+    example = TransformerTrainingExample(options.config, options.processes, overrides)
+    example.run_complete_workflow(
+        train=not options.no_train, generate=not options.no_generate, checkpoint_path=options.checkpoint
+    )
+    return 0

@@ -1,0 +1,194 @@
+"""A real Slurm of two nodes on this machine, each posing as one with 96 cores and four H100 GPUs.
+
+All of it (keys, sockets, configuration, state, logs) lies in one folder. It needs the programs of
+Debian's `slurm-wlm` and `munge`, neither systemd nor root, and is up in a second. A GPU is a
+character device such as /dev/null: jobs are given it, and run on the CPU all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue", "sinfo")
+# Daemons lie here, where PATH does not lead users who are not root.
+SYSTEM_PATH = "/usr/sbin:/sbin"
+NODES = ("n1", "n2")
+
+GRES_CONF = "Name=gpu Type=h100 File=/dev/null,/dev/zero,/dev/full,/dev/random\n"
+
+# A requeued job starts when its old credential has run out: 6 s with cred_expire=5, else two minutes.
+SLURM_CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
+EnforcePartLimits=ALL
+ReturnToService=2
+KillWait=5
+GresTypes=gpu
+NodeName=DEFAULT CPUs=96 SocketsPerBoard=2 CoresPerSocket=48 ThreadsPerCore=1 RealMemory=515000 Gres=gpu:h100:4
+{nodes}
+PartitionName=DEFAULT Nodes=n1,n2 MaxTime=7-00:00:00 State=UP
+PartitionName=standard Default=YES
+PartitionName=gpu
+PartitionName=gpu-h100
+"""
+
+
+class SlurmCluster:
+    """Starts when entered, ends with all its jobs when left.
+
+    Args:
+        folder: Where everything lies. Its path must be short: a socket's has at most 107 characters.
+
+    Attributes:
+        environment: With it, `sbatch` and its like talk to this cluster.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            # A variable of another Slurm, or another job's, must not find its way into ours.
+            **{name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))},
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{os.environ['PATH']}:{SYSTEM_PATH}",
+        }
+
+    def __enter__(self) -> SlurmCluster:
+        try:
+            self._configure()
+            # --force: munged would otherwise want a socket that all users can reach.
+            options = [
+                f"--{option}={self.folder / file}"
+                for option, file in (
+                    ("socket", "munge.socket"),
+                    ("key-file", "munge.key"),
+                    ("pid-file", "munge.pid"),
+                    ("log-file", "munge.log"),
+                    ("seed-file", "munge.seed"),
+                )
+            ]
+            self._start("munged", "--force", "--num-threads=1", *options)
+            self._start("slurmctld")
+            for node in NODES:
+                self._start("slurmd", "-N", node)
+            wait_for("the nodes to be idle", lambda: self.run("sinfo", "-hN", "-o%T").split() == ["idle"] * 6)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(subprocess.SubprocessError):
+            self.run("scancel", "--full", "--user", getpass.getuser())
+            wait_for("the jobs to end", lambda: not self.run("squeue", "-h"))
+        for pid_file in (*self.folder.glob("slurm*.pid"), self.folder / "munge.pid"):
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(int(pid_file.read_text()), signal.SIGTERM)
+
+    def run(self, *command: str, timeout: float = 30) -> str:
+        """Run a Slurm command and return what it prints.
+
+        Raises:
+            subprocess.SubprocessError: It failed or hangs.
+        """
+        return subprocess.run(
+            command, env=self.environment, timeout=timeout, check=True, text=True, capture_output=True
+        ).stdout.strip()
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """What `scontrol show job` knows about a job, by its names: JobState, Restarts, ExitCode, ..."""
+        words = self.run("scontrol", "--oneliner", "show", "job", job_id).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def _configure(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        (self.folder / "state").mkdir(exist_ok=True)
+        host = socket.gethostname().split(".")[0]
+        controller_port, *node_ports = free_ports(1 + len(NODES))
+        nodes = [
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+            for node, port in zip(NODES, node_ports, strict=True)
+        ]
+        (self.folder / "slurm.conf").write_text(
+            SLURM_CONF.format(
+                host=host,
+                controller_port=controller_port,
+                user=getpass.getuser(),
+                folder=self.folder,
+                nodes="\n".join(nodes),
+            )
+        )
+        (self.folder / "gres.conf").write_text(GRES_CONF)
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o600)
+
+    def _start(self, *command: str) -> None:
+        # The daemons go into the background by themselves. They keep our pipes open: send them nowhere.
+        with open(self.folder / f"start-{command[0]}.log", "a") as log:
+            subprocess.run(
+                command,
+                env=self.environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                timeout=30,
+                check=True,
+            )
+
+
+def missing_programs() -> list[str]:
+    """Programs this cluster needs that are not installed."""
+    path = f"{os.environ['PATH']}:{SYSTEM_PATH}"
+    return [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+
+
+def free_ports(count: int) -> list[int]:
+    """Port numbers that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def wait_for(what: str, is_so: Callable[[], bool], timeout: float = 60) -> None:
+    """Return as soon as something is so.
+
+    Raises:
+        TimeoutError: It did not come to pass.
+    """
+    end = time.monotonic() + timeout
+    while not is_so():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {timeout:.0f} s for {what}")
+        time.sleep(0.1)
