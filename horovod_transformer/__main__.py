@@ -11,9 +11,11 @@ from horovod_transformer.errors import UserError
 
 # Verb -> what it does; its code is the module of that name in horovod_transformer.commands.
 VERBS = {
+    "doctor": "what this machine has and lacks, and the command that mends it",
     "prepare": "turn books into fixed blocks of tokens on disk",
     "train": "train a model on prepared blocks, alone or under horovodrun",
     "generate": "write text from a checkpoint",
+    "evaluate": "measure a checkpoint on held-out books: how it predicts, how it writes",
     "demo": "the whole path in minutes on a laptop: prepare, train, measure, write",
 }
 

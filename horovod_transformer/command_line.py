@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
@@ -17,9 +18,21 @@ configs/config.yaml explains every key.
 """
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like every other mistake's."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below its usage.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{message}; --help tells more")
+
+
 def config_parser(prog: str, description: str, examples: str = "") -> argparse.ArgumentParser:
     """Make a parser with `--config` and help that teaches the dotted overrides."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=prog,
         description=description,
         epilog=f"{examples}\n{OVERRIDES_HELP}" if examples else OVERRIDES_HELP,

@@ -90,6 +90,8 @@ class TrainingConfig(_Section):
     keep_every: Positive | None = None
     on_checkpoint_failure: Literal["continue", "stop"] = "continue"
     max_skipped_updates: Positive = 10
+    sample_interval: Positive | None = None
+    sample_prompts: list[str] = ["", "Once upon a time"]
     threads_per_rank: Positive | None = None
 
     @model_validator(mode="before")

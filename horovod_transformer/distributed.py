@@ -7,6 +7,7 @@ be installed. A function marked *collective* must be called by all ranks, in the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import os
@@ -198,7 +199,7 @@ def wait_for_all() -> None:
 
 
 def broadcast(value: Any) -> Any:
-    """Give rank 0's value to every rank: nested dicts and lists of numbers, strings, tensors. *Collective.*
+    """Give rank 0's value to every rank: tensors in dicts, lists and dataclasses. *Collective.*
 
     Tensors travel as tensors, one at a time; what the other ranks pass is not looked at. Unlike
     `hvd.broadcast_optimizer_state` this never takes an optimizer step to make state appear.
@@ -268,6 +269,8 @@ def _outline(value: Any, tensors: list[Tensor]) -> Any:
         return {key: _outline(item, tensors) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(_outline(item, tensors) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **_outline(vars(value), tensors))
     return value
 
 
@@ -287,6 +290,8 @@ def _fill(outline: Any, tensors: dict[int, Tensor]) -> Any:
         return {key: _fill(item, tensors) for key, item in outline.items()}
     if isinstance(outline, list | tuple):
         return type(outline)(_fill(item, tensors) for item in outline)
+    if dataclasses.is_dataclass(outline) and not isinstance(outline, type):
+        return dataclasses.replace(outline, **_fill(vars(outline), tensors))
     return outline
 
 

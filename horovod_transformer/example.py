@@ -87,25 +87,30 @@ class TransformerTrainingExample:
 
     def generate(self, checkpoint_path: str | Path) -> list[str]:
         """Write and print a passage for each prompt."""
-        from horovod_transformer.generation import generate_text, load_model_for_generation
+        return write_passages(checkpoint_path, self.config, PROMPTS)
 
-        model, tokenizer, _ = load_model_for_generation(checkpoint_path, self.config_path)
-        wanted = self.config.generation
-        passages = []
-        for seed, prompt in enumerate(PROMPTS):
-            text = generate_text(
-                model,
-                tokenizer,
-                prompt,
-                max_new_tokens=wanted.max_new_tokens,
-                temperature=wanted.temperature,
-                top_k=wanted.top_k,
-                top_p=wanted.top_p,
-                seed=seed,
-            )
-            print(f"\n--- {prompt or '(no prompt)'} ---\n{text}")
-            passages.append(text)
-        return passages
+
+def write_passages(checkpoint_path: str | Path, config: Config, prompts: Sequence[str]) -> list[str]:
+    """Continue each prompt as `config.generation` says; print and return the passages."""
+    from horovod_transformer.generation import generate_text, load_model_for_generation
+
+    model, tokenizer, _ = load_model_for_generation(checkpoint_path)
+    wanted = config.generation
+    passages = []
+    for seed, prompt in enumerate(prompts):
+        text = generate_text(
+            model,
+            tokenizer,
+            prompt,
+            max_new_tokens=wanted.max_new_tokens,
+            temperature=wanted.temperature,
+            top_k=wanted.top_k,
+            top_p=wanted.top_p,
+            seed=seed,
+        )
+        print(f"\n--- {prompt or '(no prompt)'} ---\n{text.strip()}")
+        passages.append(text)
+    return passages
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -41,7 +41,7 @@ _CUT = re.compile(f"[{_SPACE}](?=[^{_SPACE}])")
 _LONG_WORD = re.compile(f"[{_SPACE}]{{1000}}|[^{_SPACE}]{{1000}}")
 _LONG_GAP = re.compile(f"[{_SPACE}]{{1000,}}(?=[{_SPACE}][^{_SPACE}])")
 
-_PIECE_CHARACTERS = 1 << 19
+_PIECE_CHARACTERS = 1 << 18
 _TRAINING_PIECE_CHARACTERS = 1 << 16
 
 

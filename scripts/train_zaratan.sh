@@ -37,6 +37,12 @@ fail() {
   exit 2
 }
 
+# Which signal asked this job to stop. USR1: the time limit is near. TERM: Slurm's goodbye (scancel, preemption),
+# after which Slurm knows by itself whether to queue the job again.
+asked_by=
+trap "asked_by=USR1" USR1
+trap "asked_by=TERM" TERM
+
 # --- What to run, and where ---
 
 [[ -n ${SLURM_JOB_ID:-} && -n ${SLURM_SUBMIT_DIR:-} ]] ||
@@ -91,38 +97,33 @@ export PYTHONNOUSERSITE=1
 processes=${HT_PROCESSES:-${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS:-1}}}
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "$processes is no number of processes (HT_PROCESSES)"
 
-# --- One job at a time may write to a folder ---
+# --- One job at a time may write to a folder; a job that is started again goes on ---
 
 mkdir -p "$output_dir/logs"
-writer=$output_dir/logs/.slurm-job
-if [[ -s $writer ]]; then
-  other=$(<"$writer")
-  if [[ $other != "$SLURM_JOB_ID" && -n $(squeue --noheader --jobs="$other" 2>/dev/null) ]]; then
-    fail "job $other writes to this folder (squeue --jobs=$other); give this one its own with --output_dir DIR"
-  fi
-fi
-echo "$SLURM_JOB_ID" >"$writer"
-
-# --- A job that was queued again goes on, whatever it was to start from ---
-
+writer_file=$output_dir/logs/.slurm-job
+writer=$(cat "$writer_file" 2>/dev/null || true)
 arguments=(--config "$config" --run_name "slurm-$SLURM_JOB_ID")
-if [[ ${SLURM_RESTART_COUNT:-0} -eq 0 ]]; then
-  arguments+=("$@")
-else
+if [[ $writer == "$SLURM_JOB_ID" ]]; then
+  # What the run was to begin with counts no longer.
   while [[ $# -gt 0 ]]; do
     case $1 in
       --init_from | --resume) shift ;;
       --init_from=* | --resume=*) ;;
       *) arguments+=("$1") ;;
     esac
-    [[ $# -eq 0 ]] || shift
+    shift
   done
   arguments+=(--resume auto)
+else
+  [[ -z $writer || -z $(squeue --noheader --jobs="$writer" 2>/dev/null) ]] ||
+    fail "job $writer writes to $(realpath "$output_dir"); give this one another folder with --output_dir DIR"
+  echo "$SLURM_JOB_ID" >"$writer_file"
+  arguments+=("$@")
 fi
 
 # --- Train, and pass on Slurm's warnings ---
 
-# The ranks below a process; what they started themselves inherited HOROVOD_RANK and is left out.
+# Prints the ranks below a process. What a rank has started has its HOROVOD_RANK, too, but must not be signalled.
 ranks() {
   local pid
   for pid in $(pgrep -P "$1"); do
@@ -134,42 +135,32 @@ ranks() {
   done
 }
 
-# Again and again: ranks that are still starting up take no notice.
-ask_ranks_to_stop() {
-  local pid
-  while kill -0 "$launcher" 2>/dev/null; do
-    for pid in $(ranks "$launcher"); do
-      kill -USR1 "$pid" 2>/dev/null || true
-    done
-    sleep 5
-  done
-}
-
 echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $(hostname): $processes process(es), $config"
-# USR1 would kill horovodrun, and ranks that are not training yet; the training itself catches it.
+# USR1 would kill horovodrun, and ranks that are not training yet. Training itself catches it.
 (
   trap "" USR1
   exec horovodrun -np "$processes" python -m src.train "${arguments[@]}"
 ) &
 launcher=$!
 
-asked=
-interrupted=
-trap 'interrupted=yes; [[ $asked ]] || { asked=USR1; ask_ranks_to_stop & }' USR1
-# Slurm's goodbye (scancel, preemption): it goes to the ranks as well, and Slurm knows whether to queue the job again.
-trap 'interrupted=yes; asked=TERM; ask_ranks_to_stop &' TERM
-
-while :; do
-  interrupted=
+code=0
+# A signal ends `wait` early.
+[[ -n $asked_by ]] || wait "$launcher" || code=$?
+if [[ -n $asked_by ]]; then
+  # Again and again: ranks that are still starting up take no notice.
+  while kill -0 "$launcher" 2>/dev/null; do
+    for rank in $(ranks "$launcher"); do
+      kill -USR1 "$rank" 2>/dev/null || true
+    done
+    sleep 2 || true
+  done
   code=0
   wait "$launcher" || code=$?
-  # A signal ends `wait` early.
-  [[ $interrupted ]] || break
-done
+fi
 
-if [[ $asked == USR1 && $code -eq 0 ]]; then
+if [[ $asked_by == USR1 && $code -eq 0 ]]; then
   echo "job $SLURM_JOB_ID: the time limit is near; queueing again, to go on from the checkpoint"
   scontrol requeue "$SLURM_JOB_ID" ||
-    fail "Slurm does not queue this job again; to go on: sbatch scripts/train_zaratan.sh $config ... --resume auto"
+    fail "Slurm will not queue this job again; to go on, submit it once more with --resume auto"
 fi
 exit "$code"

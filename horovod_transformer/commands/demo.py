@@ -66,7 +66,9 @@ def main(arguments: Sequence[str]) -> int:
     _score(config, checkpoint)
 
     _heading("5/5  Text")
-    _write_passages(config, checkpoint)
+    from horovod_transformer.example import write_passages
+
+    write_passages(checkpoint, config, PROMPTS)
     print(f"\nMore:  .venv/bin/python -m src.generate --checkpoint {checkpoint} --config {options.config} \\")
     print('         --prompt "O Romeo" --max_new_tokens 200')
     return 0
@@ -118,23 +120,3 @@ def _score(config: Config, checkpoint: Path) -> None:
     print(f"held out: {len(held_out)} plays, {score.bytes:,} bytes ({titles})")
     print(f"  this model                     {score.bits_per_byte:.3f}")
     print(f"  xz -9, given the other plays   {xz:.3f}")
-
-
-def _write_passages(config: Config, checkpoint: Path) -> None:
-    from horovod_transformer.generation import generate_text, load_model_for_generation
-
-    model, tokenizer, _ = load_model_for_generation(checkpoint)
-    wanted = config.generation
-    for seed, prompt in enumerate(PROMPTS):
-        text = generate_text(
-            model,
-            tokenizer,
-            prompt,
-            max_new_tokens=wanted.max_new_tokens,
-            temperature=wanted.temperature,
-            top_k=wanted.top_k,
-            top_p=wanted.top_p,
-            seed=seed,
-        )
-        shown = repr(prompt) if prompt else "(no prompt)"
-        print(f"\n--- {shown} ---\n{text.strip()}")

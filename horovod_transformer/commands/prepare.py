@@ -26,9 +26,10 @@ examples:
     horovod-transformer prepare --data.source hub:OWNER/NAME
 
 needs:
-  memory: for the longest book about eight times over, at least 0.5 GB; not for the corpus
-  disk:   2 bytes per token (4 beyond 65,536 tokens of vocabulary), twice that while it runs;
-          English has about one token per 4 bytes
+  memory: 0.3 GB, and the longest book about eight times over or, of parquet files, the largest
+          row group three times over; the size of the corpus does not matter
+  disk:   2 bytes per token (4 if the vocabulary has more than 65,536 entries), and twice that
+          while it runs; English has about one token per 4 bytes
 """
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,10 +135,11 @@ class BlockDataset(Dataset):
         for row, index in enumerate(indices):
             chunk = int(np.searchsorted(self._starts, index, side="right")) - 1
             rows[row] = self._arrays[chunk][index - self._starts[chunk]]
-        worst = int(rows.max(axis=1).argmax())
-        if rows[worst].max() >= self.vocab_size or rows.min() < 0:
+        outside = (rows < 0) | (rows >= self.vocab_size)
+        if outside.any():
+            row, column = np.argwhere(outside)[0]
             raise UserError(
-                f"{self.name}, row {indices[worst]}: token id {rows[worst].max()} is outside the vocabulary "
+                f"{self.name}, row {indices[row]}: token id {rows[row, column]} is outside the vocabulary "
                 f"of {self.vocab_size}; was the data prepared with another tokenizer, or damaged?"
             )
         input_ids = torch.from_numpy(rows)
@@ -150,15 +154,15 @@ class BlockDataset(Dataset):
 class PreparedData:
     """Both splits, what `prepare` wrote about them, and the tokenizer.
 
-    `tokenizer` and `bytes_per_token` (UTF-8 bytes of text per predicted token in the validation
-    split) are None for data that came without a manifest.
+    `bytes_per_token` holds each split's UTF-8 bytes of text per token. Data that came without a
+    manifest has an empty one, and None for a tokenizer.
     """
 
     train: BlockDataset
     validation: BlockDataset
     manifest: dict[str, Any]
     tokenizer: Tokenizer | None
-    bytes_per_token: float | None
+    bytes_per_token: dict[str, float]
 
 
 def open_prepared_data(config: Config) -> PreparedData:
@@ -187,9 +191,8 @@ def open_prepared_data(config: Config) -> PreparedData:
                 f"{data_dir}: blocks of {length} tokens do not fit into model.max_seq_len = "
                 f"{config.model.max_seq_len}; make them equal, or prepare the data again"
             )
-    held_out = manifest.get("splits", {}).get("validation", {})
-    ratio = held_out["bytes"] / held_out["tokens"] if held_out.get("tokens") else None
-    return PreparedData(opened["train"], opened["validation"], manifest, tokenizer, ratio)
+    ratios = {name: split["bytes"] / split["tokens"] for name, split in manifest.get("splits", {}).items()}
+    return PreparedData(opened["train"], opened["validation"], manifest, tokenizer, ratios)
 
 
 def _read_manifest(data_dir: Path) -> dict[str, Any]:
@@ -299,9 +302,25 @@ def _loader(config: Config, blocks: BlockDataset, batch_sampler: Any) -> DataLoa
         collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_the_rank,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
     )
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """Slurm signals every process of a job; a loader that died of it would take its rank along."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_rank_says, daemon=True).start()
+
+
+def _end_when_the_rank_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _as_it_is(batch: Any) -> dict[str, Tensor]:

@@ -58,8 +58,8 @@ def find_prepared(data_dir: Path) -> dict[str, Any] | None:
         raise UserError(f"{data_dir}: cannot be read: {error.strerror} (data.data_dir)") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{data_dir}: is not empty and not ours (no sound {MANIFEST}); nothing was touched; choose another "
-            "data.data_dir or remove that folder"
+            f"{data_dir}: is not empty and not ours (no sound {MANIFEST}); nothing was touched; "
+            "choose another data.data_dir or remove that folder"
         ) from None
     return manifest
 

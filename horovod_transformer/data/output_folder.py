@@ -42,7 +42,10 @@ def new_folder(target: Path, replace: bool) -> Iterator[Path]:
     mark = f"{socket.gethostname()}-{os.getpid()}"
     unfinished = target.with_name(f"{target.name}.unfinished-{mark}")
     with _explained(target), _terminate_as_exception():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{target}: a part of this path is a file (data.data_dir)") from None
         unfinished.mkdir()
         try:
             yield unfinished
@@ -88,8 +91,8 @@ def _put_in_place(unfinished: Path, target: Path, replace: bool, mark: str) -> N
     try:
         # Refuses a target that is not empty: two tries at once cannot mix their files.
         unfinished.rename(target)
-    except OSError:
-        if replaced:
+    except BaseException:
+        if replaced and not target.exists():
             replaced.rename(target)
         raise
     _flush_one(target.parent)
@@ -106,7 +109,7 @@ def _explained(target: Path) -> Iterator[None]:
         raise  # a closed pipe or a network, not the file system
     except OSError as error:
         if error.errno in _DISK_FULL:
-            reason = "the disk (or your quota, or the largest file allowed) is full; make room, or choose another place"
+            reason = "the disk (or your quota) is full; make room, or choose another place"
         elif error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             reason = "something else has been put here meanwhile; nothing was changed, run it again"
         else:

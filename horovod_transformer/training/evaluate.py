@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from horovod_transformer import distributed
+from horovod_transformer.data.loading import deliver
 from horovod_transformer.model import TransformerLM
 from horovod_transformer.training.precision import autocast
 
@@ -32,9 +33,13 @@ class Evaluation:
         """exp(loss)."""
         return perplexity(self.loss)
 
-    def bits_per_byte(self, bytes_per_token: float) -> float:
-        """Loss in bits per byte of text: comparable between tokenizers, and with compressors."""
-        return self.loss / math.log(2) / bytes_per_token
+
+def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:
+    """Loss in bits per byte of text, comparable between tokenizers and with compressors.
+
+    None where it is not known how many bytes a token stands for.
+    """
+    return loss / math.log(2) / bytes_per_token if bytes_per_token else None
 
 
 def perplexity(loss: float) -> float:
@@ -51,11 +56,14 @@ def evaluate(model: TransformerLM, loader: DataLoader, device: torch.device, pre
         loader: This rank's blocks, see `data.loading.validation_loader`; may be empty.
         device: Where the model is.
         precision: fp32, bf16 or fp16.
+
+    Raises:
+        UserError: A row is not what it should be.
     """
     was_training = model.training
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=device)
-    for batch in loader:
+    for batch in deliver(loader):
         with autocast(precision, device):
             loss, number, correct = model.loss_sums(batch["input_ids"].to(device), batch["labels"].to(device))
         totals += torch.stack([loss.double(), number.double(), correct.double()])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from horovod_transformer import distributed
-from horovod_transformer.config import Config
+from horovod_transformer.config import Config, PathsConfig
 from horovod_transformer.data.loading import (
     deliver,
     open_prepared_data,
@@ -21,18 +20,17 @@ from horovod_transformer.data.loading import (
     validation_loader,
 )
 from horovod_transformer.errors import UserError
+from horovod_transformer.generation import generate_text
 from horovod_transformer.model import build_model
 from horovod_transformer.training.checkpoint import LAST, CheckpointFolder, snapshot
-from horovod_transformer.training.evaluate import evaluate, perplexity
+from horovod_transformer.training.evaluate import bits_per_byte, evaluate, perplexity
 from horovod_transformer.training.optimizer import build_optimizer, learning_rate
 from horovod_transformer.training.precision import choose_precision
 from horovod_transformer.training.preemption import StopRequest
 from horovod_transformer.training.recorder import Recorder
+from horovod_transformer.training.speed import Stopwatch, flops_per_token, peak_flops, peak_memory_gib
 from horovod_transformer.training.start import Progress, find_start
 from horovod_transformer.training.step import UpdateResult, UpdateStep
-
-# Updates over which the speed is averaged.
-SPEED_WINDOW = 20
 
 
 def run_distributed_training(
@@ -151,15 +149,26 @@ class _Run:
             # Horovod's wrapper begins with an empty state, so the state goes in after wrapping.
             # Decay and betas are the config's, not the checkpoint's.
             groups = self.optimizer.state_dict()["param_groups"]
+            if [g["params"] for g in groups] != [g["params"] for g in start.optimizer["param_groups"]]:
+                raise UserError(
+                    f"training.optimizer = {training.optimizer}: the checkpoint is of another one; set it "
+                    "back, or start a new run from its weights with --init_from"
+                )
             self.optimizer.load_state_dict({**start.optimizer, "param_groups": groups})
             self.step.loss_scale.restore(self.progress.loss_scale)
         distributed.require_equal_weights(self.model, "setting up")
-        self.recorder = Recorder(config, self.progress.run_name, self.progress.update, self.total)
+        self.recorder = distributed.together(
+            lambda: Recorder(config, self.progress.run_name, self.progress.update, self.total)
+        )
         self.validation = validation_loader(
             config, self.data.validation, distributed.get_rank(), distributed.get_world_size()
         )
-        self.speed: deque[tuple[int, float]] = deque(maxlen=SPEED_WINDOW)
-        self.began = time.monotonic()
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        peak = peak_flops(self.device, self.precision)
+        self.stopwatch = Stopwatch(
+            flops_per_token(config.model, self.parameters),
+            peak * distributed.get_world_size() if peak else None,
+        )
         self.stop_reason: str | None = None
 
     def train(self) -> dict[str, Any]:
@@ -169,24 +178,27 @@ class _Run:
         batches = deliver(self._training_batches())
         result: UpdateResult | None = None
         if self._validation_is_due():
-            self._validate()  # a signal came just before this validation
+            # A signal came just before this validation.
+            self._save(periodic=True, best=self._validate())
         with StopRequest() as stop:
             while progress.update < self.total:
                 if stop:
                     self.stop_reason = stop.signal_name
-                began = time.monotonic()
+                self.stopwatch.start_update()
                 rate = learning_rate(progress.update, training, self.decay_updates)
                 result = self.step.run(progress.update, batches, rate, stop=self.stop_reason is not None)
-                self.speed.append((result.tokens, time.monotonic() - began))
+                self.stopwatch.end_update(result.tokens)
                 self._take_down(result, rate)
                 ends = result.stop_requested or progress.update == self.total
                 # A stop leaves no time to validate; the resumed run makes up for it.
                 best = self._validate() if self._validation_is_due() and not result.stop_requested else False
+                self._sample()
                 self._save(periodic=ends or progress.update % training.save_interval == 0, best=best)
                 if result.stop_requested:
                     break
-        distributed.require_equal_weights(self.model, "training")
-        self._conclude()
+            # Still deaf to signals: a second one must not cut off the last checkpoint.
+            distributed.require_equal_weights(self.model, "training")
+            self._conclude()
         return {
             "update": progress.update,
             "train_loss": result.loss if result else None,
@@ -204,9 +216,8 @@ class _Run:
         plan, say = self.plan, self.recorder.say
         for note in self.notes:
             say(note)
-        parameters = sum(p.numel() for p in self.model.parameters())
         say(
-            f"run {self.progress.run_name}: {parameters:,} parameters, {plan.world_size} process(es) on "
+            f"run {self.progress.run_name}: {self.parameters:,} parameters, {plan.world_size} process(es) on "
             f"{self.device.type} in {self.precision}, {torch.get_num_threads()} CPU thread(s) each"
         )
         say(
@@ -225,7 +236,6 @@ class _Run:
         progress.tokens += result.tokens
         progress.skipped_updates += result.skipped
         progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
-        tokens_per_second = sum(t for t, _ in self.speed) / sum(s for _, s in self.speed)
         if progress.update % training.log_interval == 0 or progress.update == self.total or result.skipped:
             self.recorder.update(
                 {
@@ -235,14 +245,14 @@ class _Run:
                     ),
                     "loss": result.loss,
                     "perplexity": perplexity(result.loss),
+                    "bits_per_byte": bits_per_byte(result.loss, self.data.bytes_per_token.get("train")),
                     "accuracy": result.accuracy,
                     "learning_rate": rate,
                     "gradient_norm": result.gradient_norm,
                     "tokens": progress.tokens,
                     "skipped_updates": progress.skipped_updates,
-                    "updates_per_second": len(self.speed) / sum(s for _, s in self.speed),
-                    "tokens_per_second": tokens_per_second,
-                    "seconds": time.monotonic() - self.began,
+                    **self.stopwatch.figures(),
+                    "memory_gib": peak_memory_gib(self.device),
                 }
             )
         if result.skipped:
@@ -256,7 +266,7 @@ class _Run:
                 f"{result.loss:.4g}); lower training.learning_rate or lengthen the warmup, then "
                 f"--resume {self.folder.folder / LAST}"
             )
-        self.recorder.advance(progress.update, result.loss, tokens_per_second)
+        self.recorder.advance(progress.update, result.loss, self.stopwatch.tokens_per_second)
 
     def _validation_is_due(self) -> bool:
         update = self.progress.update
@@ -268,21 +278,44 @@ class _Run:
         progress, began = self.progress, time.monotonic()
         figures = evaluate(self.model, self.validation, self.device, self.precision)
         progress.validated_at = progress.update
-        best = figures.loss < progress.best_validation_loss
-        progress.best_validation_loss = min(figures.loss, progress.best_validation_loss)
-        ratio = self.data.bytes_per_token
+        best = figures.loss < progress.best_validation_loss  # false for NaN
+        if best:
+            progress.best_validation_loss = figures.loss
+        ratio = self.data.bytes_per_token.get("validation")
         self.recorder.validation(
             {
                 "update": progress.update,
                 "loss": figures.loss,
                 "perplexity": figures.perplexity,
-                "bits_per_byte": figures.bits_per_byte(ratio) if ratio else None,
+                "bits_per_byte": bits_per_byte(figures.loss, ratio),
                 "accuracy": figures.accuracy,
                 "tokens": figures.tokens,
                 "seconds": time.monotonic() - began,
             }
         )
         return best
+
+    def _sample(self) -> None:
+        """Write the sample texts when it is time, on rank 0; the others wait at the next update."""
+        interval, tokenizer = self.config.training.sample_interval, self.data.tokenizer
+        if not interval or self.progress.update % interval or not distributed.is_main_process():
+            return
+        if tokenizer is None:
+            self.recorder.say("no sample texts: the data came without a tokenizer")
+            return
+        wanted = self.config.generation
+        for prompt in self.config.training.sample_prompts:
+            text = generate_text(
+                self.model,
+                tokenizer,
+                prompt,
+                wanted.max_new_tokens,
+                wanted.temperature,
+                wanted.top_k,
+                wanted.top_p,
+                seed=self.config.training.seed,
+            )
+            self.recorder.sample(self.progress.update, prompt, text)
 
     def _save(self, periodic: bool, best: bool) -> None:
         """Hand a checkpoint to the writer, on rank 0; notice if an earlier one failed."""
@@ -334,5 +367,5 @@ class _Run:
 
 def _moved_to(config: Config, folder: Path) -> Config:
     """Make the paths a run writes to relative to a folder."""
-    paths = config.paths.model_dump()
-    return config.with_overrides({f"paths.{key}": str(folder / value) for key, value in paths.items()})
+    paths = {key: str(folder / value) for key, value in config.paths.model_dump().items()}
+    return config.model_copy(update={"paths": PathsConfig(**paths)})

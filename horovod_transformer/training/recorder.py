@@ -27,12 +27,14 @@ from horovod_transformer import distributed
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.progress import ProgressBar
+from horovod_transformer.set_aside import name_for_previous
 
 TRAIN_COLUMNS = [
     "update",
     "epoch",
     "loss",
     "perplexity",
+    "bits_per_byte",
     "accuracy",
     "learning_rate",
     "gradient_norm",
@@ -41,6 +43,8 @@ TRAIN_COLUMNS = [
     # From here on the clock decides; a repeated run differs.
     "updates_per_second",
     "tokens_per_second",
+    "mfu",
+    "memory_gib",
     "seconds",
 ]
 VALIDATION_COLUMNS = ["update", "loss", "perplexity", "bits_per_byte", "accuracy", "tokens", "seconds"]
@@ -59,7 +63,7 @@ class CsvTable:
     def __init__(self, path: Path, columns: list[str], keep_until: int) -> None:
         rows = []
         if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
                 for row in csv.DictReader(file):
                     # A row that was cut off by a kill has fewer columns.
                     if (
@@ -106,6 +110,9 @@ class Recorder:
             self._log = _open_log(Path(config.paths.log_dir))
             if self.main:
                 folder = Path(config.paths.tensorboard_dir) / "structured" / run_name
+                events = Path(config.paths.tensorboard_dir) / run_name
+                if start == 0:
+                    _set_aside(folder, events)
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
                 (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n")
@@ -114,8 +121,8 @@ class Recorder:
                 # Imported here: it takes a second, and only rank 0 needs it.
                 from torch.utils.tensorboard import SummaryWriter
 
-                events = Path(config.paths.tensorboard_dir) / run_name
                 self._events = SummaryWriter(str(events), purge_step=start + 1 if start else None)
+                self._add_hyperparameters(config)
                 self._events.add_text(
                     "config", f"```\n{yaml.safe_dump(config.to_dict(), sort_keys=False)}```"
                 )
@@ -151,6 +158,26 @@ class Recorder:
         bits = f", {row['bits_per_byte']:.4f} bits per byte" if row["bits_per_byte"] is not None else ""
         self.say(f"update {row['update']}: validation loss {row['loss']:.4f}{bits}")
 
+    def sample(self, update: int, prompt: str, text: str) -> None:
+        """Take down a text that the model wrote."""
+        self._events.add_text(f"sample/{prompt or 'no prompt'}", text, update)
+        with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
+            file.write(f"=== update {update}, prompt {prompt!r} ===\n{text}\n\n")
+
+    def _add_hyperparameters(self, config: Config) -> None:
+        """Fill TensorBoard's HPARAMS page; `SummaryWriter.add_hparams` would open a run of its own."""
+        from torch.utils.tensorboard.summary import hparams
+
+        flat = {
+            f"{section}.{key}": value if isinstance(value, int | float | str | bool) else str(value)
+            for section in ("model", "training", "data", "distributed")
+            for key, value in config.to_dict()[section].items()
+        }
+        flat["world_size"] = distributed.get_world_size()
+        writer = self._events._get_file_writer()
+        for summary in hparams(flat, {"validation/loss": 0.0}):
+            writer.add_summary(summary)
+
     def _add_scalars(self, group: str, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name not in ("update", "seconds") and value is not None:
@@ -172,6 +199,13 @@ class Recorder:
         for handler in list(self._log.handlers):
             handler.close()
             self._log.removeHandler(handler)
+
+
+def _set_aside(*folders: Path) -> None:
+    """Rename what an earlier run of the same name left, so that a fresh one overwrites nothing."""
+    for folder in folders:
+        if folder.exists():
+            folder.rename(name_for_previous(folder.with_name(f"{folder.name}.previous"), [folder]))
 
 
 def describe_environment() -> dict[str, Any]:

@@ -85,7 +85,7 @@ def find_start(
     folder.clear_leftovers()
     path, contents = _read(folder.folder, resume, init_from, start.notes)
     if contents is None or init_from:
-        aside = folder.set_aside(fresh.run_name)
+        aside = folder.set_aside()
         if aside:
             start.notes.append(f"moved the earlier run's checkpoints to {aside}")
     if contents is None:

@@ -30,7 +30,14 @@ VOCAB, BLOCK, TRAIN_BLOCKS, VALIDATION_BLOCKS, PADDING = 48, 16, 53, 11, 5
 
 # 8 blocks an update over 53 blocks: epochs begin in mid-update, at updates 6, 13, 19 and so on.
 BASE: dict[str, Any] = {
-    "model": {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 64, "max_seq_len": BLOCK},
+    "model": {
+        "vocab_size": VOCAB,
+        "d_model": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "d_ff": 64,
+        "max_seq_len": BLOCK,
+    },
     "training": {
         "epochs": 4,
         "max_updates": 20,
@@ -47,7 +54,7 @@ BASE: dict[str, Any] = {
 }
 
 
-def write_corpus(folder: Path, bad_row: int | None = None) -> Path:
+def write_corpus(folder: Path, bad_row: int | None = None, bad_split: str = "train") -> Path:
     """Write prepared data in which a token mostly decides the next; `bad_row` holds an impossible token."""
     random = np.random.RandomState(5)
     successor = random.permutation(VOCAB)
@@ -57,7 +64,7 @@ def write_corpus(folder: Path, bad_row: int | None = None) -> Path:
         for _ in range(blocks * BLOCK - 1):
             tokens.append(int(successor[tokens[-1]]) if random.rand() < 0.9 else random.randint(VOCAB))
         rows = np.array(tokens, dtype=np.uint16).reshape(blocks, BLOCK)
-        if name == "train" and bad_row is not None:
+        if name == bad_split and bad_row is not None:
             rows[bad_row, 3] = VOCAB + 7
         feature = datasets.Sequence(datasets.Value("uint16"), length=BLOCK)
         splits[name] = datasets.Dataset.from_dict(
@@ -78,7 +85,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_corpus() -> Callable[..., Path]:
-    """`write_corpus(folder, bad_row)`."""
+    """`write_corpus(folder, bad_row, bad_split)`."""
     return write_corpus
 
 
@@ -124,7 +131,9 @@ class Job:
         process: The launcher.
     """
 
-    def __init__(self, processes: int, arguments: Sequence[str], root: Path, output: Path, **extra: str) -> None:
+    def __init__(
+        self, processes: int, arguments: Sequence[str], root: Path, output: Path, **extra: str
+    ) -> None:
         command = [sys.executable, *arguments]
         if processes > 1:
             command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(processes), *command]
@@ -147,7 +156,9 @@ class Job:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
-            pytest.fail(f"the job hung for {timeout} s; it printed\n{self.stdout}\n{self.stderr}", pytrace=False)
+            pytest.fail(
+                f"the job hung for {timeout} s; it printed\n{self.stdout}\n{self.stderr}", pytrace=False
+            )
 
     def kill(self) -> None:
         """Kill the launcher and every rank, as a node's failure does."""

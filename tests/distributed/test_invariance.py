@@ -61,7 +61,9 @@ def alone(scene, play, folders):
             scene("alone dropout", model__dropout=0.1),
             scene("alone uneven", **UNEVEN),
             scene("alone straight", **ACCUMULATING),
-            *interrupted(scene, "alone stopped", [(0, after, name) for _, after, name in STOPS], **ACCUMULATING),
+            *interrupted(
+                scene, "alone stopped", [(0, after, name) for _, after, name in STOPS], **ACCUMULATING
+            ),
         ],
     )
 
@@ -182,9 +184,7 @@ def test_a_stop_before_a_validation_loses_neither_it_nor_the_best_model(
 ):
     # Validating at every update, any stop comes just before a validation.
     changes = {"training__eval_interval": 1, "training__max_updates": 12}
-    play(
-        1, [scene("every", **changes), *interrupted(scene, "every stopped", [(0, 8, "SIGTERM")], **changes)]
-    )
+    play(1, [scene("every", **changes), *interrupted(scene, "every stopped", [(0, 8, "SIGTERM")], **changes)])
     straight, stopped = (outcome_of(folders(name)) for name in ("every", "every stopped"))
     assert_same_run(straight, stopped)
 

@@ -50,9 +50,9 @@ SlurmdParameters=config_overrides
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 EnforcePartLimits=ALL
 ReturnToService=2
-KillWait=5
+KillWait=10
 GresTypes=gpu
-NodeName=DEFAULT CPUs=96 SocketsPerBoard=2 CoresPerSocket=48 ThreadsPerCore=1 RealMemory=515000 Gres=gpu:h100:4
+NodeName=DEFAULT CPUs=96 Sockets=2 CoresPerSocket=48 ThreadsPerCore=1 RealMemory=515000 Gres=gpu:h100:4
 {nodes}
 PartitionName=DEFAULT Nodes=n1,n2 MaxTime=7-00:00:00 State=UP
 PartitionName=standard Default=YES

@@ -1,0 +1,175 @@
+"""`horovod-transformer evaluate`: how well a checkpoint predicts held-out books, and how it writes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from horovod_transformer.command_line import parse_options
+from horovod_transformer.config import Config, load_config
+from horovod_transformer.errors import UserError
+
+DESCRIPTION = """\
+Measure a checkpoint on the validation books: loss, perplexity, bits per byte and accuracy over whole
+books, and coherence, relevance, diversity and length of what it writes beside the same of the books.
+
+Writes evaluation.json and evaluation.html, by default into the folder `evaluation` beside the
+checkpoint's own folder. The same seed gives the same result on the same machine."""
+
+EXAMPLES = """\
+examples:
+  %(prog)s --checkpoint checkpoints/best_model.pt
+  %(prog)s --samples 100 --generation.temperature 1 --xz
+  %(prog)s --data.data_dir data/other_books --output evaluation/other_books
+"""
+
+# A prompt of this many tokens, or of a quarter of the context where that is less.
+PROMPT_TOKENS = 32
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate as the command line says."""
+    options, overrides = parse_options(_parser(), arguments)
+    for key in overrides:
+        if not key.startswith("generation.") and key != "data.data_dir":
+            raise UserError(
+                f"--{key}: a checkpoint's model is as it was trained; only --generation.* and "
+                "--data.data_dir can change"
+            )
+    samples = _number("--samples", options.samples, 2, 100_000)
+    seed = _number("--seed", options.seed, 0, 2**63 - 1)
+    limit = None if options.books is None else _number("--books", options.books, 1, 2**31)
+    given = None if options.config is None else load_config(options.config)
+    Config().with_overrides(overrides, "command line")  # before a large file is read
+    folder = Path(options.output) if options.output else _beside(Path(options.checkpoint))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: is a file; it names a folder")
+
+    # Imported late: a mistake on the command line should not wait for torch.
+    from horovod_transformer.data.loading import open_prepared_data
+    from horovod_transformer.evaluation import books_of, newest_text, score_books, xz_bits_per_byte
+    from horovod_transformer.generation import load_model_for_generation
+    from horovod_transformer.quality_report import Evaluation, table_lines, to_json, write_report
+    from horovod_transformer.text_quality import draw_passages, measure_samples, write_samples
+    from horovod_transformer.training.precision import choose_precision
+
+    model, tokenizer, config = load_model_for_generation(options.checkpoint, options.config, options.device)
+    if given is not None:
+        config = config.model_copy(update={"data": given.data})
+    config = config.with_overrides(overrides, "command line")
+    data = open_prepared_data(config)
+    same = data.tokenizer is None or data.tokenizer.to_dict() == tokenizer.to_dict()
+    if not same or tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{config.data.data_dir}: was prepared with another tokenizer than {options.checkpoint} was trained "
+            "with; its token ids mean nothing to this model (--data.data_dir names another folder)"
+        )
+    books = books_of(data.validation, tokenizer)
+    if limit is not None and limit < len(books):
+        books = [books[place * len(books) // limit] for place in range(limit)]
+    prompt_tokens = max(1, min(PROMPT_TOKENS, model.max_seq_len // 4))
+    new_tokens = config.generation.max_new_tokens
+    passages = draw_passages(books, samples, prompt_tokens, new_tokens, seed)
+
+    device = model.token_embedding.weight.device
+    score = score_books(model, books, tokenizer, choose_precision("auto", device), progress=True)
+    written = write_samples(model, tokenizer, passages, config.generation, seed, progress=True)
+    quality = measure_samples(model, tokenizer, books, written)
+    xz = None
+    if options.xz:
+        held_out = b"".join(tokenizer.decode_bytes(book.tolist()) for book in books)
+        xz = xz_bits_per_byte(newest_text(data.train, tokenizer), held_out)
+    evaluation = Evaluation(
+        model=_facts(options.checkpoint, model),
+        settings={
+            "data": config.data.data_dir,
+            "samples": samples,
+            "prompt_tokens": prompt_tokens,
+            "max_new_tokens": new_tokens,
+            "temperature": config.generation.temperature,
+            "top_k": config.generation.top_k,
+            "top_p": config.generation.top_p,
+            "seed": seed,
+        },
+        books=len(books),
+        score=score,
+        xz_bits_per_byte=xz,
+        quality=quality,
+        samples=written,
+    )
+    _, page = write_report(evaluation, tokenizer, folder)
+    print(f"{len(books)} held-out books, {score.tokens:,} tokens, {score.bytes:,} bytes")
+    print(
+        f"  loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.2f}, "
+        f"accuracy {100 * score.accuracy:.1f} %"
+    )
+    beside = "" if xz is None else f"; xz -9, given the training books: {xz:.3f}"
+    print(f"  {score.bits_per_byte:.3f} bits per byte{beside}")
+    print(f"{samples} continuations of {prompt_tokens} tokens, ± one standard error")
+    print("\n".join(f"  {line}" for line in table_lines(to_json(evaluation, tokenizer))))
+    print(f"written to {page}")
+    return 0
+
+
+def _facts(checkpoint: str, model: Any) -> dict[str, Any]:
+    import torch
+
+    # The checkpoint has proved itself before; mapped, its tensors are not read a second time.
+    progress = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["progress"]
+    updates = progress.get("update") if isinstance(progress, dict) else None
+    return {
+        "checkpoint": checkpoint,
+        "updates": updates if isinstance(updates, int) else "an unknown number of",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "context": model.max_seq_len,
+    }
+
+
+def _beside(checkpoint: Path) -> Path:
+    """`run/checkpoints/best_model.pt` -> `run/evaluation`."""
+    return checkpoint.absolute().parent.parent / "evaluation"
+
+
+def _number(name: str, text: str, least: int, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise UserError(f"{name} {text}: should be a whole number from {least} to {most}")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="horovod-transformer evaluate",
+        description=DESCRIPTION,
+        epilog=f"{EXAMPLES}\n--generation.* (see configs/config.yaml) and --data.data_dir override the config.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint", default="checkpoints/best_model.pt", metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML config that names data and generation settings (default: the checkpoint's own)",
+    )
+    parser.add_argument(
+        "--samples", default="20", metavar="N", help="prompts to continue (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--books", metavar="N", help="score only N of the validation books, evenly spread (default: all)"
+    )
+    parser.add_argument(
+        "--xz", action="store_true", help="also compress the books with xz -9, given the training books"
+    )
+    parser.add_argument("--output", metavar="DIR", help="where the report goes")
+    parser.add_argument("--seed", default="0", metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
+    )
+    return parser

@@ -1,0 +1,484 @@
+"""Preparation: no token lost or doubled, splits by book, and a folder that is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.data.packing import PackedSplit, save_splits
+from horovod_transformer.data.prepare import prepare
+from horovod_transformer.data.selection import choose_validation, end_cut, kept_books, survey_books
+from horovod_transformer.data.sources import open_books
+from horovod_transformer.errors import UserError
+from horovod_transformer.tokenizer import tokenizer_from_dict, train_bpe
+
+WORDS = "the|sea|was|calm|and|so|said|captain|of|ship|né|Brême|under|white|sails|1851|—|‘aye’".split("|")
+BLOCK = 16
+
+
+def some_text(seed: int, words: int = 300) -> str:
+    chosen = random.Random(seed)
+    return f"Book {seed}\n\n" + " ".join(chosen.choices(WORDS, k=words)).replace(" of ", "\n\n")
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Twenty books of different lengths in a folder."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    for seed in range(20):
+        (folder / f"{seed:02}.txt").write_text(some_text(seed, 100 + 20 * seed), encoding="utf-8")
+    return folder
+
+
+def config_for(source: Path | str, data_dir: Path, vocab_size: int = 280, **data: Any):
+    return config_from_dict(
+        {
+            "model": {"vocab_size": vocab_size, "max_seq_len": BLOCK},
+            "data": {"source": str(source), "data_dir": str(data_dir), "tokenizer": "bpe", **data},
+        },
+        "test",
+    )
+
+
+def run_quietly(source: Path | str, data_dir: Path, force: bool = False, **data: Any) -> dict[str, Any]:
+    return prepare(config_for(source, data_dir, **data), force=force, progress=False)
+
+
+def refusal(source: Path | str, data_dir: Path, force: bool = False, **data: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        run_quietly(source, data_dir, force, **data)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 400
+    assert not list(data_dir.parent.glob("*.unfinished-*")), "a failure leaves nothing behind"
+    return text
+
+
+def tokens_of(data_dir: Path, manifest: dict[str, Any], name: str) -> np.ndarray:
+    """All tokens of a split in order, without the filling."""
+    blocks = np.array(datasets.load_from_disk(str(data_dir))[name]["input_ids"][:])
+    counts = manifest["splits"][name]
+    assert blocks.shape == (counts["blocks"], BLOCK)
+    assert 0 <= counts["padding"] < BLOCK and blocks.size == counts["tokens"] + counts["padding"]
+    eos = tokenizer_from_dict(manifest["tokenizer"]).eos_token_id
+    assert (blocks.reshape(-1)[counts["tokens"] :] == eos).all()
+    return blocks.reshape(-1)[: counts["tokens"]]
+
+
+def books_in(data_dir: Path, manifest: dict[str, Any], name: str) -> list[str]:
+    """Decode the books of a split."""
+    tokenizer = tokenizer_from_dict(manifest["tokenizer"])
+    ids = tokens_of(data_dir, manifest, name)
+    ends = np.flatnonzero(ids == tokenizer.eos_token_id)
+    assert ends[-1] == len(ids) - 1, "every book ends with end-of-text"
+    return [tokenizer.decode(part) for part in np.split(ids, ends + 1)[:-1] for part in [part[:-1]]]
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+# Packing
+
+
+def test_packing_keeps_every_token_once(tmp_path: Path) -> None:
+    chosen = np.random.default_rng(3)
+    for round_number in range(30):
+        vocab_size = int(chosen.integers(3, 70_000))
+        block = int(chosen.integers(2, 40))
+        books = [chosen.integers(0, vocab_size - 1, chosen.integers(0, 100)) for _ in range(5)]
+        path = tmp_path / str(round_number)
+        with PackedSplit(path, block, vocab_size, vocab_size - 1) as split:
+            for book in books:
+                split.add_book(book.astype(np.uint32))
+        ids = np.fromfile(path, dtype=split.dtype)
+        wanted = np.concatenate([np.append(book, vocab_size - 1) for book in books])
+        assert (ids[: split.tokens] == wanted).all() and split.tokens == len(wanted)
+        assert len(ids) == split.blocks * block == split.tokens + split.padding
+        assert (ids[split.tokens :] == vocab_size - 1).all() and split.padding < block
+        assert split.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(50257, "uint16"), (65536, "uint16"), (65537, "uint32")])
+def test_ids_are_as_wide_as_the_vocabulary_needs(tmp_path: Path, vocab_size: int, dtype: str) -> None:
+    ids = np.array([0, 1, vocab_size - 2], dtype=np.uint32)
+    with PackedSplit(tmp_path / "flat", 2, vocab_size, vocab_size - 1) as split:
+        split.add_book(ids)
+    save_splits({"train": split}, tmp_path / "out", "f" * 64)
+    column = datasets.load_from_disk(str(tmp_path / "out"))["train"].data.column("input_ids")
+    assert column.type == pa.list_(getattr(pa, dtype)(), 2)
+    assert column.to_pylist() == [[0, 1], [vocab_size - 2, vocab_size - 1]]
+
+
+@pytest.mark.parametrize("bad", [300, 65536 + 5, -1])
+def test_an_id_outside_the_vocabulary_is_never_wrapped(tmp_path: Path, bad: int) -> None:
+    with (
+        PackedSplit(tmp_path / "flat", 2, 300, 299) as split,
+        pytest.raises(ValueError, match="do not fit 300"),
+    ):
+        split.add_book(np.array([1, bad]))
+
+
+# The whole way
+
+
+def test_what_is_read_back_is_the_books(library: Path, tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "down" / "v1"
+    manifest = run_quietly(library, target, validation_fraction=0.2)
+    assert json.loads((target / "manifest.json").read_text()) == manifest
+    read = {name: books_in(target, manifest, name) for name in ("train", "validation")}
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in library.iterdir()}
+    titles = manifest["validation_books"]
+    assert read["validation"] == [texts[title] for title in sorted(titles)]
+    assert read["train"] == [text for title, text in sorted(texts.items()) if title not in titles]
+    for name, books in read.items():
+        counts = manifest["splits"][name]
+        assert counts["books"] == len(books)
+        assert counts["characters"] == sum(map(len, books))
+        assert counts["bytes"] == sum(len(book.encode()) for book in books)
+    share = manifest["splits"]["validation"]["characters"] / sum(map(len, texts.values()))
+    assert abs(share - 0.2) < 0.02
+    assert os.listdir(target.parent) == ["v1"]
+
+
+def test_the_column_is_what_is_promised(library: Path, tmp_path: Path) -> None:
+    manifest = run_quietly(library, tmp_path / "v1")
+    data = datasets.load_from_disk(str(tmp_path / "v1"))
+    assert list(data) == ["train", "validation"]
+    for name, split in data.items():
+        assert split.column_names == ["input_ids"]
+        column = split.data.column("input_ids")
+        assert column.type == pa.list_(pa.uint16(), BLOCK) and column.null_count == 0
+        content = b"".join(chunk.flatten().to_numpy().tobytes() for chunk in column.chunks)
+        assert hashlib.sha256(content).hexdigest() == manifest["splits"][name]["sha256"]
+    assert manifest["dtype"] == "uint16" and manifest["block_size"] == BLOCK
+    assert manifest["format_version"] == 1
+
+
+def test_gpt2_tokens_need_room_in_the_model(library: Path, tmp_path: Path) -> None:
+    text = refusal(library, tmp_path / "v1", tokenizer="gpt2")
+    assert text.startswith("model.vocab_size = 280: the GPT-2 tokenizer has 50257 entries")
+    config = config_for(library, tmp_path / "v1", vocab_size=50304, tokenizer="gpt2")
+    manifest = prepare(config, progress=False)
+    assert manifest["tokenizer"] == {"kind": "gpt2"}
+    assert sum(map(len, books_in(tmp_path / "v1", manifest, "train"))) > 0
+
+
+def test_the_vocabulary_is_learned_from_training_books_only(library: Path, tmp_path: Path) -> None:
+    first = run_quietly(library, tmp_path / "one", validation_fraction=0.2)
+    held_out = first["validation_books"]
+    tokenizer = tokenizer_from_dict(first["tokenizer"])
+    texts = [
+        path.read_text(encoding="utf-8") for path in sorted(library.iterdir()) if path.stem not in held_out
+    ]
+    assert train_bpe(texts, 280).to_dict() == tokenizer.to_dict()
+
+
+def test_the_same_books_give_the_same_bytes(library: Path, tmp_path: Path) -> None:
+    one, two = (run_quietly(library, tmp_path / name) for name in ("one", "two"))
+    assert digest(tmp_path / "one") == digest(tmp_path / "two")
+    assert one["fingerprint"] == two["fingerprint"]
+    other = run_quietly(library, tmp_path / "three", split_seed=2)
+    assert other["fingerprint"] != one["fingerprint"]
+    assert other["validation_books"] != one["validation_books"]
+
+
+# Dropping and splitting
+
+
+def test_empty_short_and_repeated_books_are_dropped_and_named(tmp_path: Path) -> None:
+    book, other = some_text(1), some_text(2)
+    rows = [
+        ("first", book),
+        ("blank", " \n\t "),
+        ("null", None),
+        ("short", "too short"),
+        ("copy", book),
+        ("reflowed copy", book.replace(" ", "\n ").replace("é", "e\u0301") + "\n\n"),
+        ("second", other),
+        ("nearly a copy", book + " and more"),
+    ]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"title": [r[0] for r in rows], "text": [r[1] for r in rows]}), path)
+    manifest = run_quietly(path, tmp_path / "v1", min_book_characters=20)
+    assert manifest["dropped"] == {
+        "counts": {"empty": 2, "too_short": 1, "duplicate": 2},
+        "first_titles": {
+            "empty": ["blank", "null"],
+            "too_short": ["short"],
+            "duplicate": ["copy", "reflowed copy"],
+        },
+    }
+    kept = [text for name in ("train", "validation") for text in books_in(tmp_path / "v1", manifest, name)]
+    assert sorted(kept) == sorted([book, other, book + " and more"])
+
+
+def test_nothing_left_is_said_with_its_reasons(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    (folder / "a.txt").write_text("short")
+    (folder / "b.txt").touch()
+    assert "no book is left of 2 (1 empty, 1 too short)" in refusal(folder, tmp_path / "v1")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "x.parquet")
+    assert "hold no rows" in refusal(tmp_path / "x.parquet", tmp_path / "v1")
+
+
+def test_only_names_are_capped_not_counts(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [*[""] * 500, some_text(1), some_text(2)]}), tmp_path / "x.parquet")
+    dropped = run_quietly(tmp_path / "x.parquet", tmp_path / "v1")["dropped"]
+    assert dropped["counts"]["empty"] == 500 and len(dropped["first_titles"]["empty"]) == 50
+
+
+def test_books_are_held_out_whole_and_as_near_to_the_share_as_possible(library: Path) -> None:
+    survey = survey_books(open_books(str(library)), 0)
+    for fraction in (0.01, 0.05, 0.3, 0.5, 0.99):
+        held_out = choose_validation(survey, fraction, seed=0)
+        share = sum(survey.lengths[index] for index in held_out) / survey.characters
+        assert 0 < len(held_out) < 20
+        left = min(survey.lengths[index] for index in survey.digests if index not in held_out)
+        if len(held_out) < 19:
+            assert abs(share - fraction) <= left / survey.characters / 2 + 1e-9
+    assert choose_validation(survey, 0.3, 0) != choose_validation(survey, 0.3, 1)
+
+
+def test_the_split_does_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
+    texts = [some_text(seed) for seed in range(10)]
+    held_out = []
+    for name, order in (("a", texts), ("b", texts[::-1])):
+        pq.write_table(pa.table({"title": [text[:7] for text in order], "text": order}), tmp_path / name)
+        (tmp_path / name).rename(tmp_path / f"{name}.parquet")
+        manifest = run_quietly(
+            tmp_path / f"{name}.parquet", tmp_path / f"out {name}", validation_fraction=0.3
+        )
+        held_out.append(set(manifest["validation_books"]))
+    assert held_out[0] == held_out[1] and len(held_out[0]) == 3
+
+
+def test_of_two_books_each_side_gets_one(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [some_text(1, 1000), some_text(2, 100)]}), tmp_path / "x.parquet")
+    manifest = run_quietly(tmp_path / "x.parquet", tmp_path / "v1")
+    assert manifest["validation_books"] == ["row 1"] and manifest["splits"]["train"]["books"] == 1
+
+
+def test_a_single_book_loses_its_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = some_text(5, 2000)
+    (tmp_path / "alone.txt").write_text(text, encoding="utf-8")
+    manifest = prepare(config_for(tmp_path / "alone.txt", tmp_path / "v1", validation_fraction=0.1))
+    (begin,), (end,) = (books_in(tmp_path / "v1", manifest, name) for name in ("train", "validation"))
+    assert begin + end == text and begin.endswith("\n\n")
+    assert abs(len(end) / len(text) - 0.1) < 0.02
+    assert manifest["notes"] == ["there is only one book: its end is the validation split"]
+    assert manifest["notes"][0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction", "end"),
+    [
+        ("a" * 45 + "\n\n" + "b" * 53, 0.5, "b" * 53),
+        ("a" * 45 + "\n" + "b" * 54, 0.5, "b" * 54),
+        ("a" * 45 + " " + "b" * 54, 0.5, "b" * 54),
+        ("a" * 5 + "\n\n" + "b" * 93, 0.5, "b" * 50),
+        ("x" * 100, 0.25, "x" * 25),
+        ("x" * 98 + "\n\n", 0.01, "\n"),
+        ("ab", 0.05, "b"),
+        ("ab", 0.95, "b"),
+    ],
+)
+def test_where_a_single_book_is_cut(text: str, fraction: float, end: str) -> None:
+    assert text[end_cut(text, fraction) :] == end
+
+
+def test_a_book_of_one_character_cannot_be_split(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("x")
+    assert "cannot be split" in refusal(tmp_path / "x.txt", tmp_path / "v1", min_book_characters=0)
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(library: Path, tmp_path: Path) -> None:
+    books = open_books(str(library))
+    survey = survey_books(books, 0)
+    (library / "07.txt").write_text("rewritten")
+    with pytest.raises(UserError, match=r"07\.txt: has changed while"):
+        list(kept_books(books, survey, set(), 0.1))
+
+
+# The folder
+
+
+def test_prepared_data_is_left_as_it_is(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run_quietly(library, tmp_path / "v1")
+    before = (tmp_path / "v1" / "manifest.json").stat()
+    assert prepare(config_for(library, tmp_path / "v1", num_workers=0)) == first
+    assert "already prepared with these settings" in capsys.readouterr().out
+    assert (tmp_path / "v1" / "manifest.json").stat() == before
+
+
+def test_other_settings_are_named_and_force_replaces(library: Path, tmp_path: Path) -> None:
+    run_quietly(library, tmp_path / "v1")
+    before = digest(tmp_path / "v1")
+    for key, value, was in (("split_seed", 3, 0), ("validation_fraction", 0.5, 0.05)):
+        text = refusal(library, tmp_path / "v1", **{key: value})
+        assert f"data.{key} was {was}, now it is {value}; use --force" in text
+    (library / "03.txt").write_text(some_text(99), encoding="utf-8")
+    assert "the source file 03.txt has changed" in refusal(library, tmp_path / "v1")
+    (library / "03.txt").unlink()
+    assert "the source file 03.txt is gone" in refusal(library, tmp_path / "v1")
+    (library / "new.md").write_text(some_text(98), encoding="utf-8")
+    assert "the source file new.md was not there" in refusal(library, tmp_path / "v1")
+    assert digest(tmp_path / "v1") == before
+    manifest = run_quietly(library, tmp_path / "v1", force=True)
+    assert manifest["splits"]["train"]["books"] + manifest["splits"]["validation"]["books"] == 20
+    assert sorted(os.listdir(tmp_path)) == ["books", "v1"]
+    assert run_quietly(library, tmp_path / "v1") == manifest
+
+
+def test_a_lost_split_is_noticed(library: Path, tmp_path: Path) -> None:
+    run_quietly(library, tmp_path / "v1")
+    (tmp_path / "v1" / "train" / "state.json").unlink()
+    assert "split train is damaged; use --force" in refusal(library, tmp_path / "v1")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"settings": 1, "source": {"files": []}}'])
+def test_a_folder_that_is_not_ours_is_never_touched(
+    library: Path, tmp_path: Path, content: str | None
+) -> None:
+    target = tmp_path / "v1"
+    target.mkdir()
+    (target / "thesis.txt").write_text("years of work")
+    if content is not None:
+        (target / "manifest.json").write_text(content)
+    for force in (False, True):
+        assert "is not empty and not ours" in refusal(library, target, force)
+    assert (target / "thesis.txt").read_text() == "years of work"
+
+
+def test_places_where_nothing_can_be_written(library: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "is a file; data.data_dir names a folder" in refusal(library, tmp_path / "file")
+    assert "a part of this path is a file" in refusal(library, tmp_path / "file" / "v1")
+    with pytest.raises(UserError, match="cannot be written: .*; choose another place"):
+        run_quietly(library, Path("/proc/1/v1"))
+
+
+def test_an_empty_folder_and_a_link_are_fine_places(library: Path, tmp_path: Path) -> None:
+    (tmp_path / "scratch" / "real").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "scratch" / "real")
+    run_quietly(library, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "scratch" / "real" / "manifest.json").is_file()
+
+
+def test_what_dead_tries_left_is_cleared_and_the_living_are_spared(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host, dead = socket.gethostname(), subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [
+        f"v1.unfinished-{host}-{dead.pid}",
+        f"v1.unfinished-{host}-{os.getppid()}",
+        "v1.unfinished-far-7",
+    ]
+    for name in [*names, f"v1.replaced-{host}-{dead.pid}"]:
+        (tmp_path / name).mkdir()
+    (tmp_path / f"v1.replaced-{host}-{dead.pid}" / "old").touch()
+    (tmp_path / "v10.unfinished-x").mkdir()
+    # A try that was killed between its two renames: the old data comes back and is then refused as not ours.
+    with pytest.raises(UserError, match="not ours"):
+        prepare(config_for(library, tmp_path / "v1"))
+    assert os.listdir(tmp_path / "v1") == ["old"]
+    assert sorted(os.listdir(tmp_path)) == sorted(["books", "v1", "v10.unfinished-x", *names[1:]])
+    said = capsys.readouterr().out
+    assert f"{names[0]}: removed" in said and "v1: brought back" in said
+    assert f"{names[1]}: belongs to another process" in said and f"{names[2]}: belongs to" in said
+
+
+# Real processes that end badly
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """26 MB of books: some seconds of tokenizing."""
+    folder = tmp_path_factory.mktemp("shelf")
+    plays = [book.text for book in open_books("sample")]
+    for number in range(5):
+        text = "".join(f"{number} {place}\n{play}" for place, play in enumerate(plays))
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def command_line(source: Path | str, data_dir: Path) -> list[str]:
+    return [
+        *("-m", "horovod_transformer", "prepare", "--data.source", str(source)),
+        *("--data.data_dir", str(data_dir), "--model.max_seq_len", str(BLOCK)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=str
+)
+def test_what_is_killed_midway_never_looks_finished(
+    number: signal.Signals, code: int, shelf: Path, root: Path, tmp_path: Path, run_python
+) -> None:
+    target = tmp_path / "v1"
+    process = subprocess.Popen(
+        [sys.executable, *command_line(shelf, target)],
+        cwd=root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size for path in tmp_path.glob("v1.unfinished-*/flat/train")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code
+    assert b"Traceback" not in errors
+    assert not target.exists()
+    if number != signal.SIGKILL:
+        assert os.listdir(tmp_path) == []
+        return
+    assert len(os.listdir(tmp_path)) == 1
+    done = run_python(*command_line("sample", target))
+    assert done.returncode == 0, done.stderr
+    assert "removed, an earlier try was cut short" in done.stdout
+    assert os.listdir(tmp_path) == ["v1"]
+    assert len(datasets.load_from_disk(str(target))["train"]) > 1000
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, run_python) -> None:
+    # No file may pass 1 MB: writing fails with the system's own error, as on a full disk.
+    program = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20));"
+        "sys.argv = ['x', *sys.argv[3:]]; runpy.run_module('horovod_transformer', run_name='__main__')"
+    )
+    done = run_python("-c", program, *command_line("sample", tmp_path / "v1"))
+    assert done.returncode == 2
+    assert f"error: {tmp_path}/v1: the disk (or your quota) is full" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []

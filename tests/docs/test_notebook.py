@@ -1,0 +1,120 @@
+"""The notebook: clean in git, and on the sample it makes data that the default config can train on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import nbformat
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from nbclient import NotebookClient
+
+from horovod_transformer.config import load_config
+from horovod_transformer.data.loading import open_prepared_data
+
+NAME = "00_data_preprocessing.ipynb"
+DATA_DIR = "notebooks/data/preprocessed/v1"
+
+
+@pytest.fixture(scope="module")
+def notebook(root):
+    return nbformat.read(root / "notebooks" / NAME, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def copy_of_repository(root, tmp_path_factory):
+    """The real configs and the notebook, elsewhere: executing it leaves the tree clean."""
+    folder = tmp_path_factory.mktemp("repository")
+    shutil.copytree(root / "configs", folder / "configs")
+    (folder / "notebooks").mkdir()
+    return folder
+
+
+def execute(notebook, folder, monkeypatch):
+    """Run all cells in a kernel that starts in `folder`; return the executed copy."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    copy = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    return NotebookClient(copy, timeout=150, resources={"metadata": {"path": folder}}).execute()
+
+
+def text_of(executed):
+    return "".join(
+        output.text for cell in executed.cells for output in cell.get("outputs", []) if "text" in output
+    )
+
+
+def test_clean_in_git(root, notebook):
+    nbformat.validate(notebook)
+    raw = json.loads((root / "notebooks" / NAME).read_text(encoding="utf-8"))
+    assert raw["nbformat"] == 4 and raw["nbformat_minor"] >= 5
+    assert raw["metadata"]["kernelspec"]["name"] == "python3"
+    ids = [cell["id"] for cell in raw["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in raw["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None, cell["id"]
+            assert cell["metadata"] == {}, cell["id"]
+    # A newcomer meets words before each code cell, or right before a picture of the same step.
+    kinds = [cell["cell_type"] for cell in raw["cells"]]
+    assert kinds[0] == "markdown" and "code,code,code" not in ",".join(kinds)
+
+
+def test_one_cell_to_change(notebook):
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and "SOURCE =" in cell.source]
+    assert [cell.id for cell in cells] == ["choice"]
+    assert cells[0].source.splitlines()[0] == 'SOURCE = "sample"'
+
+
+def test_makes_data_for_the_default_config(notebook, copy_of_repository, monkeypatch, run_command):
+    executed = execute(notebook, copy_of_repository / "notebooks", monkeypatch)
+    pictures = [
+        output
+        for cell in executed.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 3
+    assert sorted(path.name for path in copy_of_repository.iterdir()) == ["configs", "notebooks"]
+
+    monkeypatch.chdir(copy_of_repository)
+    config = load_config("configs/config.yaml")
+    assert config.data.data_dir == DATA_DIR
+    data = open_prepared_data(config)
+    assert data.train.block_size == 512 and data.tokenizer.kind == "gpt2"
+    splits = data.manifest["splits"]
+    tokens = {name: split["tokens"] for name, split in splits.items()}
+    assert splits["train"]["books"] + splits["validation"]["books"] == 38
+    assert 0.03 < tokens["validation"] / sum(tokens.values()) < 0.07
+
+    # The default config, with a narrow model and tiny batches.
+    small = "--model.d_model 16 --model.n_layers 1 --model.n_heads 1 --model.d_ff 16 --training.max_updates 1"
+    batches = "--training.global_batch_size 2 --training.per_gpu_batch_size 2 --training.eval_blocks 2"
+    result = run_command(
+        f"python -m src.train --config configs/config.yaml {small} {batches}", copy_of_repository
+    )
+    assert result.returncode == 0, result.stderr
+    assert (copy_of_repository / "checkpoints" / "best_model.pt").is_file()
+
+
+def test_again_from_the_root_leaves_the_data_alone(notebook, copy_of_repository, monkeypatch):
+    manifest = copy_of_repository / DATA_DIR / "manifest.json"
+    if not manifest.exists():
+        pytest.skip("goes on from the test before")
+    before = manifest.stat().st_mtime_ns
+    executed = execute(notebook, copy_of_repository, monkeypatch)
+    assert "already prepared with these settings" in text_of(executed)
+    assert manifest.stat().st_mtime_ns == before
+
+
+def test_other_books_by_changing_one_cell(notebook, copy_of_repository, tmp_path, monkeypatch):
+    books = {"title": ["one", "two", "three"], "text": [f"Book {n}. " + "It rained. " * 400 for n in "123"]}
+    pq.write_table(pa.table(books), tmp_path / "part-0.parquet")
+    changed = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    cell = next(cell for cell in changed.cells if cell.id == "choice")
+    cell.source = f'SOURCE = "{tmp_path}/*.parquet"\nREPLACE = True'
+    executed = execute(changed, copy_of_repository / "notebooks", monkeypatch)
+    assert "3 books read" in text_of(executed)
+    manifest = json.loads((copy_of_repository / DATA_DIR / "manifest.json").read_text())
+    assert sum(split["books"] for split in manifest["splits"].values()) == 3

@@ -1,0 +1,60 @@
+"""A Slurm for the tests of this folder, and what their jobs work on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+# Test files import slurm_cluster by its own name.
+sys.path.insert(0, str(HERE))
+
+from slurm_cluster import SlurmCluster, missing_programs  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def slurm(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """Two nodes with four H100s each, if anyone asks; installs Slurm where it can."""
+    if missing_programs():
+        install(root, "slurm-wlm", "munge")
+    if missing_programs():
+        pytest.skip(f"there is no Slurm here (no {', '.join(missing_programs())})")
+    with SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+def install(root: Path, *packages: str) -> None:
+    """Install Debian packages, if this user may."""
+    script = root / "scripts" / "install_system_packages.sh"
+    subprocess.run([str(script), *packages], timeout=300, check=False)
+
+
+@pytest.fixture(scope="session")
+def prepared_data(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some 280 blocks of 32 tokens, of a vocabulary of 300."""
+    folder = tmp_path_factory.mktemp("prepared")
+    for number in range(3):
+        lines = (
+            f"On day {number * 1000 + line} the sea was calm, said the captain.\n" for line in range(100)
+        )
+        (folder / f"book{number}.txt").write_text("".join(lines))
+    command = [sys.executable, "-m", "horovod_transformer", "prepare", "--config", "configs/config.yaml"]
+    command += ["--data.source", f"{folder}/*.txt", "--data.data_dir", str(folder / "data")]
+    command += ["--data.tokenizer", "bpe", "--model.vocab_size", "300", "--model.max_seq_len", "32"]
+    subprocess.run(command, cwd=root, timeout=120, check=True)
+    return folder / "data"
+
+
+@pytest.fixture
+def checkout(root: Path, tmp_path: Path) -> Path:
+    """A copy of the repository to submit from, so that no test writes into the user's own runs."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    for name in ("configs", "scripts", "src", "horovod_transformer"):
+        (folder / name).symlink_to(root / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
