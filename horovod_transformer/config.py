@@ -32,6 +32,7 @@ Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
+PathText = Annotated[str, Field(min_length=1)]
 # Probabilities that may not be certain: dropout, Adam's betas.
 BelowOne = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
 
@@ -81,7 +82,7 @@ class TrainingConfig(_Section):
     per_gpu_batch_size: Positive = 32
     gradient_accumulation_steps: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    seed: Count = 1337
+    seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)] = 1337
     log_interval: Positive = 10
     eval_interval: Positive = 500
     eval_blocks: Positive | None = 2000
@@ -114,12 +115,12 @@ class TrainingConfig(_Section):
 class DataConfig(_Section):
     """Where books come from, how they are cut into blocks, how blocks are loaded."""
 
-    source: str | list[str] = "data/bookcorpus"
+    source: PathText | Annotated[list[PathText], Field(min_length=1)] = "data/bookcorpus"
     tokenizer: Literal["gpt2", "bpe"] = "gpt2"
-    data_dir: str = "notebooks/data/preprocessed/v1"
+    data_dir: PathText = "notebooks/data/preprocessed/v1"
     validation_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)] = 0.05
     min_book_characters: Count = 200
-    split_seed: Count = 0
+    split_seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**32)] = 0
     num_workers: Count = 2
 
 
@@ -136,9 +137,9 @@ class GenerationConfig(_Section):
 class PathsConfig(_Section):
     """Where a run writes; relative to the working folder, or to `--output_dir`."""
 
-    checkpoint_dir: str = "checkpoints"
-    log_dir: str = "logs"
-    tensorboard_dir: str = "runs"
+    checkpoint_dir: PathText = "checkpoints"
+    log_dir: PathText = "logs"
+    tensorboard_dir: PathText = "runs"
 
 
 class DistributedConfig(_Section):
@@ -209,6 +210,20 @@ def config_from_dict(values: Any, where: str) -> Config:
         raise UserError(_one_line(error, where)) from None
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key given twice: YAML would take the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key_node.value}` stands there twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -221,7 +236,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -254,6 +254,23 @@ def from_main_process(action: Callable[[], T]) -> T:
     if mistake is not None:
         raise UserError(mistake)
     return result
+
+
+@contextlib.contextmanager
+def lost_ranks_explained() -> Iterator[None]:
+    """Within this context a rank that others abandon says so in one line, without a traceback.
+
+    Raises:
+        UserError: Another rank has ended; what it printed tells why.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Other internal errors of Horovod, such as shapes that differ between ranks, are bugs of ours.
+        signs = ("has been shut down", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+        if type(error).__name__ == "HorovodInternalError" and any(sign in str(error) for sign in signs):
+            raise UserError("another process of this job has ended; what it printed tells why") from None
+        raise
 
 
 class _Slot:

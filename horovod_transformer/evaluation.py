@@ -191,8 +191,8 @@ def relevance(
     """
     number = len(prompts)
     # Spread around the circle of prompts: neighbours come from one book and have a subject in common.
-    shifts = {round(k * number / (OTHER_PROMPTS + 1)) for k in range(1, OTHER_PROMPTS + 1)}
-    shifts = sorted(shift for shift in shifts if 0 < shift < number) or list(range(1, number))
+    spread = {round(k * number / (OTHER_PROMPTS + 1)) for k in range(1, OTHER_PROMPTS + 1)}
+    shifts = sorted(shift for shift in spread if 0 < shift < number)
     gains: list[float | None] = []
     firsts: list[float | None] = []
     for index, ids in enumerate(continuations):

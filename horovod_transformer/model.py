@@ -251,7 +251,7 @@ class TransformerLM(nn.Module):
                 x = block(x, mask, cache, layer)
         return self.final_norm(x)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,

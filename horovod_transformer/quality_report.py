@@ -158,9 +158,9 @@ def to_html(values: dict[str, Any]) -> str:
 {prediction["bytes"]:,} bytes; every token counts once, predicted from at least half a context wherever the
 book has so much before it. Bits per byte compare across tokenizers, and with compressors.</p>
 <h2>Writing, beside human text</h2>
-<p class="note">{len(samples)} prompts from the same books, each continued by the model and by the book, cut to
-equal length but for the last three rows. ± is one standard error of the mean. A model writes like the books
-where the two columns agree: higher is not always better.</p>
+<p class="note">{len(samples)} prompts from the same books, each continued by the model and by the book, cut
+to equal length but for the last three rows. ± is one standard error of the mean. A model writes like the
+books where the two columns agree: higher is not always better.</p>
 <table class="quality">
 <thead><tr><th></th><th></th><th>model</th><th>human</th></tr></thead>
 <tbody>
@@ -187,13 +187,15 @@ def _quality_rows(quality: dict[str, Any]) -> str:
             first = f'<th class="group" rowspan="{len(measures)}">{_text(name)}</th>' if not place else ""
             cells = "".join(f"<td>{_cell(quality[w][measure.key], measure)}</td>" for w in ("model", "human"))
             css = ' class="first"' if not place else ""
-            rows.append(f'<tr{css}>{first}<th title="{_text(measure.meaning)}">{measure.label}</th>{cells}</tr>')
+            rows.append(
+                f'<tr{css}>{first}<th title="{_text(measure.meaning)}">{measure.label}</th>{cells}</tr>'
+            )
     return "\n".join(rows)
 
 
 def _sample_block(number: int, sample: dict[str, Any]) -> str:
     columns = "".join(
-        f'<div><h4>{writer} <span>{sample[f"{writer}_tokens"]} tokens{_ending(sample, writer)}</span></h4>'
+        f"<div><h4>{writer} <span>{sample[f'{writer}_tokens']} tokens{_ending(sample, writer)}</span></h4>"
         f'<p class="text">{_text(sample[writer]) or "<i>nothing</i>"}</p></div>'
         for writer in ("model", "human")
     )
@@ -208,10 +210,9 @@ def _ending(sample: dict[str, Any], writer: str) -> str:
 
 
 def _cell(value: dict[str, Any], measure: Measure) -> str:
-    text = _number(value["value"], measure.decimals)
-    if value["standard_error"] is None:
-        return text
-    return f'{text} <span>± {_number(value["standard_error"], measure.decimals)}</span>'
+    text, error = _number(value["value"], measure.decimals), value["standard_error"]
+    # The empty span keeps the numbers of a column below each other.
+    return f"{text} <span>{'' if error is None else f'± {_number(error, measure.decimals)}'}</span>"
 
 
 def _plain(value: dict[str, Any], measure: Measure) -> str:
@@ -249,8 +250,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.7rem; margin: 0 }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem }
 h3 { font-size: .8rem; margin: 0 0 .3rem; color: var(--soft); font-weight: 600 }
-h4 { font-size: .8rem; margin: 0 0 .3rem; color: var(--accent); text-transform: uppercase; letter-spacing: .05em }
-h4 span { color: var(--soft); text-transform: none; letter-spacing: 0; font-weight: 400 }
+h4 { font-size: .8rem; margin: 0 0 .3rem; color: var(--accent) }
+h4 span { color: var(--soft); font-weight: 400 }
 .note, dd, summary { color: var(--soft); font-size: .9rem; margin: .4rem 0; overflow-wrap: anywhere }
 .cards { display: flex; flex-wrap: wrap; gap: .75rem }
 .cards div { flex: 1 1 9rem; background: var(--wash); border-radius: .5rem; padding: .8rem 1rem }
@@ -263,11 +264,12 @@ th, td { text-align: left; font-weight: 400; padding: .3rem .6rem; vertical-alig
 .quality td span { display: inline-block; min-width: 4.5em; color: var(--soft); font-size: .85rem }
 .quality .first > * { border-top: 1px solid var(--line) }
 .quality .group { font-weight: 600; text-transform: capitalize }
-.facts { width: auto; font-size: .9rem } .facts th { color: var(--soft) } .facts td { overflow-wrap: anywhere }
+.facts { width: auto; font-size: .9rem } .facts th { color: var(--soft) }
+.facts td { overflow-wrap: anywhere }
 dt { font-weight: 600; font-size: .9rem; margin-top: .6rem } dd { margin: 0 }
 section { background: var(--wash); border-radius: .5rem; padding: 1rem; margin: .8rem 0 }
-.text { font: .95rem/1.45 Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate;
-  margin: 0 }
+.text { font: .95rem/1.45 Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
+  unicode-bidi: isolate }
 .prompt { color: var(--soft); border-left: 3px solid var(--line); padding-left: .8rem; margin-bottom: .9rem }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem }
 @media (max-width: 40rem) { .pair { grid-template-columns: 1fr } }

@@ -58,7 +58,7 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   config=$1
   shift
 fi
-[[ -f $config ]] || fail "$SLURM_SUBMIT_DIR/$config: no such config"
+[[ -f $config ]] || fail "$config: no such config (seen from $SLURM_SUBMIT_DIR)"
 
 # Where the run writes, as python -m src.train will understand its arguments.
 output_dir=.

@@ -10,9 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from horovod_transformer.config import ModelConfig, load_config
-from horovod_transformer.model import POSITION_SCALE, TransformerLM, build_model, sinusoidal_positions
+from horovod_transformer.model import (
+    POSITION_SCALE,
+    KeyValueCache,
+    TransformerLM,
+    build_model,
+    sinusoidal_positions,
+)
 
 TOKENS = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(1))
+PROMPTS = torch.randint(0, 300, (3, 5), generator=torch.Generator().manual_seed(2))
 
 
 def test_the_default_model_has_the_documented_parameters():
@@ -241,6 +248,90 @@ def test_dropout_works_in_training_only():
     assert torch.equal(attention(x), attention(x))
     attention.train()
     assert not torch.allclose(attention(x), attention(x))
+
+
+@pytest.fixture
+def opinionated_model(tiny_model):
+    """Fresh weights make almost flat logits; larger ones choose, so that a mistake shows."""
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.mul_(5)
+    return tiny_model
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 0}, {"temperature": 1.3}, {"temperature": 0.9, "top_k": 20, "top_p": 0.8}],
+    ids=["greedy", "sampled", "sampled from a cut"],
+)
+@pytest.mark.parametrize("prompt_length", [1, 5, 31, 32, 40])
+def test_cached_equals_uncached(opinionated_model, settings, prompt_length):
+    prompts = torch.randint(0, 300, (3, prompt_length), generator=torch.Generator().manual_seed(3))
+    # 60 new tokens run over the end of the 32-token context more than once.
+    cached, uncached = (
+        opinionated_model.generate(
+            prompts, 60, use_cache=use_cache, generator=torch.Generator().manual_seed(4), **settings
+        )
+        for use_cache in (True, False)
+    )
+    assert cached.shape == (3, prompt_length + 60)
+    assert torch.equal(cached[:, :prompt_length], prompts)
+    assert torch.equal(cached, uncached)
+
+
+def test_cached_logits_equal_forward(opinionated_model):
+    opinionated_model.eval()
+    tokens = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(3))
+    cache = KeyValueCache(opinionated_model, 2)
+    steps = [opinionated_model.cached_logits(tokens[:, :7], cache)]
+    steps += [opinionated_model.cached_logits(tokens[:, t : t + 1], cache) for t in range(7, 20)]
+    expected, _ = opinionated_model(tokens)
+    torch.testing.assert_close(torch.stack(steps, dim=1), expected[:, 6:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_greedy_is_the_argmax_of_forward(opinionated_model):
+    tokens = opinionated_model.generate(PROMPTS, 20, temperature=0)
+    opinionated_model.eval()
+    for end in range(5, 25):
+        logits, _ = opinionated_model(tokens[:, :end])
+        assert torch.equal(logits[:, -1].argmax(-1), tokens[:, end])
+    assert len(tokens[:, 5:].unique()) > 5  # something was said
+
+
+def test_rows_of_a_batch_do_not_touch_each_other(opinionated_model):
+    together = opinionated_model.generate(PROMPTS, 40, temperature=0)
+    for row in range(3):
+        assert torch.equal(
+            opinionated_model.generate(PROMPTS[row : row + 1], 40, temperature=0)[0], together[row]
+        )
+
+
+def test_a_long_prompt_counts_by_its_newest_part(opinionated_model):
+    prompt = torch.randint(0, 300, (1, 100), generator=torch.Generator().manual_seed(3))
+    whole = opinionated_model.generate(prompt, 10, temperature=0)
+    newest = opinionated_model.generate(prompt[:, -32:], 10, temperature=0)
+    assert torch.equal(whole[:, 100:], newest[:, 32:])
+
+
+def test_ended_rows_are_padded_and_the_call_stops_with_the_last(tiny_model, monkeypatch):
+    script = iter([[7, 1, 1], [9, 8, 1], [7, 9, 2], [7, 7, 9], [5, 5, 5]])
+    monkeypatch.setattr("horovod_transformer.model.next_tokens", lambda *_: torch.tensor(next(script)))
+    tiny_model.pad_token_id = 0
+    new = tiny_model.generate(PROMPTS, 50, eos_token_id=9)[:, 5:]
+    assert new.tolist() == [[7, 9, 0, 0], [1, 8, 9, 0], [1, 1, 2, 9]]
+
+
+def test_generate_draws_without_dropout_and_leaves_the_mode_alone(tiny_model):
+    for block in tiny_model.blocks:
+        block.dropout.p = block.attention.dropout = 0.5
+    for training in (True, False):
+        tiny_model.train(training)
+        outputs = [tiny_model.generate(PROMPTS, 20, temperature=0) for _ in range(2)]
+        assert torch.equal(*outputs)
+        assert tiny_model.training is training
+    with pytest.raises(ValueError, match="at least one token"):
+        tiny_model.generate(PROMPTS[:, :0], 1)
 
 
 def test_too_long_an_input_and_shapes_that_do_not_fit_are_refused(tiny_model):

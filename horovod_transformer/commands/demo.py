@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import config_parser, parse_with_config
-from horovod_transformer.config import Config
+from horovod_transformer.command_line import config_parser, parse_options
+from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
 from horovod_transformer.launch.local import run_verb
 
@@ -28,16 +28,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.set_defaults(config="configs/quickstart.yaml")
     parser.add_argument("--minutes", type=float, default=5.0, help="training time (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="Horovod processes (default: %(default)s)")
-    options, config = parse_with_config(parser, arguments)
+    options, overrides = parse_options(parser, arguments)
+    config = load_config(options.config, overrides)
     if not 0 < options.minutes < 24 * 60:
         raise UserError(f"--minutes {options.minutes:g}: should be above 0 and below a day")
     if options.processes < 1:
         raise UserError(f"--processes {options.processes}: should be at least 1")
-    # What the demo's own processes need to find the same config.
+    # What the training processes need to find the same config.
     shared = ["--config", options.config]
-    from horovod_transformer.command_line import parse_options
-
-    _, overrides = parse_options(parser, arguments)
     for key, value in overrides.items():
         shared += [f"--{key}", value]
 

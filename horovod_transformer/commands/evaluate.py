@@ -23,6 +23,8 @@ examples:
   %(prog)s --checkpoint checkpoints/best_model.pt
   %(prog)s --samples 100 --generation.temperature 1 --xz
   %(prog)s --data.data_dir data/other_books --output evaluation/other_books
+
+--generation.* (configs/config.yaml explains them) and --data.data_dir override the config.
 """
 
 # A prompt of this many tokens, or of a quarter of the context where that is less.
@@ -63,8 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     same = data.tokenizer is None or data.tokenizer.to_dict() == tokenizer.to_dict()
     if not same or tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"{config.data.data_dir}: was prepared with another tokenizer than {options.checkpoint} was trained "
-            "with; its token ids mean nothing to this model (--data.data_dir names another folder)"
+            f"{config.data.data_dir}: was prepared with another tokenizer than {options.checkpoint} was "
+            "trained with, its token ids mean nothing to this model; --data.data_dir names another folder"
         )
     books = books_of(data.validation, tokenizer)
     if limit is not None and limit < len(books):
@@ -146,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="horovod-transformer evaluate",
         description=DESCRIPTION,
-        epilog=f"{EXAMPLES}\n--generation.* (see configs/config.yaml) and --data.data_dir override the config.",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

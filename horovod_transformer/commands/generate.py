@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import parse_options
+from horovod_transformer.command_line import CommandParser, parse_options
 from horovod_transformer.config import Config, GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import continue_prompt, interactive_generation, load_model_for_generation
@@ -69,7 +69,7 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="horovod-transformer generate",
         description="Write text from a checkpoint.",
         epilog=_EXAMPLES,

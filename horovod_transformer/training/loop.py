@@ -75,11 +75,12 @@ def run_distributed_training(
     if output_dir is not None:
         config = _moved_to(config, Path(output_dir))
     distributed.set_threads(config.training.threads_per_rank)
-    run = _Run(config, resume_checkpoint, run_name, init_from)
-    try:
-        return run.train()
-    finally:
-        run.recorder.close()
+    with distributed.lost_ranks_explained():
+        run = _Run(config, resume_checkpoint, run_name, init_from)
+        try:
+            return run.train()
+        finally:
+            run.recorder.close()
 
 
 class _Run:

@@ -28,7 +28,26 @@ from horovod_transformer.data.sources import open_books
 from horovod_transformer.errors import UserError
 from horovod_transformer.tokenizer import tokenizer_from_dict, train_bpe
 
-WORDS = "the|sea|was|calm|and|so|said|captain|of|ship|né|Brême|under|white|sails|1851|—|‘aye’".split("|")
+WORDS = [
+    "the",
+    "sea",
+    "was",
+    "calm",
+    "and",
+    "so",
+    "said",
+    "captain",
+    "of",
+    "ship",
+    "né",
+    "Brême",
+    "under",
+    "white",
+    "sails",
+    "1851",
+    "—",
+    "‘aye’",
+]
 BLOCK = 16
 
 

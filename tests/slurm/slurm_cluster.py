@@ -181,7 +181,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def wait_for(what: str, is_so: Callable[[], bool], timeout: float = 60) -> None:
+def wait_for(what: str, is_so: Callable[[], bool], timeout: float = 120) -> None:
     """Return as soon as something is so.
 
     Raises:

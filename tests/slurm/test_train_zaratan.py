@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ class Submitter:
     def wait(self, job: str, *states: str) -> dict[str, str]:
         """Wait until a job is in one of these states; returns all about it."""
         try:
-            wait_for(f"job {job}", lambda: self.slurm.job(job)["JobState"] in states, timeout=120)
+            wait_for(f"job {job}", lambda: self.slurm.job(job)["JobState"] in states)
         except TimeoutError as error:
             pytest.fail(f"{error}: {self.slurm.job(job)['JobState']}; its output:\n{self.output(job)}")
         return self.slurm.job(job)
@@ -118,7 +119,7 @@ def test_a_job_near_its_time_limit_saves_queues_itself_again_and_goes_on(
     # At the worst of times: the ranks are starting up and would die of USR1, as would horovodrun.
     wait_for("the start", lambda: "start 1" in submitter.output(job))
     submitter.warn(job)
-    wait_for("the second start", lambda: "start 2" in submitter.output(job), timeout=120)
+    wait_for("the second start", lambda: "start 2" in submitter.output(job))
     stopped = re.search(r"stopped after update (\d+) \(SIGUSR1\)", submitter.output(job))
     assert stopped, submitter.output(job)
 
@@ -155,6 +156,50 @@ def test_a_cancelled_job_leaves_a_checkpoint(submitter: Submitter, prepared_data
         f"stopped after update {stopped} (SIGTERM)" in (output_dir / "logs" / "train_rank0.log").read_text()
     )
     assert not (submitter.checkout / "checkpoints").exists()
+
+
+@pytest.fixture
+def recording_launcher(tmp_path: Path) -> Path:
+    """An environment whose `horovodrun` notes its arguments and ends well as soon as its rank gets USR1."""
+    launcher = tmp_path / "recording" / "bin" / "horovodrun"
+    launcher.parent.mkdir(parents=True)
+    rank = (
+        'import signal; signal.signal(signal.SIGUSR1, lambda *_: exit()); open("ready", "w"); signal.pause()'
+    )
+    launcher.write_text(f"#!/bin/sh\necho \"$@\" >> arguments\nHOROVOD_RANK=0 {sys.executable} -c '{rank}'\n")
+    launcher.chmod(0o755)
+    (launcher.parent / "python").symlink_to(sys.executable)
+    return launcher.parents[1]
+
+
+def test_a_job_queued_again_forgets_what_it_was_to_begin_with(
+    submitter: Submitter, recording_launcher: Path
+) -> None:
+    job = submitter.submit(
+        *PROMISED, "--init_from", "old.pt", "--training.seed", "7", HT_VENV=str(recording_launcher)
+    )
+    ready = submitter.checkout / "ready"
+    wait_for("the rank", ready.exists)
+    ready.unlink()
+    submitter.warn(job)
+    wait_for("the second start", ready.exists)
+    submitter.slurm.run("scancel", job)
+
+    first, second = (submitter.checkout / "arguments").read_text().splitlines()
+    common = f"-np 4 python -m src.train --config configs/config.yaml --run_name slurm-{job}"
+    assert first == f"{common} --init_from old.pt --training.seed 7"
+    assert second == f"{common} --training.seed 7 --resume auto"
+
+
+def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(
+    submitter: Submitter, recording_launcher: Path
+) -> None:
+    job = submitter.submit("--no-requeue", *PROMISED, HT_VENV=str(recording_launcher))
+    wait_for("the rank", (submitter.checkout / "ready").exists)
+    submitter.warn(job)
+
+    assert submitter.wait(job, "FAILED", "COMPLETED")["ExitCode"] == "2:0"
+    assert "to go on, submit it once more with --resume auto" in submitter.output(job)
 
 
 def test_a_failed_job_is_not_queued_again(submitter: Submitter) -> None:
