@@ -101,8 +101,7 @@ def check_python(plan: Plan) -> Row:
     """The interpreter."""
     found = f"{platform.python_version()} at {sys.executable}"
     if sys.version_info < OLDEST_PYTHON:
-        wanted = ".".join(map(str, OLDEST_PYTHON))
-        return Row("Python", "fail", f"{found}, needs {wanted}", f"make install PYTHON=python{wanted}")
+        return Row("Python", "fail", f"{found}; needs 3.11", "make install PYTHON=python3.11")
     return Row("Python", "ok", found)
 
 
@@ -118,7 +117,7 @@ def check_packages(plan: Plan) -> Row:
     required = [r for r in required if r.marker is None or r.marker.evaluate({"extra": ""})]
     wrong = []
     for requirement in required:
-        there = next(metadata.distributions(name=requirement.name), None)
+        there = next(iter(metadata.distributions(name=requirement.name)), None)
         if there is None:
             wrong.append(f"{requirement.name} is missing")
         elif not requirement.specifier.contains(there.version, prereleases=True):
@@ -135,12 +134,11 @@ def check_compiler(plan: Plan) -> Row:
     compiler = next((path for path in map(shutil.which, names) if path), None)
     if compiler is None:
         return Row("compiler", "warn", f"no {' or '.join(names)} on PATH; Horovod cannot be built", mend)
-    text = _ask(compiler, "-dumpfullversion", "-dumpversion")
+    text = _ask(compiler, "-dumpversion")
     version = re.match(r"\d+", text)
-    if version is None:
-        return Row("compiler", "warn", f"{compiler} does not run", mend)
-    if int(version[0]) < OLDEST_GCC:
-        return Row("compiler", "warn", f"{compiler} {text} is too old for C++20; needs {OLDEST_GCC}", mend)
+    if version is None or int(version[0]) < OLDEST_GCC:
+        found = f"{compiler} is version {text or 'unknown'}; C++20 needs {OLDEST_GCC} or newer"
+        return Row("compiler", "warn", found, mend)
     return Row("compiler", "ok", f"{compiler} {text}")
 
 
@@ -150,16 +148,15 @@ def check_torch(plan: Plan) -> Row:
         import torch
     except (ImportError, OSError) as error:
         return Row("PyTorch", "fail", f"cannot be imported: {_first_line(error)}", "make install")
-    found = f"{torch.__version__}"
+    found = str(torch.__version__)
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     if gpus:
         names = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus)
         return Row("PyTorch", "ok", f"{found}; {len(gpus)} GPU(s): {names}")
     if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
         if torch.version.cuda is None:
-            return Row(
-                "PyTorch", "warn", f"{found} is for CPUs, but there is an NVIDIA driver here", "make install"
-            )
+            found += " is for CPUs, but there is an NVIDIA driver here"
+            return Row("PyTorch", "warn", found, "make install")
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = f"CUDA_VISIBLE_DEVICES={hidden}" if hidden is not None else f"for CUDA {torch.version.cuda}"
         found += f" sees no GPU though there is an NVIDIA driver ({why})"
@@ -186,11 +183,10 @@ def check_horovod(plan: Plan) -> Row:
     if torch.cuda.is_available() and not built["NCCL"]:
         found += ", without NCCL: GPUs cannot train together"
         return Row("Horovod", "warn", found, "REBUILD=1 HOROVOD_BUILD=cuda make install")
-    if not (built["Gloo"] or built["MPI"]):
-        return Row("Horovod", "warn", f"{found}; {alone}", "REBUILD=1 make install")
     launcher = shutil.which("horovodrun") or shutil.which("horovodrun", path=str(Path(sys.executable).parent))
-    if launcher is None:
-        return Row("Horovod", "warn", f"{found}, but no horovodrun; {alone}", "REBUILD=1 make install")
+    if launcher is None or not (built["Gloo"] or built["MPI"]):
+        found += "" if launcher else ", no horovodrun"
+        return Row("Horovod", "warn", f"{found}; {alone}", "REBUILD=1 make install")
     return Row("Horovod", "ok", found)
 
 
@@ -200,9 +196,8 @@ def check_tokenizer(plan: Plan) -> Row:
         return Row("tokenizer", "ok", "trained on the books by `prepare`, kept with the prepared data")
     from horovod_transformer.tokenizer import gpt2_tokenizer
 
-    return Row(
-        "tokenizer", "ok", f"GPT-2's vocabulary, {gpt2_tokenizer().vocab_size:,} entries, checksum right"
-    )
+    size = gpt2_tokenizer().vocab_size
+    return Row("tokenizer", "ok", f"GPT-2's vocabulary, {size:,} entries, its checksum is right")
 
 
 def check_dataset(plan: Plan) -> Row:
@@ -243,9 +238,7 @@ def check_disk(plan: Plan) -> Row:
     """Room for checkpoints, and the right to write them."""
     folder = existing_parent(plan.checkpoint_dir)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return Row(
-            "disk", "fail", f"{folder} cannot be written to", "choose another folder with --output_dir"
-        )
+        return Row("disk", "fail", f"{folder} cannot be written to", "another folder with --output_dir")
     one, kept = checkpoint_bytes(plan.config), plan.config.training.keep_checkpoints
     # The newest is written before the oldest goes.
     need = one * (kept + 2)
@@ -257,9 +250,8 @@ def check_disk(plan: Plan) -> Row:
     if room < need:
         mend = "make room, --output_dir on a larger disk, or a lower training.keep_checkpoints"
         return Row("disk", "fail", found, mend)
-    if plan.config.training.keep_every:
-        return Row("disk", "ok", f"{found}; training.keep_every adds more with time")
-    return Row("disk", "ok", found)
+    more = "; training.keep_every adds more with time" if plan.config.training.keep_every else ""
+    return Row("disk", "ok", found + more)
 
 
 def check_home(plan: Plan) -> Row:
@@ -276,8 +268,6 @@ def check_shared_memory(plan: Plan) -> Row:
     training, data = plan.config.training, plan.config.data
     if data.num_workers == 0:
         return Row("shared memory", "ok", "not needed, data.num_workers is 0")
-    if not plan.shared_memory.is_dir():
-        return Row("shared memory", "warn", f"there is no {plan.shared_memory}", "--data.num_workers 0")
     # Ids and labels of 8 bytes each.
     batch = training.per_gpu_batch_size * plan.config.model.max_seq_len * 16
     need = batch * data.num_workers * PREFETCHED

@@ -39,8 +39,9 @@ _WORD_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _CUT = re.compile(f"[{_SPACE}](?=[^{_SPACE}])")
 _LONG_WORD = re.compile(f"[{_SPACE}]{{1000}}|[^{_SPACE}]{{1000}}")
-_LONG_GAP = re.compile(f"[{_SPACE}]{{1000,}}(?=[{_SPACE}][^{_SPACE}])")
 
+# The pattern's stack overflows on gaps of 500,000 to a million characters. A gap within a piece is
+# shorter than the piece, and one at its end is matched without the stack.
 _PIECE_CHARACTERS = 1 << 18
 _TRAINING_PIECE_CHARACTERS = 1 << 16
 
@@ -124,19 +125,6 @@ class Tokenizer:
             # A lone surrogate, as in an undecodable command line argument: not a character.
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             return self._encode_piece(text)
-        except ValueError:
-            # The pattern backtracks over white space and has a limited stack. A gap that ends its
-            # piece is matched without backtracking, and gives the same ids.
-            gaps = [match.end() for match in _LONG_GAP.finditer(text)]
-            if not gaps:
-                raise
-            edges = [0, *gaps, len(text)]
-            return _join(
-                [
-                    self._encoding.encode_to_numpy(text[start:end], disallowed_special=())
-                    for start, end in zip(edges, edges[1:], strict=False)
-                ]
-            )
 
 
 def gpt2_tokenizer() -> Tokenizer:

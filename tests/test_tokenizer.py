@@ -114,7 +114,8 @@ def test_books_are_encoded_alike_alone_and_together(gpt2: Tokenizer) -> None:
 
 def test_long_gaps_and_long_words_do_not_break_it(gpt2: Tokenizer) -> None:
     # The word pattern alone fails on the first of these: its stack is limited.
-    for text in ("\n \t" * 700_000 + "x", " " * 2_000_000 + "x  y", "-" * 200_000, "漢" * 200_000):
+    gaps = ("\n \t" * 700_000 + "x", "a" + " " * 2_000_000 + "x  y", "a" + "\u3000" * 262_140 + "x" * 10)
+    for text in (*gaps, "-" * 200_000, "漢" * 200_000):
         assert gpt2.decode(gpt2.encode(text)) == text
     assert train_bpe([" " * 300_000 + "漢" * 300_000 + " ab ab"], 258).vocab_size == 258
 

@@ -41,12 +41,8 @@ WORDS = [
     "ship",
     "né",
     "Brême",
-    "under",
-    "white",
-    "sails",
     "1851",
     "—",
-    "‘aye’",
 ]
 BLOCK = 16
 

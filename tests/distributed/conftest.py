@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -162,14 +163,10 @@ class Job:
 
     def kill(self) -> None:
         """Kill the launcher and every rank, as a node's failure does."""
-        import psutil
-
         with_children = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
         for process in with_children:
-            try:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
-            except (psutil.NoSuchProcess, ProcessLookupError):
-                pass
         self.process.wait(10)
 
     @property
@@ -184,8 +181,6 @@ class Job:
 
     def rank_pid(self, rank: int) -> int:
         """Process id of a rank."""
-        import psutil
-
         for process in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 is_python = "python" in Path(process.cmdline()[0]).name if process.cmdline() else False
@@ -209,7 +204,7 @@ def _started(*arguments: Any, **extra: str) -> Iterator[Job]:
 
 @pytest.fixture(scope="session")
 def start_job(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """`with start_job(processes, *arguments, NAME=value) as job`: python with these arguments, as so many ranks."""
+    """`with start_job(processes, *arguments, NAME=value) as job`: python with these, on so many ranks."""
 
     def start(processes: int, *arguments: str, **extra: str) -> Any:
         return _started(processes, arguments, root, tmp_path_factory.mktemp("job") / "job", **extra)
@@ -250,6 +245,7 @@ class Outcome:
         rows: Its train.csv, without what the clock decides.
         validations: Its val.csv, likewise.
         state: Its last checkpoint.
+        best: Its best checkpoint.
     """
 
     def __init__(self, folder: Path, run_name: str = "run") -> None:
@@ -261,6 +257,8 @@ class Outcome:
                 {key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)
             ]
         self.state = load_checkpoint(folder / "checkpoints" / "last.pt")
+        best = folder / "checkpoints" / "best_model.pt"
+        self.best = load_checkpoint(best) if best.exists() else {}
 
     def column(self, name: str) -> list[float]:
         """A column of train.csv as numbers."""
@@ -297,5 +295,7 @@ def assert_same_run() -> Callable[[Outcome, Outcome], None]:
         assert one.validations == other.validations
         for key in ("model", "optimizer", "scheduler", "progress"):
             compare(one.state[key], other.state[key], key)
+            # The reference always has one.
+            compare(one.best[key], other.best.get(key), f"best {key}")
 
     return check

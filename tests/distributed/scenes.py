@@ -20,14 +20,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch  # noqa: E402
+import torch
 
-from horovod_transformer import distributed  # noqa: E402
-from horovod_transformer.config import config_from_dict  # noqa: E402
-from horovod_transformer.errors import UserError  # noqa: E402
-from horovod_transformer.model import build_model  # noqa: E402
-from horovod_transformer.training import loop  # noqa: E402
-from horovod_transformer.training.checkpoint import load_checkpoint  # noqa: E402
+from horovod_transformer import distributed
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.errors import UserError
+from horovod_transformer.model import build_model
+from horovod_transformer.training import loop
+from horovod_transformer.training.checkpoint import load_checkpoint
 
 
 def train(scene: dict[str, Any]) -> Any:

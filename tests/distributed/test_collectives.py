@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 pytestmark = pytest.mark.distributed
@@ -10,7 +9,7 @@ pytestmark = pytest.mark.distributed
 
 @pytest.fixture(scope="module")
 def results(play, config_of, tmp_path_factory):
-    """Each rank's results of: exchange, unequal, set-up fresh, a short run, set-up resumed."""
+    """Each rank's results of: exchange, unequal, set-up fresh, a short run, set-up resumed, mistakes."""
     base = tmp_path_factory.mktemp("runs")
     config = config_of(training__max_updates=4)
     run = {"config": config, "folder": str(base / "run")}
@@ -23,6 +22,15 @@ def results(play, config_of, tmp_path_factory):
             {"do": "set_up", "config": config, "folder": str(base / "fresh")},
             {"do": "train", **run},
             {"do": "set_up", "config": config, "folder": str(base / "resumed"), "resume": str(checkpoint)},
+            {"do": "train", **run, "config": config_of(training__global_batch_size=1)},
+            {"do": "train", **run, "resume": "missing.pt"},
+            {"do": "train", **run, "config": config_of(training__seed=8), "resume": str(checkpoint)},
+            {
+                "do": "train",
+                **run,
+                "config": config_of(training__optimizer="muon"),
+                "resume": str(checkpoint),
+            },
         ],
     )
 
@@ -66,3 +74,18 @@ def test_setting_up_changes_nothing(results, number, update, steps):
 
 def test_fresh_and_resumed_weights_differ(results):
     assert results[0][2]["digest"] != results[0][4]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (5, "training.global_batch_size = 1: 2 processes cannot share an update of 1 blocks"),
+        (6, "missing.pt: no such checkpoint file"),
+        (7, "was trained with seed = 1337, now it is 8"),
+        (8, "training.optimizer = muon: the checkpoint is of another one"),
+    ],
+    ids=["batch", "no checkpoint", "seed", "optimizer"],
+)
+def test_a_mistake_is_every_ranks(results, number, told):
+    assert told in results[0][number]["mistake"]
+    assert results[0][number] == results[1][number]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+
+from horovod_transformer.__main__ import VERBS
+from horovod_transformer.config import Config
 
 COMMAND_TIMEOUT_S = 170
 
@@ -222,6 +226,114 @@ def make_workspace(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 @pytest.fixture(scope="session")
-def workspace(make_workspace: Callable[[], Path]) -> Iterator[Path]:
-    """One such folder, shared by the tests of a file that go on from one another."""
-    yield make_workspace()
+def prepared(make_workspace: Callable[[], Path], run_command: Callable[..., Any]) -> Path:
+    """A workspace with the data of both configs, made from the plays; copy it, do not change it."""
+    folder = make_workspace()
+    for command in (
+        "horovod-transformer prepare --config configs/quickstart.yaml",
+        "horovod-transformer prepare --config configs/config.yaml --data.source sample",
+    ):
+        result = run_command(command, folder)
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A module's own copy of `prepared`; its tests go on from one another."""
+    return Path(shutil.copytree(prepared, tmp_path_factory.mktemp("documents") / "workspace"))
+
+
+# Who runs a command that a document's bash fence shows. A new command in a document fails the tests until
+# it is listed here, and run there.
+RUN_BY = {
+    "make demo": ".ci/run",
+    "make test": ".ci/run",
+    "source .venv/bin/activate": ".ci/run",  # `make install` makes what is activated
+    "horovod-transformer prepare --config configs/quickstart.yaml": "tests/docs/conftest.py",
+    "python -m src.train --config configs/quickstart.yaml": "tests/docs/test_readme.py",
+    "horovodrun -np 2 python -m src.train --config configs/quickstart.yaml": "tests/docs/test_readme.py",
+    "horovodrun -np 4 python -m src.train --config configs/config.yaml": "tests/docs/test_readme.py",
+    "python -m src.generate --checkpoint checkpoints/best_model.pt --config configs/quickstart.yaml "
+    '--prompt "Once upon a time" --max_new_tokens 100': "tests/docs/test_readme.py",
+    "sbatch scripts/train_zaratan.sh configs/config.yaml": "tests/slurm/test_train_zaratan.py",
+    "jupyter notebook notebooks/00_data_preprocessing.ipynb": "tests/docs/test_notebook.py",
+    "tensorboard --logdir runs/": "tests/docs/test_example_document.py",
+    "python horovod_transformer.example.py": "tests/docs/test_example_document.py",
+    "python -m src.generate --checkpoint checkpoints/best_model.pt --config configs/config.yaml "
+    '--prompt "Once upon a time" --max_new_tokens 100': "tests/docs/test_example_document.py",
+}
+
+
+@pytest.fixture(scope="session")
+def check_commands(root: Path) -> Callable[[Document], None]:
+    """Check that each command of a document is run by some test, and by which."""
+
+    def check(document: Document) -> None:
+        unknown = [command for command in document.commands() if command not in RUN_BY]
+        assert not unknown, f"{document.path.name}: no test runs these commands (see RUN_BY): {unknown}"
+        for command in document.commands():
+            assert (root / RUN_BY[command]).is_file(), f"{RUN_BY[command]}, which should run {command!r}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def commands_run_by() -> Callable[[str], list[str]]:
+    """The commands that a test file has to run, in order."""
+    return lambda name: [command for command, place in RUN_BY.items() if place == f"tests/docs/{name}"]
+
+
+# What running the documented commands makes; the test of the example sees to it that it does.
+MADE_BY_RUNNING = {
+    "checkpoints/best_model.pt",
+    "checkpoints/last.pt",
+    "logs/train_rank0.log",
+    "runs/",
+    "runs/structured/",
+    "notebooks/data/preprocessed/v1/",
+    "notebooks/data/preprocessed/v1",
+}
+
+
+@pytest.fixture(scope="session")
+def made_by_running() -> set[str]:
+    """Paths that documents may name though they are not in the repository."""
+    return MADE_BY_RUNNING
+
+
+_FILE = re.compile(
+    r"[\w.\-]+(?:/[\w.\-]+)+/?|[\w.\-]+/|[\w\-]+(?:\.[\w\-]+)*\.(?:py|md|yaml|ipynb|toml|sh|txt)"
+)
+
+
+@pytest.fixture(scope="session")
+def check_names(root: Path) -> Callable[[Document, set[str]], None]:
+    """Check that every file named in code spans and commands exists or is made by a run, and every config key."""
+
+    def check(document: Document, made: set[str]) -> None:
+        words = [word for text in document.code_spans() + document.commands() for word in text.split()]
+        files = {word for word in words if _FILE.fullmatch(word)}
+        assert files, "nothing was found to check"
+        missing = {name for name in files - MADE_BY_RUNNING - made if not (root / name).exists()}
+        assert not missing, f"{document.path.name} names files that are not there: {sorted(missing)}"
+
+        known = {f"{section}.{key}" for section, keys in Config().to_dict().items() for key in keys}
+        sections = "|".join(Config.model_fields)
+        keys = {
+            word.lstrip("-").rstrip(":")
+            for word in words
+            if re.fullmatch(rf"(--)?({sections})\.[a-z_0-9]+:?", word)
+        }
+        assert keys - files <= known, (
+            f"{document.path.name} names unknown config keys: {sorted(keys - known)}"
+        )
+
+        for command in re.findall(r"horovod-transformer ([a-z]+)", " ".join(words)):
+            assert command in VERBS, f"{document.path.name}: no such verb: {command}"
+            assert (root / f"horovod_transformer/commands/{command}.py").is_file(), command
+        targets = re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.M)
+        for target in re.findall(r"\bmake ([a-z]+)", " ".join(words)):
+            assert target in targets, f"{document.path.name}: no such make target: {target}"
+
+    return check

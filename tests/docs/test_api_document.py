@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -34,6 +35,8 @@ HOMES = {
     "Config": "src.utils.config",
 }
 
+UPDATE_6 = {"checkpoints/update_00000006.pt"}
+
 # Runs samples in one namespace; a traceback names the document's own line.
 RUNNER = """
 import json, sys
@@ -55,13 +58,17 @@ def test_outline(document, check_outline):
     assert [text for level, text in document.headings if level == 2 and text[0].isdigit()] == areas
 
 
-def test_samples_run_and_print_what_they_say(document, root, workspace, run_command):
+def test_names(document, check_names):
+    check_names(
+        document, {"runs/tour/", "runs/structured/tour/train.csv", "runs/structured/tour/val.csv"} | UPDATE_6
+    )
+
+
+def test_samples_run_and_print_what_they_say(document, root, tmp_path, run_command):
     samples = [(fence.line, fence.text) for fence in document.fences if fence.language == "python"]
-    # The document speaks of the real configs.
-    for config in (workspace / "configs").iterdir():
-        config.write_text((root / "configs" / config.name).read_text())
+    shutil.copytree(root / "configs", tmp_path / "configs")
     result = run_command(
-        [sys.executable, "-c", RUNNER, DOCUMENT, json.dumps(samples)], workspace, given="O Romeo\n/quit\n"
+        [sys.executable, "-c", RUNNER, DOCUMENT, json.dumps(samples)], tmp_path, given="O Romeo\n/quit\n"
     )
     assert result.returncode == 0, result.stderr
 
@@ -71,6 +78,8 @@ def test_samples_run_and_print_what_they_say(document, root, workspace, run_comm
     printed = (re.sub("^(> )+", "", line) for line in result.stdout.splitlines())
     for text in promised:
         assert any(line == text for line in printed), f"{text!r} is not printed, or not in its place"
+    for name in ("runs/tour", "runs/structured/tour/train.csv", "runs/structured/tour/val.csv", *UPDATE_6):
+        assert (tmp_path / "api_tour" / name).exists(), name
     # The three mistakes of the last sample, each in a line that names the file.
     for name in ("configs/missing.yaml", "data/missing", "checkpoints/missing.pt"):
         assert re.search(rf"^{re.escape(name)}: no .+", result.stdout, re.M), name
@@ -119,13 +128,12 @@ def test_imports_named_in_the_text(document):
         assert name == "prepare" or module in promised[name]
 
 
-def test_the_script_runs(root, workspace, run_command):
-    before = sorted(path.name for path in workspace.iterdir())
-    result = run_command([sys.executable, str(root / "horovod_transformer.API.py")], workspace)
+def test_the_script_runs(root, tmp_path, run_command):
+    result = run_command([sys.executable, str(root / "horovod_transformer.API.py")], tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     for area in ("Model", "Training", "Data", "Distributed", "Generation", "Configuration"):
         assert f"=== {area} ===" in result.stdout
     # 1 and 2 processes, the same curve to 4 digits.
     curves = re.findall(r"losses on \d process(?:es)?: (.+)", result.stdout)
     assert len(curves) == 2 and curves[0] == curves[1]
-    assert sorted(path.name for path in workspace.iterdir()) == before, "it leaves nothing behind"
+    assert not list(tmp_path.iterdir()), "it leaves nothing behind"
