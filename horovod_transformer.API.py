@@ -42,15 +42,15 @@ SMALL = {
     "model.n_heads": 4,
     "model.d_ff": 256,
     "model.max_seq_len": 64,
-    "training.max_updates": 30,
+    "training.max_updates": 20,
     "training.learning_rate": 3e-3,
     "training.warmup_updates": 5,
     "training.global_batch_size": 16,
     "training.per_gpu_batch_size": 8,
-    "training.log_interval": 10,
-    "training.eval_interval": 15,
+    "training.log_interval": 5,
+    "training.eval_interval": 10,
     "training.eval_blocks": 32,
-    "training.save_interval": 15,
+    "training.save_interval": 10,
 }
 
 
@@ -120,7 +120,7 @@ def show_training(config: Config) -> Path:
     else:
         print("Horovod is not installed: no second run on two processes")
 
-    longer = config.with_overrides({"training.max_updates": 40})
+    longer = config.with_overrides({"training.max_updates": 25})
     result = run_distributed_training(
         longer, rank, world_size, local_rank, resume_checkpoint="auto", output_dir="alone"
     )

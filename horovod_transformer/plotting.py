@@ -65,7 +65,7 @@ def terminal_curve(run: Path, width: int = 90, height: int = 20) -> str:
     plotext.plot(updates, _smoothed(losses), label="training loss", marker="braille")
     plotext.scatter(val_updates, val_losses, label="validation loss", marker="o")
     plotext.xlabel("optimizer update")
-    return plotext.build()
+    return plotext.uncolorize(plotext.build())
 
 
 def _smoothed(values: list[float], window: int = 15) -> list[float]:

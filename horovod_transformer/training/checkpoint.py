@@ -61,7 +61,7 @@ def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}{_PARTIAL}-{os.getpid()}")
     try:
         with open(partial, "wb") as file:
-            torch.save(contents, cast(IO[bytes], _RaisingWriter(file)))
+            _save_to(file, contents)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -70,17 +70,31 @@ def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
     _sync_folder(path.parent)
 
 
-class _RaisingWriter:
-    """A file for `torch.save` that keeps the operating system's own error.
+def _save_to(file: IO[bytes], contents: dict[str, Any]) -> None:
+    """`torch.save`, but "no space left" stays an OSError.
 
-    torch's zip writer turns "no space left" into a RuntimeError about an unexpected position.
+    torch's zip writer makes a RuntimeError about an unexpected position of it.
     """
+    writer = _RememberingWriter(file)
+    try:
+        torch.save(contents, cast(IO[bytes], writer))
+    except Exception:
+        if writer.error is not None:
+            raise writer.error from None
+        raise
 
-    def __init__(self, file: Any) -> None:
+
+class _RememberingWriter:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()

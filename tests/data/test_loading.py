@@ -110,13 +110,18 @@ def test_an_impossible_token_is_told_in_one_line(prepared, workers, bad):
     data = loading.open_prepared_data(config)
     plan = loading.plan_updates(config, data.train, 1)
     loader = loading.training_loader(config, data.train, plan, 0, range(plan.total_updates))
-    with pytest.raises(UserError) as told:
+    told, for_all = None, None
+    try:  # `pytest.raises` would keep the loader's processes alive with the traceback
         list(loading.deliver(loader))
-    assert str(told.value) == (
+    except UserError as error:
+        told, for_all = str(error), not error.only_here
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()
+    assert told == (
         f"{config.data.data_dir}/train, row 6: token id {bad} is outside the vocabulary of 50; "
         "was the data prepared with another tokenizer, or damaged?"
     )
-    assert told.value.only_here
+    assert not for_all
 
 
 def test_a_negative_token_is_named():
@@ -190,15 +195,18 @@ def test_damaged_manifests_are_one_line(prepared, text):
         loading.open_prepared_data(prepared(split_of(rows_of(4)), manifest=text))
 
 
-def test_data_without_a_split_or_with_an_empty_one_is_refused(tmp_path):
+def test_data_without_a_split_is_refused(tmp_path):
     datasets.DatasetDict({"train": split_of(rows_of(4))}).save_to_disk(str(tmp_path / "one"))
     with pytest.raises(UserError, match="has no split `validation`"):
         loading.load_preprocessed_data(tmp_path / "one")
-    empty = split_of(rows_of(4)).select([])
-    splits = {"train": split_of(rows_of(4)), "validation": empty}
-    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "two"))
-    with pytest.raises(UserError, match="the split `validation` is empty"):
-        loading.load_preprocessed_data(tmp_path / "two")
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    # As saved, a split without rows has no file, which `datasets` cannot open.
+    splits = {"train": split_of(rows_of(4)), "validation": split_of(rows_of(4)).select([])}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="prepare it again"):
+        loading.load_preprocessed_data(tmp_path / "none")
 
 
 def test_blocks_longer_than_the_model_are_refused(prepared):

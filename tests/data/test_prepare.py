@@ -1,4 +1,4 @@
-"""Preparation: no token lost or doubled, splits by book, and a folder that is whole or absent."""
+"""Preparation: no token lost or doubled, splits by book, and no data taken for other data."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import hashlib
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from horovod_transformer.config import config_from_dict
-from horovod_transformer.data.packing import PackedSplit, save_splits
 from horovod_transformer.data.prepare import prepare
 from horovod_transformer.data.selection import choose_validation, end_cut, kept_books, survey_books
 from horovod_transformer.data.sources import open_books
@@ -62,21 +59,28 @@ def library(tmp_path: Path) -> Path:
     return folder
 
 
-def config_for(source: Path | str, data_dir: Path, vocab_size: int = 280, **data: Any):
+def config_for(source: Path | str | list[str], data_dir: Path, vocab_size: int = 280, **data: Any):
     return config_from_dict(
         {
             "model": {"vocab_size": vocab_size, "max_seq_len": BLOCK},
-            "data": {"source": str(source), "data_dir": str(data_dir), "tokenizer": "bpe", **data},
+            "data": {
+                "source": source if isinstance(source, list) else str(source),
+                "data_dir": str(data_dir),
+                "tokenizer": "bpe",
+                **data,
+            },
         },
         "test",
     )
 
 
-def run_quietly(source: Path | str, data_dir: Path, force: bool = False, **data: Any) -> dict[str, Any]:
+def run_quietly(
+    source: Path | str | list[str], data_dir: Path, force: bool = False, **data: Any
+) -> dict[str, Any]:
     return prepare(config_for(source, data_dir, **data), force=force, progress=False)
 
 
-def refusal(source: Path | str, data_dir: Path, force: bool = False, **data: Any) -> str:
+def refusal(source: Path | str | list[str], data_dir: Path, force: bool = False, **data: Any) -> str:
     with pytest.raises(UserError) as caught:
         run_quietly(source, data_dir, force, **data)
     text = str(caught.value)
@@ -111,47 +115,6 @@ def digest(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "manifest.json"
     }
-
-
-# Packing
-
-
-def test_packing_keeps_every_token_once(tmp_path: Path) -> None:
-    chosen = np.random.default_rng(3)
-    for round_number in range(30):
-        vocab_size = int(chosen.integers(3, 70_000))
-        block = int(chosen.integers(2, 40))
-        books = [chosen.integers(0, vocab_size - 1, chosen.integers(0, 100)) for _ in range(5)]
-        path = tmp_path / str(round_number)
-        with PackedSplit(path, block, vocab_size, vocab_size - 1) as split:
-            for book in books:
-                split.add_book(book.astype(np.uint32))
-        ids = np.fromfile(path, dtype=split.dtype)
-        wanted = np.concatenate([np.append(book, vocab_size - 1) for book in books])
-        assert (ids[: split.tokens] == wanted).all() and split.tokens == len(wanted)
-        assert len(ids) == split.blocks * block == split.tokens + split.padding
-        assert (ids[split.tokens :] == vocab_size - 1).all() and split.padding < block
-        assert split.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(50257, "uint16"), (65536, "uint16"), (65537, "uint32")])
-def test_ids_are_as_wide_as_the_vocabulary_needs(tmp_path: Path, vocab_size: int, dtype: str) -> None:
-    ids = np.array([0, 1, vocab_size - 2], dtype=np.uint32)
-    with PackedSplit(tmp_path / "flat", 2, vocab_size, vocab_size - 1) as split:
-        split.add_book(ids)
-    save_splits({"train": split}, tmp_path / "out", "f" * 64)
-    column = datasets.load_from_disk(str(tmp_path / "out"))["train"].data.column("input_ids")
-    assert column.type == pa.list_(getattr(pa, dtype)(), 2)
-    assert column.to_pylist() == [[0, 1], [vocab_size - 2, vocab_size - 1]]
-
-
-@pytest.mark.parametrize("bad", [300, 65536 + 5, -1])
-def test_an_id_outside_the_vocabulary_is_never_wrapped(tmp_path: Path, bad: int) -> None:
-    with (
-        PackedSplit(tmp_path / "flat", 2, 300, 299) as split,
-        pytest.raises(ValueError, match="do not fit 300"),
-    ):
-        split.add_book(np.array([1, bad]))
 
 
 # The whole way
@@ -368,6 +331,12 @@ def test_other_settings_are_named_and_force_replaces(library: Path, tmp_path: Pa
     assert run_quietly(library, tmp_path / "v1") == manifest
 
 
+def test_another_order_of_files_is_other_data(library: Path, tmp_path: Path) -> None:
+    files = [str(path) for path in sorted(library.iterdir())]
+    run_quietly(files, tmp_path / "v1")
+    assert "the source files come in another order" in refusal(files[::-1], tmp_path / "v1")
+
+
 def test_a_lost_split_is_noticed(library: Path, tmp_path: Path) -> None:
     run_quietly(library, tmp_path / "v1")
     (tmp_path / "v1" / "train" / "state.json").unlink()
@@ -426,74 +395,3 @@ def test_what_dead_tries_left_is_cleared_and_the_living_are_spared(
     said = capsys.readouterr().out
     assert f"{names[0]}: removed" in said and "v1: brought back" in said
     assert f"{names[1]}: belongs to another process" in said and f"{names[2]}: belongs to" in said
-
-
-# Real processes that end badly
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """26 MB of books: some seconds of tokenizing."""
-    folder = tmp_path_factory.mktemp("shelf")
-    plays = [book.text for book in open_books("sample")]
-    for number in range(5):
-        text = "".join(f"{number} {place}\n{play}" for place, play in enumerate(plays))
-        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
-    return folder
-
-
-def command_line(source: Path | str, data_dir: Path) -> list[str]:
-    return [
-        *("-m", "horovod_transformer", "prepare", "--data.source", str(source)),
-        *("--data.data_dir", str(data_dir), "--model.max_seq_len", str(BLOCK)),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=str
-)
-def test_what_is_killed_midway_never_looks_finished(
-    number: signal.Signals, code: int, shelf: Path, root: Path, tmp_path: Path, run_python
-) -> None:
-    target = tmp_path / "v1"
-    process = subprocess.Popen(
-        [sys.executable, *command_line(shelf, target)],
-        cwd=root,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not any(path.stat().st_size for path in tmp_path.glob("v1.unfinished-*/flat/train")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == code
-    assert b"Traceback" not in errors
-    assert not target.exists()
-    if number != signal.SIGKILL:
-        assert os.listdir(tmp_path) == []
-        return
-    assert len(os.listdir(tmp_path)) == 1
-    done = run_python(*command_line("sample", target))
-    assert done.returncode == 0, done.stderr
-    assert "removed, an earlier try was cut short" in done.stdout
-    assert os.listdir(tmp_path) == ["v1"]
-    assert len(datasets.load_from_disk(str(target))["train"]) > 1000
-
-
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, run_python) -> None:
-    # No file may pass 1 MB: writing fails with the system's own error, as on a full disk.
-    program = (
-        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20));"
-        "sys.argv = ['x', *sys.argv[3:]]; runpy.run_module('horovod_transformer', run_name='__main__')"
-    )
-    done = run_python("-c", program, *command_line("sample", tmp_path / "v1"))
-    assert done.returncode == 2
-    assert f"error: {tmp_path}/v1: the disk (or your quota) is full" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert os.listdir(tmp_path) == []

@@ -14,6 +14,7 @@ def results(play, config_of, tmp_path_factory):
     config = config_of(training__max_updates=4)
     run = {"config": config, "folder": str(base / "run")}
     checkpoint = base / "run" / "checkpoints" / "last.pt"
+    muon = config_of(training__optimizer="muon")
     return play(
         2,
         [

@@ -148,3 +148,26 @@ def test_horovodruns_own_sigterm_is_a_clean_stop(write_config, start_job, outcom
     outcome = outcome_of(tmp_path)
     assert int(outcome.rows[-1]["update"]) == outcome.state["progress"]["update"] < 5000
     assert "stopped after update" in (tmp_path / "logs" / "train_rank0.log").read_text()
+
+
+@pytest.mark.parametrize("wanted", ["continue", "stop"])
+def test_a_full_disk_is_told_and_answered_as_configured(write_config, run_job, tmp_path, wanted):
+    # No file may grow beyond 150 kB: the tables fit, the checkpoint does not.
+    limits = {"training__on_checkpoint_failure": wanted, "training__eval_interval": 100}
+    config = write_config(tmp_path / "config.yaml", **limits)
+    script = f"""
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+sys.argv = {["src.train", *train_command(config, tmp_path)[2:]]!r}
+runpy.run_module("src.train", run_name="__main__")
+"""
+    job = run_job(1, "-c", script)
+    told = "a checkpoint could not be written: [Errno 27] File too large; earlier checkpoints are untouched"
+    assert told in job.stdout
+    assert job.process.returncode == 2
+    assert "Traceback" not in job.stderr
+    last_line = job.stderr.splitlines()[-1]
+    assert last_line.startswith("error: the checkpoint of update ") and "make room, then go on" in last_line
+    rows = (tmp_path / "runs" / "structured" / "run" / "train.csv").read_text().splitlines()[1:]
+    assert len(rows) == 20 if wanted == "continue" else len(rows) < 20
+    assert not list((tmp_path / "checkpoints").iterdir())

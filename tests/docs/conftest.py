@@ -302,6 +302,7 @@ def made_by_running() -> set[str]:
     return MADE_BY_RUNNING
 
 
+# A path with a slash, or a name with one of these endings.
 _FILE = re.compile(
     r"[\w.\-]+(?:/[\w.\-]+)+/?|[\w.\-]+/|[\w\-]+(?:\.[\w\-]+)*\.(?:py|md|yaml|ipynb|toml|sh|txt)"
 )
@@ -309,7 +310,7 @@ _FILE = re.compile(
 
 @pytest.fixture(scope="session")
 def check_names(root: Path) -> Callable[[Document, set[str]], None]:
-    """Check that every file named in code spans and commands exists or is made by a run, and every config key."""
+    """Check that the files, config keys, verbs and make targets that a document names are there."""
 
     def check(document: Document, made: set[str]) -> None:
         words = [word for text in document.code_spans() + document.commands() for word in text.split()]
@@ -318,16 +319,12 @@ def check_names(root: Path) -> Callable[[Document, set[str]], None]:
         missing = {name for name in files - MADE_BY_RUNNING - made if not (root / name).exists()}
         assert not missing, f"{document.path.name} names files that are not there: {sorted(missing)}"
 
-        known = {f"{section}.{key}" for section, keys in Config().to_dict().items() for key in keys}
+        known = {f"{section}.{key}" for section, values in Config().to_dict().items() for key in values}
         sections = "|".join(Config.model_fields)
-        keys = {
-            word.lstrip("-").rstrip(":")
-            for word in words
-            if re.fullmatch(rf"(--)?({sections})\.[a-z_0-9]+:?", word)
-        }
-        assert keys - files <= known, (
-            f"{document.path.name} names unknown config keys: {sorted(keys - known)}"
-        )
+        key = re.compile(rf"(?:--)?((?:{sections})\.[a-z_0-9]+):?")
+        keys = {match[1] for word in words if (match := key.fullmatch(word))}
+        unknown = sorted(keys - files - known)
+        assert not unknown, f"{document.path.name} names config keys that do not exist: {unknown}"
 
         for command in re.findall(r"horovod-transformer ([a-z]+)", " ".join(words)):
             assert command in VERBS, f"{document.path.name}: no such verb: {command}"

@@ -35,7 +35,13 @@ HOMES = {
     "Config": "src.utils.config",
 }
 
-UPDATE_6 = {"checkpoints/update_00000006.pt"}
+# What the samples' run leaves in its output folder, beside what every run leaves.
+MADE = {
+    "checkpoints/update_00000006.pt",
+    "runs/tour/",
+    "runs/structured/tour/train.csv",
+    "runs/structured/tour/val.csv",
+}
 
 # Runs samples in one namespace; a traceback names the document's own line.
 RUNNER = """
@@ -59,9 +65,7 @@ def test_outline(document, check_outline):
 
 
 def test_names(document, check_names):
-    check_names(
-        document, {"runs/tour/", "runs/structured/tour/train.csv", "runs/structured/tour/val.csv"} | UPDATE_6
-    )
+    check_names(document, MADE)
 
 
 def test_samples_run_and_print_what_they_say(document, root, tmp_path, run_command):
@@ -78,7 +82,7 @@ def test_samples_run_and_print_what_they_say(document, root, tmp_path, run_comma
     printed = (re.sub("^(> )+", "", line) for line in result.stdout.splitlines())
     for text in promised:
         assert any(line == text for line in printed), f"{text!r} is not printed, or not in its place"
-    for name in ("runs/tour", "runs/structured/tour/train.csv", "runs/structured/tour/val.csv", *UPDATE_6):
+    for name in MADE:
         assert (tmp_path / "api_tour" / name).exists(), name
     # The three mistakes of the last sample, each in a line that names the file.
     for name in ("configs/missing.yaml", "data/missing", "checkpoints/missing.pt"):

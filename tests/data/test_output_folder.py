@@ -1,0 +1,112 @@
+"""The folder of prepared data is whole or absent, however a try ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+
+from horovod_transformer.data.output_folder import new_folder
+from horovod_transformer.data.sources import open_books
+from horovod_transformer.errors import UserError
+
+
+def test_two_tries_at_once_do_not_mix(tmp_path: Path) -> None:
+    target = tmp_path / "v1"
+    with pytest.raises(UserError, match="put here meanwhile"), new_folder(target, replace=False) as folder:
+        (folder / "slow").touch()
+        target.mkdir()
+        (target / "quick").touch()
+    assert os.listdir(target) == ["quick"] and os.listdir(tmp_path) == ["v1"]
+
+
+def test_a_failed_replacement_keeps_the_old(tmp_path: Path) -> None:
+    target = tmp_path / "v1"
+    target.mkdir()
+    (target / "old").touch()
+    with pytest.raises(ZeroDivisionError), new_folder(target, replace=True):
+        raise ZeroDivisionError
+    assert os.listdir(target) == ["old"] and os.listdir(tmp_path) == ["v1"]
+    before = signal.getsignal(signal.SIGTERM)
+    with new_folder(target, replace=True) as folder:
+        (folder / "new").touch()
+        assert os.listdir(target) == ["old"]
+    assert os.listdir(target) == ["new"] and os.listdir(tmp_path) == ["v1"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# Real processes that end badly
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """26 MB of books: some seconds of tokenizing."""
+    folder = tmp_path_factory.mktemp("shelf")
+    plays = [book.text for book in open_books("sample")]
+    for number in range(5):
+        text = "".join(f"{number} {place}\n{play}" for place, play in enumerate(plays))
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def command_line(source: Path | str, data_dir: Path) -> list[str]:
+    return [
+        *("-m", "horovod_transformer", "prepare", "--data.source", str(source)),
+        *("--data.data_dir", str(data_dir), "--model.max_seq_len", "16"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=str
+)
+def test_what_is_killed_midway_never_looks_finished(
+    number: signal.Signals, code: int, shelf: Path, root: Path, tmp_path: Path, run_python
+) -> None:
+    target = tmp_path / "v1"
+    process = subprocess.Popen(
+        [sys.executable, *command_line(shelf, target)],
+        cwd=root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size for path in tmp_path.glob("v1.unfinished-*/flat/train")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code
+    assert b"Traceback" not in errors
+    assert not target.exists()
+    if number != signal.SIGKILL:
+        assert os.listdir(tmp_path) == []
+        return
+    assert len(os.listdir(tmp_path)) == 1
+    done = run_python(*command_line("sample", target))
+    assert done.returncode == 0, done.stderr
+    assert "removed, an earlier try was cut short" in done.stdout
+    assert os.listdir(tmp_path) == ["v1"]
+    assert len(datasets.load_from_disk(str(target))["train"]) > 1000
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, run_python) -> None:
+    # No file may pass 1 MB: writing fails with the system's own error, as on a full disk.
+    program = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20));"
+        "sys.argv = ['x', *sys.argv[3:]]; runpy.run_module('horovod_transformer', run_name='__main__')"
+    )
+    done = run_python("-c", program, *command_line("sample", tmp_path / "v1"))
+    assert done.returncode == 2
+    assert f"error: {tmp_path}/v1: the disk (or your quota) is full" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []

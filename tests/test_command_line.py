@@ -1,0 +1,86 @@
+"""Overrides on the command line, and how a mistake or a bug ends a command."""
+
+from __future__ import annotations
+
+import pytest
+
+from horovod_transformer.command_line import config_parser, parse_with_config, run_command
+from horovod_transformer.errors import UserError
+
+
+def parse(root, *arguments):
+    parser = config_parser("test", "A test.")
+    parser.add_argument("--resume")
+    return parse_with_config(parser, ["--config", str(root / "configs" / "quickstart.yaml"), *arguments])
+
+
+def test_overrides_come_with_and_without_equals(root):
+    options, config = parse(root, "--training.seed", "5", "--resume", "auto", "--model.n_layers=3")
+    assert (config.training.seed, config.model.n_layers, options.resume) == (5, 3, "auto")
+    assert config.model.vocab_size == 2048  # the file's
+    assert parse(root, "--training.max_updates", "null")[1].training.max_updates is None
+    assert parse(root, "--data.data_dir=a=b")[1].data.data_dir == "a=b"
+    assert parse(root, "--training.learning_rate", "1e-4")[1].training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--seed", "5"], "unknown argument --seed"),
+        (["stray"], "unknown argument stray"),
+        (["--training.seed"], "--training.seed needs a value"),
+        (["--training.sed", "5"], "training.sed: no such key; did you mean seed"),
+        (["--res", "auto"], "unknown argument --res"),
+    ],
+)
+def test_mistakes_are_told(root, arguments, told):
+    with pytest.raises(UserError, match=told):
+        parse(root, *arguments)
+
+
+def fail(arguments):
+    raise UserError("x: is wrong; do y")
+
+
+@pytest.mark.parametrize(("rank", "told"), [(None, True), ("0", True), ("1", False)])
+def test_a_mistake_is_one_line_from_one_rank(monkeypatch, capsys, rank, told):
+    if rank is None:
+        monkeypatch.delenv("HOROVOD_RANK", raising=False)
+    else:
+        monkeypatch.setenv("HOROVOD_RANK", rank)
+    assert run_command(fail, []) == 2
+    assert capsys.readouterr() == ("", "error: x: is wrong; do y\n" if told else "")
+
+
+def test_a_mistake_of_one_rank_is_told_by_it(monkeypatch, capsys):
+    def fail_alone(arguments):
+        error = UserError("row 3 is bad")
+        error.only_here = True
+        raise error
+
+    monkeypatch.setenv("HOROVOD_RANK", "1")
+    assert run_command(fail_alone, []) == 2
+    assert capsys.readouterr().err == "error: row 3 is bad\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda arguments: 1 // 0, [])
+
+
+def test_arguments_and_code_are_passed_through():
+    assert run_command(lambda arguments: len(arguments), ["a", "b", "c"]) == 3
+
+
+def test_a_command_is_one_line_and_code_2_for_the_shell(run_python):
+    done = run_python("-m", "src.train", "--config", "nowhere.yaml")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: nowhere.yaml: no such config file; configs/config.yaml is the default one\n"
+
+
+def test_help_teaches_the_overrides(run_python):
+    done = run_python("-m", "src.train", "--help")
+    assert done.returncode == 0
+    for word in ("--resume", "--run_name", "--output_dir", "--training.learning_rate 1e-4"):
+        assert word in done.stdout

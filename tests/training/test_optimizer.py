@@ -1,0 +1,77 @@
+"""Learning rate of each update, and what decays."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from horovod_transformer.config import TrainingConfig
+from horovod_transformer.training.optimizer import build_optimizer, learning_rate, orthogonalized
+
+
+def rates(count, decay_updates, **training):
+    config = TrainingConfig(learning_rate=1.0, **training)
+    return [learning_rate(update, config, decay_updates) for update in range(count)]
+
+
+def test_warmup_rises_in_equal_steps_to_the_peak():
+    assert rates(5, 100, warmup_updates=4)[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates(1, 100, warmup_updates=0) == [1.0]
+
+
+def test_cosine_falls_to_the_floor_and_stays():
+    curve = rates(130, 110, warmup_updates=10, min_learning_rate_ratio=0.1)
+    assert curve[10] == 1.0
+    assert curve[60] == pytest.approx(0.55)  # half way, half of the way down
+    assert curve[35] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+    assert curve[110:] == [pytest.approx(0.1)] * 20
+    assert all(a > b for a, b in zip(curve[10:110], curve[11:111], strict=True))
+
+
+def test_linear_and_constant():
+    curve = rates(120, 110, warmup_updates=10, min_learning_rate_ratio=0.0, schedule="linear")
+    assert curve[60] == pytest.approx(0.5) and curve[110] == curve[119] == 0.0
+    assert set(rates(120, 110, warmup_updates=10, schedule="constant")[10:]) == {1.0}
+
+
+def test_a_schedule_shorter_than_its_warmup():
+    assert rates(8, 4, warmup_updates=6, min_learning_rate_ratio=0.1)[5:] == [1.0, 1.0, pytest.approx(0.1)]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_only_matrices_decay(tiny_model, kind):
+    training = TrainingConfig(learning_rate=0.1, weight_decay=0.5, optimizer=kind)
+    optimizer = build_optimizer(tiny_model, training)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(held) == len({id(p) for p in held}) == len(list(tiny_model.parameters()))
+    before = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
+    for p in tiny_model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in tiny_model.named_parameters():
+        # A step without gradient shows the decay alone.
+        expected = before[name] * (1 - 0.1 * 0.5) if p.dim() == 2 else before[name]
+        torch.testing.assert_close(p.detach(), expected, msg=name)
+
+
+def test_adamw_is_torchs(tiny_model):
+    training = TrainingConfig(learning_rate=0.01, weight_decay=0.0, adam_beta1=0.8, adam_beta2=0.9)
+    twin = torch.nn.Parameter(tiny_model.token_embedding.weight.detach().clone())
+    reference = torch.optim.AdamW([twin], lr=0.01, betas=(0.8, 0.9), eps=1e-8, weight_decay=0.0)
+    optimizer = build_optimizer(tiny_model, training)
+    for seed in range(3):
+        gradient = torch.randn(twin.shape, generator=torch.Generator().manual_seed(seed))
+        twin.grad, tiny_model.token_embedding.weight.grad = gradient.clone(), gradient
+        reference.step()
+        optimizer.step()
+    torch.testing.assert_close(tiny_model.token_embedding.weight, twin)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8)])
+def test_muon_makes_all_directions_alike(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(orthogonalized(matrix))
+    assert singular.max() < 1.3
+    assert singular.median() > 0.6
