@@ -154,9 +154,10 @@ def to_html(values: dict[str, Any]) -> str:
 {_text(values["model"]["updates"])} updates.</p>
 <h2>Predicting held-out books</h2>
 <div class="cards">{cards}</div>
-<p class="note">{prediction["books"]:,} whole books, {prediction["tokens"]:,} tokens,
-{prediction["bytes"]:,} bytes; every token counts once, predicted from at least half a context wherever the
-book has so much before it. Bits per byte compare across tokenizers, and with compressors.</p>
+<p class="note">{prediction["books"]:,} whole book{"s" * (prediction["books"] > 1)},
+{prediction["tokens"]:,} tokens, {prediction["bytes"]:,} bytes; every token counts once, predicted from at
+least half a context wherever the book has so much before it. Bits per byte
+compare across tokenizers, and with compressors.</p>
 <h2>Writing, beside human text</h2>
 <p class="note">{len(samples)} prompts from the same books, each continued by the model and by the book, cut
 to equal length but for the last three rows. ± is one standard error of the mean. A model writes like the
@@ -260,7 +261,8 @@ h4 span { color: var(--soft); font-weight: 400 }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0 }
 th, td { text-align: left; font-weight: 400; padding: .3rem .6rem; vertical-align: top }
 .quality thead th { color: var(--soft); font-size: .85rem }
-.quality td, .quality thead th:nth-child(n+3) { text-align: right; font-variant-numeric: tabular-nums }
+.quality td, .quality thead th:nth-child(n+3) { text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums }
 .quality td span { display: inline-block; min-width: 4.5em; color: var(--soft); font-size: .85rem }
 .quality .first > * { border-top: 1px solid var(--line) }
 .quality .group { font-weight: 600; text-transform: capitalize }
