@@ -146,6 +146,7 @@ class DistributedConfig(_Section):
     """What Horovod does with the gradients on their way between processes."""
 
     compression: Literal["none", "fp16"] = "none"
+    stall_timeout: PositiveFloat | None = 600.0
 
 
 class Config(_Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +49,13 @@ def perplexity(loss: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: TransformerLM, loader: DataLoader, device: torch.device, precision: str) -> Evaluation:
+def evaluate(
+    model: TransformerLM,
+    loader: DataLoader,
+    device: torch.device,
+    precision: str,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """Score the blocks of `loader`, each rank its own share. *Collective.*
 
     Args:
@@ -56,6 +63,7 @@ def evaluate(model: TransformerLM, loader: DataLoader, device: torch.device, pre
         loader: This rank's blocks, see `data.loading.validation_loader`; may be empty.
         device: Where the model is.
         precision: fp32, bf16 or fp16.
+        on_batch: Called after each batch.
 
     Raises:
         UserError: A row is not what it should be.
@@ -67,6 +75,7 @@ def evaluate(model: TransformerLM, loader: DataLoader, device: torch.device, pre
         with autocast(precision, device):
             loss, number, correct = model.loss_sums(batch["input_ids"].to(device), batch["labels"].to(device))
         totals += torch.stack([loss.double(), number.double(), correct.double()])
+        on_batch()
     model.train(was_training)
     loss_sum, tokens, right = distributed.sum_over_ranks(totals, "evaluation").tolist()
     return Evaluation(loss_sum / max(1, tokens), right / max(1, tokens), int(tokens))

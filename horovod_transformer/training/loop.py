@@ -31,6 +31,7 @@ from horovod_transformer.training.recorder import Recorder
 from horovod_transformer.training.speed import Stopwatch, flops_per_token, peak_flops, peak_memory_gib
 from horovod_transformer.training.start import Progress, find_start
 from horovod_transformer.training.step import UpdateResult, UpdateStep
+from horovod_transformer.training.watchdog import Watchdog
 
 
 def run_distributed_training(
@@ -170,6 +171,7 @@ class _Run:
             flops_per_token(config.model, self.parameters),
             peak * distributed.get_world_size() if peak else None,
         )
+        self.watchdog = Watchdog(config.distributed.stall_timeout, distributed.get_rank())
         self.stop_reason: str | None = None
 
     def train(self) -> dict[str, Any]:
@@ -181,7 +183,7 @@ class _Run:
         if self._validation_is_due():
             # A signal came just before this validation.
             self._save(periodic=True, best=self._validate())
-        with StopRequest() as stop:
+        with StopRequest() as stop, self.watchdog:
             while progress.update < self.total:
                 if stop:
                     self.stop_reason = stop.signal_name
@@ -189,6 +191,7 @@ class _Run:
                 rate = learning_rate(progress.update, training, self.decay_updates)
                 result = self.step.run(progress.update, batches, rate, stop=self.stop_reason is not None)
                 self.stopwatch.end_update(result.tokens)
+                self.watchdog.beat()
                 self._take_down(result, rate)
                 ends = result.stop_requested or progress.update == self.total
                 # A stop leaves no time to validate; the resumed run makes up for it.
@@ -277,7 +280,7 @@ class _Run:
     def _validate(self) -> bool:
         """Validate, and tell whether the model is the best so far. *Collective.*"""
         progress, began = self.progress, time.monotonic()
-        figures = evaluate(self.model, self.validation, self.device, self.precision)
+        figures = evaluate(self.model, self.validation, self.device, self.precision, self.watchdog.beat)
         progress.validated_at = progress.update
         best = figures.loss < progress.best_validation_loss  # false for NaN
         if best:

@@ -26,12 +26,7 @@ def results(play, config_of, tmp_path_factory):
             {"do": "train", **run, "config": config_of(training__global_batch_size=1)},
             {"do": "train", **run, "resume": "missing.pt"},
             {"do": "train", **run, "config": config_of(training__seed=8), "resume": str(checkpoint)},
-            {
-                "do": "train",
-                **run,
-                "config": config_of(training__optimizer="muon"),
-                "resume": str(checkpoint),
-            },
+            {"do": "train", **run, "config": muon, "resume": str(checkpoint)},
         ],
     )
 

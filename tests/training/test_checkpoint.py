@@ -246,14 +246,14 @@ def names(folder):
 
 def test_the_newest_few_and_the_chosen_ones_are_kept(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=2, keep_every=4)
-    for update in range(1, 11):
+    for update in range(1, 12):
         folder.save(contents_of(update), update, periodic=True, best=update == 3)
     assert folder.settle() is None
-    kept = [f"update_{update:08d}.pt" for update in (4, 8, 9, 10)]
+    kept = [f"update_{update:08d}.pt" for update in (4, 8, 10, 11)]
     assert names(tmp_path) == ["best_model.pt", "last.pt", *kept]
     # The best one outlives its numbered name.
     assert load_checkpoint(tmp_path / "best_model.pt")["progress"]["update"] == 3
-    assert load_checkpoint(tmp_path / "last.pt")["progress"]["update"] == 10
+    assert load_checkpoint(tmp_path / "last.pt")["progress"]["update"] == 11
     assert os.path.samefile(tmp_path / "last.pt", tmp_path / kept[-1])
 
 

@@ -41,8 +41,10 @@ def test_an_overflow_halves_the_scale_and_long_peace_doubles_it():
     for _ in range(40):
         scale.update(finite=False)
     assert scale.factor == 1
-    for _ in range(LossScale.GROWTH_INTERVAL):
-        scale.update(finite=True)
+    for finite in [True] * 9 + [False] + [True] * (LossScale.GROWTH_INTERVAL - 1):
+        scale.update(finite)
+    assert scale.factor == 1
+    scale.update(finite=True)
     assert scale.factor == 2
 
 
