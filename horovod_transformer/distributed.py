@@ -61,7 +61,10 @@ def setup_horovod(require_distributed: bool = False) -> tuple[int, int, int, boo
                 "`horovodrun -np 2 python ...` (2 is the number of processes)"
             )
     if use_cuda:
-        torch.cuda.set_device(local_device_index(get_local_rank(), torch.cuda.device_count()))
+        index = local_device_index(get_local_rank(), torch.cuda.device_count())
+        torch.cuda.set_device(index)
+        mine = str(torch.cuda.get_device_properties(index).uuid)
+        require_own_devices(_hvd.allgather_object(mine, name="device") if _hvd else [mine])
     set_threads(None)
     return get_world_size(), get_rank(), get_local_rank(), use_cuda
 
@@ -120,6 +123,24 @@ def local_device_index(local_rank: int, visible: int) -> int:
             "of its own; start at most one process per GPU"
         )
     return local_rank
+
+
+def require_own_devices(uuids: Sequence[str]) -> None:
+    """Refuse two ranks on one GPU: NCCL would end in an error that names neither.
+
+    Args:
+        uuids: The GPU of each rank, by rank.
+
+    Raises:
+        UserError: Two ranks have the same one.
+    """
+    for rank, uuid in enumerate(uuids):
+        first = uuids.index(uuid)
+        if first != rank:
+            raise UserError(
+                f"ranks {first} and {rank} would share one GPU; start one process per GPU, and if you set "
+                "CUDA_VISIBLE_DEVICES yourself, give each rank another one"
+            )
 
 
 def set_threads(threads: int | None) -> None:

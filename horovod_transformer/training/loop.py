@@ -173,6 +173,7 @@ class _Run:
         )
         self.watchdog = Watchdog(config.distributed.stall_timeout, distributed.get_rank())
         self.stop_reason: str | None = None
+        self.checkpoint_stall = 0.0
 
     def train(self) -> dict[str, Any]:
         """Run to the end, or until a signal. *Collective.*"""
@@ -336,7 +337,9 @@ class _Run:
                 "config": self.config.to_dict(),
                 "tokenizer": self.data.manifest.get("tokenizer"),
             }
+            began = time.monotonic()
             failure = self.folder.save(contents, self.progress.update, periodic, best) or failure
+            self.checkpoint_stall += time.monotonic() - began
         if failure is not None:
             text = f"a checkpoint could not be written: {failure}"
             self.recorder.say(f"update {self.progress.update}: {text}; earlier checkpoints are untouched")
@@ -356,7 +359,11 @@ class _Run:
             return self.stop_reason
 
         reason = distributed.from_main_process(wait_for_writer)
-        update = self.progress.update
+        update, seconds = self.progress.update, self.stopwatch.seconds
+        self.recorder.say(
+            f"checkpoints held training up for {self.checkpoint_stall:.2f} s of {seconds:.1f} s "
+            f"({self.checkpoint_stall / seconds:.2%})"
+        )
         if update < self.total:
             self.recorder.say(
                 f"stopped after update {update} ({reason or 'asked by another rank'}); --resume auto goes on"

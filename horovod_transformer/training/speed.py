@@ -73,6 +73,11 @@ class Stopwatch:
         return sum(tokens for tokens, _ in self._updates) / self._window_seconds
 
     @property
+    def seconds(self) -> float:
+        """Since the start of the run, validation and all."""
+        return max(1e-9, time.monotonic() - self._began)
+
+    @property
     def _window_seconds(self) -> float:
         return max(1e-9, sum(seconds for _, seconds in self._updates))
 
@@ -84,5 +89,5 @@ class Stopwatch:
             "tokens_per_second": speed,
             # Model FLOPs utilisation: of what the hardware could do, the share that the model needed.
             "mfu": speed * self._flops / self._peak if self._peak else None,
-            "seconds": time.monotonic() - self._began,
+            "seconds": self.seconds,
         }

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
+import torch
+
+from horovod_transformer import distributed
+from horovod_transformer.training.start import Progress, Start
 
 pytestmark = pytest.mark.distributed
 
@@ -85,3 +91,14 @@ def test_fresh_and_resumed_weights_differ(results):
 def test_a_mistake_is_every_ranks(results, number, told):
     assert told in results[0][number]["mistake"]
     assert results[0][number] == results[1][number]
+
+
+def test_tensors_of_a_checkpoint_are_not_pickled():
+    # Horovod pickles at most 2 GB; the state of a large model goes tensor by tensor.
+    start = Start(
+        Progress("r", {}), model={"w": torch.ones(3)}, optimizer={"state": {0: {"m": torch.ones(2)}}}
+    )
+    tensors: list[torch.Tensor] = []
+    outline = pickle.dumps(distributed._outline(start, tensors))
+    assert [len(tensor) for tensor in tensors] == [3, 2]
+    assert b"torch._utils" not in outline
