@@ -373,7 +373,7 @@ def test_damage_is_refused_or_harmless(original, outcomes_of):
 def test_hostile_files_are_refused(original, outcomes_of):
     files = list(hostile_files(load_checkpoint(original)).items())
     outcomes = outcomes_of(load_checkpoint(original), files)
-    assert [pair for pair in outcomes if pair[1] != "refused"] == []
+    assert [outcome for outcome in outcomes if outcome[1] != "refused"] == []
 
 
 def test_the_trap_works(tmp_path):
