@@ -166,8 +166,7 @@ def alone_again(pair, scene, play):
         1,
         [
             scene("resumed by 1", "auto"),
-            scene("every", **EVERY),
-            *interrupted(scene, "every stopped", [(0, 8, "SIGTERM")], **EVERY),
+            scene("every stopped", signal=(0, 8, "SIGTERM"), **EVERY),
             scene(ODD_NAME, training__max_updates=1),
         ],
     )
@@ -178,10 +177,19 @@ def test_one_process_goes_on_from_two(pair, alone_again, outcome_of, folders):
 
 
 def test_a_stop_before_a_validation_loses_neither_it_nor_the_best_model(
-    alone_again, outcome_of, folders, assert_same_run
+    alone_again, scene, play, outcome_of, folders
 ):
-    assert not alone_again[0][2]["finished"]
-    assert_same_run(outcome_of(folders("every")), outcome_of(folders("every stopped")))
+    stopped = alone_again[0][1]["update"]
+    assert stopped < 12
+    # Nothing is left to do but that validation.
+    play(1, [scene("every stopped", "auto", **EVERY | {"training__max_updates": stopped})])
+    outcome = outcome_of(folders("every stopped"))
+    losses = {int(row["update"]): float(row["loss"]) for row in outcome.validations}
+    assert list(losses) == list(range(1, stopped + 1))
+    assert min(losses, key=losses.__getitem__) == stopped
+    assert outcome.best["progress"]["update"] == stopped
+    assert outcome.best["progress"]["best_validation_loss"] == losses[stopped]
+    assert outcome.state["progress"]["validated_at"] == stopped
 
 
 def test_folders_may_have_any_name(alone_again, folders):

@@ -256,6 +256,8 @@ RUN_BY = {
     "horovodrun -np 4 python -m src.train --config configs/config.yaml": "tests/docs/test_readme.py",
     "python -m src.generate --checkpoint checkpoints/best_model.pt --config configs/quickstart.yaml "
     '--prompt "Once upon a time" --max_new_tokens 100': "tests/docs/test_readme.py",
+    "horovod-transformer evaluate --checkpoint checkpoints/best_model.pt": "tests/docs/test_readme.py",
+    "horovod-transformer doctor --config configs/quickstart.yaml": "tests/docs/test_readme.py",
     "sbatch scripts/train_zaratan.sh configs/config.yaml": "tests/slurm/test_train_zaratan.py",
     "jupyter notebook notebooks/00_data_preprocessing.ipynb": "tests/docs/test_notebook.py",
     "tensorboard --logdir runs/": "tests/docs/test_example_document.py",

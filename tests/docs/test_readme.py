@@ -166,6 +166,18 @@ def test_generates_from_it(trained_alone, workspace, run_command, commands_run_b
     assert talk.returncode == 0 and "O Romeo" in talk.stdout
 
 
+def test_measures_it(trained_alone, workspace, run_command):
+    result = run_command("horovod-transformer evaluate --checkpoint checkpoints/best_model.pt", workspace)
+    assert result.returncode == 0, result.stderr
+    assert (workspace / "evaluation" / "evaluation.html").is_file()
+
+
+def test_doctor(workspace, run_command):
+    result = run_command("horovod-transformer doctor --config configs/quickstart.yaml", workspace)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "training can run here" in result.stdout and "data/quickstart" in result.stdout
+
+
 @pytest.mark.distributed
 def test_two_processes_walk_the_same_curve(trained_alone, workspace, run_command):
     result = run_command(TRAINED_BY_TWO, workspace)
@@ -198,6 +210,8 @@ def test_python_sample(readme, workspace, run_command):
         "horovod-transformer",
         "horovod-transformer prepare",
         "horovod-transformer demo",
+        "horovod-transformer evaluate",
+        "horovod-transformer doctor",
         "python -m src.train",
         "python -m src.generate",
     ],

@@ -1,0 +1,74 @@
+"""`make chaos`: kill a training run fifty times and see whether it notices.
+
+    python -m tests.chaos.chaos [--kills 50] [--seed 0] [--keep FOLDER]
+
+Ends with 0 if the run that was killed is, to the bit, the run that was not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.ordeal import Kill, Ordeal
+
+
+def table_of(kills: list[Kill], missing: int) -> list[str]:
+    """What happened, as lines of a Markdown table."""
+    counted = collections.Counter((kill.victim, kill.moment) for kill in kills)
+    survived = [kill for kill in kills if kill.recomputed is not None]
+    lines = ["| victim | start-up | training | during a checkpoint |", "| --- | --- | --- | --- |"]
+    for victim in ("rank 0", "rank 1", "horovodrun"):
+        numbers = [str(counted[(victim, moment)]) for moment in ("start-up", "training", "checkpoint")]
+        lines.append(f"| {victim} | {' | '.join(numbers)} |")
+    recoveries = [kill.recovery_s for kill in kills if kill.recovery_s is not None]
+    ends = [kill.end_s for kill in kills if kill.end_s is not None]
+    lines += [
+        "",
+        f"kills {len(kills)}, survived {len(survived)}, of them with a checkpoint half written "
+        f"{sum(kill.in_mid_write for kill in kills)}",
+        f"updates missing from the final table {missing}, computed again "
+        f"{sum(kill.recomputed or 0 for kill in kills)}",
+        f"from a kill to the next update: {middle_and_most(recoveries)}",
+        f"from a rank's death to the job's end: {middle_and_most(ends)}",
+        f"processes left after a rank's death: {sum(k.left for k in kills if k.victim != 'horovodrun')}; "
+        f"after the launcher's, killed by us: {sum(k.left for k in kills if k.victim == 'horovodrun')}",
+    ]
+    return lines
+
+
+def middle_and_most(seconds: list[float]) -> str:
+    """Median and maximum, in words."""
+    if not seconds:
+        return "never seen"
+    return f"median {statistics.median(seconds):.1f} s, at most {max(seconds):.1f} s ({len(seconds)} seen)"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.chaos", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the runs in this new folder")
+    options = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        # A kill in mid-training brings the run some six updates on.
+        ordeal = Ordeal(folder, updates=8 * options.kills + 20, seed=options.seed)
+        ordeal.run_straight()
+        ordeal.run_killed(options.kills)
+        found = ordeal.differences()
+        print("\n" + "\n".join(table_of(ordeal.kills, ordeal.missing())))
+    print(f"{ordeal.updates} updates, seed {options.seed}, {time.monotonic() - began:.0f} s")
+    print("\n".join(f"NOT AS IT SHOULD BE: {text}" for text in found) or "the same run, to the bit")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
