@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
+
+RANK_0_SPEAKS_FIRST_S = 5.0
 
 OVERRIDES_HELP = """\
 Any key of the config can be overridden by its dotted name:
@@ -95,6 +98,9 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
     except UserError as error:
         if os.environ.get("HOROVOD_RANK", "0") == "0" or error.only_here:
             print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            # The launcher ends all ranks once one has left: let rank 0 speak first.
+            time.sleep(RANK_0_SPEAKS_FIRST_S)
         return 2
     except BrokenPipeError:
         # The reader went away (`| head`): not our failure. Keep the interpreter's own flush quiet.

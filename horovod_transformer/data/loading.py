@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -84,19 +85,18 @@ class BlockDataset(Dataset):
     def _open(self) -> None:
         self._arrays: list[np.ndarray] = []
         for chunk in self.blocks.data.column("input_ids").chunks:
-            values = chunk.flatten().to_numpy()
+            fixed = pa.types.is_fixed_size_list(chunk.type)
+            if not (fixed or pa.types.is_list(chunk.type)) or not pa.types.is_integer(chunk.type.value_type):
+                raise UserError(f"{self.name}: `input_ids` holds {chunk.type}, not lists of whole numbers")
             if not len(chunk):
                 continue
-            if chunk.null_count or len(values) % len(chunk):
+            values = chunk.flatten()
+            even = fixed or len(set(np.diff(chunk.offsets.to_numpy()))) == 1
+            if chunk.null_count or values.null_count or not even:
                 raise UserError(
                     f"{self.name}: the blocks are not all of the same length; prepare the data again"
                 )
-            array = values.reshape(len(chunk), -1)
-            if not hasattr(chunk.type, "list_size") and len(set(np.diff(chunk.offsets.to_numpy()))) > 1:
-                raise UserError(
-                    f"{self.name}: the blocks are not all of the same length; prepare the data again"
-                )
-            self._arrays.append(array)
+            self._arrays.append(values.to_numpy().reshape(len(chunk), -1))
         lengths = {array.shape[1] for array in self._arrays}
         if len(lengths) != 1:
             raise UserError(
@@ -191,7 +191,11 @@ def open_prepared_data(config: Config) -> PreparedData:
                 f"{data_dir}: blocks of {length} tokens do not fit into model.max_seq_len = "
                 f"{config.model.max_seq_len}; make them equal, or prepare the data again"
             )
-    ratios = {name: split["bytes"] / split["tokens"] for name, split in manifest.get("splits", {}).items()}
+    ratios = {
+        name: split["bytes"] / split["tokens"]
+        for name, split in manifest.get("splits", {}).items()
+        if split.get("bytes") and split.get("tokens")
+    }
     return PreparedData(opened["train"], opened["validation"], manifest, tokenizer, ratios)
 
 

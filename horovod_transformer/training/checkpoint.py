@@ -276,13 +276,33 @@ class CheckpointFolder:
         for path in self.folder.glob(f".*{_PARTIAL}-*"):
             path.unlink(missing_ok=True)
 
-    def set_aside(self) -> Path | None:
-        """Move an earlier run's checkpoints into a subfolder, so that a fresh run overwrites nothing.
+    def require_writable(self) -> None:
+        """Find out now rather than at the first checkpoint.
+
+        Raises:
+            UserError: Nothing can be written there.
+        """
+        probe = self.folder / f".probe{_PARTIAL}-{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot write checkpoints here: {error.strerror}") from None
+
+    def set_aside(self, after_update: int | None = None) -> Path | None:
+        """Move checkpoints into a subfolder, so that a run that starts anew overwrites nothing.
+
+        Args:
+            after_update: Move only the periodic ones of later updates; None moves all.
 
         Returns:
             The subfolder, or None if there was nothing to move.
         """
-        files = [path for path in self.folder.glob("*.pt") if path.is_file()]
+        if after_update is None:
+            files = [path for path in self.folder.glob("*.pt") if path.is_file()]
+        else:
+            files = [path for update, path in _numbered(self.folder) if update > after_update]
         if not files:
             return None
         aside = name_for_previous(self.folder / "previous", files)
@@ -307,7 +327,9 @@ def newest_good_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any], li
     """
     folder = Path(folder)
     complaints: list[str] = []
-    candidates = [folder / LAST] + [path for _, path in reversed(_numbered(folder))] + [folder / BEST]
+    # last.pt is the newest numbered one under another name, unless a kill came between the two.
+    numbered = [path for _, path in reversed(_numbered(folder))]
+    candidates = [*numbered[:1], folder / LAST, *numbered[1:], folder / BEST]
     for path in candidates:
         if not path.is_file():
             continue

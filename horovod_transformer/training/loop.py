@@ -369,7 +369,7 @@ class _Run:
                 f"stopped after update {update} ({reason or 'asked by another rank'}); --resume auto goes on"
             )
         else:
-            best = self.progress.best_validation_loss
+            best = self.progress.best_validation_loss  # infinite if a signal came before any
             self.recorder.say(
                 f"done: {update} updates, best validation loss {best:.4f}; "
                 f"checkpoints in {self.folder.folder}"

@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ class Recorder:
 
     def __init__(self, config: Config, run_name: str, start: int, total: int) -> None:
         self.main = distributed.is_main_process()
+        self._told = False
         try:
             self._log = _open_log(Path(config.paths.log_dir))
             if self.main:
@@ -141,7 +143,7 @@ class Recorder:
         """Take down one update; see TRAIN_COLUMNS."""
         if not self.main:
             return
-        self._train.append(row)
+        self._keep_going(self._train.append, row)
         self._log.info(
             "update %d: loss %.4f, accuracy %.4f, gradient norm %.3f, lr %.3g, %.0f tokens/s",
             *(row[key] for key in ("update", "loss", "accuracy", "gradient_norm", "learning_rate")),
@@ -153,16 +155,20 @@ class Recorder:
         """Take down one validation; see VALIDATION_COLUMNS."""
         if not self.main:
             return
-        self._validation.append(row)
+        self._keep_going(self._validation.append, row)
         self._add_scalars("validation", row)
         bits = f", {row['bits_per_byte']:.4f} bits per byte" if row["bits_per_byte"] is not None else ""
         self.say(f"update {row['update']}: validation loss {row['loss']:.4f}{bits}")
 
     def sample(self, update: int, prompt: str, text: str) -> None:
         """Take down a text that the model wrote."""
-        self._events.add_text(f"sample/{prompt or 'no prompt'}", text, update)
-        with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
-            file.write(f"=== update {update}, prompt {prompt!r} ===\n{text}\n\n")
+
+        def write() -> None:
+            with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
+                file.write(f"=== update {update}, prompt {prompt!r} ===\n{text}\n\n")
+
+        self._keep_going(self._events.add_text, f"sample/{prompt or 'no prompt'}", text, update)
+        self._keep_going(write)
 
     def _add_hyperparameters(self, config: Config) -> None:
         """Fill TensorBoard's HPARAMS page; `SummaryWriter.add_hparams` would open a run of its own."""
@@ -181,7 +187,16 @@ class Recorder:
     def _add_scalars(self, group: str, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name not in ("update", "seconds") and value is not None:
-                self._events.add_scalar(f"{group}/{name}", value, row["update"])
+                self._keep_going(self._events.add_scalar, f"{group}/{name}", value, row["update"])
+
+    def _keep_going(self, write: Callable[..., Any], *values: Any) -> None:
+        """Write a record; a full disk costs the record, not the run, and is told once."""
+        try:
+            write(*values)
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                self.say(f"records are no longer complete, a file could not be written: {error}")
 
     def advance(self, done: int, loss: float, tokens_per_second: float) -> None:
         """Move the progress bar."""
@@ -193,9 +208,8 @@ class Recorder:
         if self.main:
             assert self._bar is not None
             self._bar.close()
-            self._train.close()
-            self._validation.close()
-            self._events.close()
+            for file in (self._train, self._validation, self._events):
+                self._keep_going(file.close)
         for handler in list(self._log.handlers):
             handler.close()
             self._log.removeHandler(handler)

@@ -82,6 +82,7 @@ def find_start(
         UserError: No such checkpoint, a broken one, or one of another model, batch or corpus.
     """
     start = Start(fresh)
+    folder.require_writable()
     folder.clear_leftovers()
     path, contents = _read(folder.folder, resume, init_from, start.notes)
     if contents is None or init_from:
@@ -104,6 +105,9 @@ def find_start(
     start.progress.run_name = new_name or start.progress.run_name
     start.optimizer = contents["optimizer"]
     start.notes.append(f"going on after update {start.progress.update} from {path}")
+    abandoned = folder.set_aside(after_update=start.progress.update) if resume != "auto" else None
+    if abandoned:
+        start.notes.append(f"moved later checkpoints to {abandoned}")
     if aimed_at != decay_updates:
         start.notes.append(
             f"the learning rate schedule now ends at update {decay_updates}, no longer at {aimed_at}"

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import datasets
+
 from tests.chaos.ordeal import Kill, Ordeal
 
 
@@ -50,11 +52,14 @@ def middle_and_most(seconds: list[float]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.chaos", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos.chaos", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the runs in this new folder")
     options = parser.parse_args()
+    datasets.disable_progress_bars()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)

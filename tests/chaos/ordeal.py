@@ -119,7 +119,9 @@ class Ordeal:
             wait(lambda: last_update(table) >= 1 or job.ended, JOB_LIMIT_S)
             self.start_up_s = job.age
             job.finish()
-        self.say(f"reference: {self.updates} updates in {job.age:.0f} s, {self.start_up_s:.1f} s of it start-up")
+        self.say(
+            f"reference: {self.updates} updates in {job.age:.0f} s, {self.start_up_s:.1f} s of it start-up"
+        )
 
     def run_killed(self, number: int) -> None:
         """Kill the run so many times, going on after each, and let it end."""
@@ -138,18 +140,19 @@ class Ordeal:
             time.sleep(self.random.uniform(0.3, self.start_up_s * 0.9))
         else:
             self._await_update(job, self.random.randint(1, 10))
-            if moment == "training":
-                time.sleep(self.random.uniform(0, 0.1))
-            else:
-                wait(lambda: self.unfinished() or job.ended, JOB_LIMIT_S, every=0.0005)
-                time.sleep(self.random.choice([0, 0, 0.002, 0.005]))
-        process = job.launcher if victim == "horovodrun" else job.rank(int(victim[-1]))
+        process = None if victim == "horovodrun" else job.rank(int(victim[-1]))
         if process is None:
-            victim, process = "horovodrun", job.launcher
+            victim = "horovodrun"
+        if moment == "training":
+            time.sleep(self.random.uniform(0, 0.2))
+        elif moment == "checkpoint":
+            delay = self.random.choice([0, 0, 0.002, 0.005])
+            wait(lambda: self.unfinished() or job.ended, JOB_LIMIT_S, every=0.0002)
+            time.sleep(delay)
         if job.ended:
             self.complaints.append(f"a start ended before its kill:\n{job.output[-2000:]}")
             return
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid if process else job.launcher.pid, signal.SIGKILL)
         now = time.monotonic()
         kill = Kill(victim, moment, last_update(self.table))
         if victim == "horovodrun":
@@ -240,7 +243,9 @@ class Ordeal:
 
     def missing(self) -> int:
         """Updates of the straight run that the killed run's table lacks."""
-        rows = [{row["update"] for row in Outcome(self.folder / name).rows} for name in ("straight", "killed")]
+        rows = [
+            {row["update"] for row in Outcome(self.folder / name).rows} for name in ("straight", "killed")
+        ]
         return len(rows[0] - rows[1])
 
 

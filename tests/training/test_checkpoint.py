@@ -285,13 +285,13 @@ def filled(tmp_path):
 
 def test_the_newest_good_one_is_found_past_broken_ones(filled):
     path, contents, complaints = newest_good_checkpoint(filled)
-    assert (path.name, contents["progress"]["update"], complaints) == ("last.pt", 3, [])
+    assert (path.name, contents["progress"]["update"], complaints) == ("update_00000003.pt", 3, [])
     # last.pt is the same file under another name: both break.
     with open(filled / "last.pt", "r+b") as file:
         file.truncate(900)
     path, contents, complaints = newest_good_checkpoint(filled)
     assert (path.name, contents["progress"]["update"]) == ("update_00000002.pt", 2)
-    assert len(complaints) == 2 and "update_00000003.pt" in complaints[1]
+    assert len(complaints) == 2 and "update_00000003.pt" in complaints[0]
     for update in (2, 1):
         (filled / f"update_{update:08d}.pt").unlink()
     (filled / "update_00000002.pt").write_bytes(b"junk")
@@ -299,7 +299,7 @@ def test_the_newest_good_one_is_found_past_broken_ones(filled):
     # best_model.pt is the last resort.
     assert (path.name, contents["progress"]["update"], len(complaints)) == ("best_model.pt", 1, 3)
     (filled / "best_model.pt").write_bytes(b"junk")
-    with pytest.raises(UserError, match="no checkpoint here is good; the newest: .*last.pt"):
+    with pytest.raises(UserError, match="no checkpoint here is good; the newest: .*update_00000003.pt"):
         newest_good_checkpoint(filled)
 
 

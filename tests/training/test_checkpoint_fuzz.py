@@ -63,7 +63,9 @@ class Anatomy:
         self.pickle, self.headers, self.storages = range(0), [], []
         with zipfile.ZipFile(io.BytesIO(whole)) as archive:
             for entry in archive.infolist():
-                name_length = int.from_bytes(whole[entry.header_offset + 26 : entry.header_offset + 28], "little")
+                name_length = int.from_bytes(
+                    whole[entry.header_offset + 26 : entry.header_offset + 28], "little"
+                )
                 extra = int.from_bytes(whole[entry.header_offset + 28 : entry.header_offset + 30], "little")
                 start = entry.header_offset + 30 + name_length + extra
                 self.headers.append(range(entry.header_offset, entry.header_offset + 30 + name_length))
@@ -266,7 +268,9 @@ def hostile_files(contents):
         "lists in lists, 100,000 deep": rezipped(plain, with_deep_pickle),
         "a tensor without data": saved(model={"w": torch.ones(3, device="meta")}),
         "a sparse tensor": saved(model={"w": torch.ones(3, 3).to_sparse()}),
-        "a quantized tensor": saved(model={"w": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}),
+        "a quantized tensor": saved(
+            model={"w": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}
+        ),
         "a conjugated tensor": saved(model={"w": twisted}),
         "a repeated number, 8 GiB unfolded": saved(model={"w": torch.ones(1).expand(1 << 31)}),
         "a number of 5,000 digits": saved(progress={"update": 10**5000}),
@@ -285,7 +289,11 @@ def equal(one, other):
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
-        same_kind = (one.dtype, one.shape, one.requires_grad) == (other.dtype, other.shape, other.requires_grad)
+        same_kind = (one.dtype, one.shape, one.requires_grad) == (
+            other.dtype,
+            other.shape,
+            other.requires_grad,
+        )
         return same_kind and torch.equal(one, other)
     if isinstance(one, dict):
         return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
@@ -301,7 +309,11 @@ def outcome_of(path, original):
         contents = load_checkpoint(path)
     except UserError as error:
         text = str(error)
-        return "refused" if "\n" not in text and len(text) < 400 else f"refused in {len(text)} letters: {text[:500]}"
+        return (
+            "refused"
+            if "\n" not in text and len(text) < 400
+            else f"refused in {len(text)} letters: {text[:500]}"
+        )
     except BaseException as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
     finally:

@@ -45,7 +45,7 @@ def test_auto_goes_on_with_everything(folder):
     assert found.progress == Progress(
         "first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5
     )
-    assert found.notes == [f"going on after update 6 from {folder.folder / 'last.pt'}"]
+    assert found.notes == [f"going on after update 6 from {folder.folder / 'update_00000006.pt'}"]
     assert len(list(folder.folder.glob("*.pt"))) == 3
 
 
@@ -62,7 +62,8 @@ def test_auto_starts_afresh_where_nothing_is(tmp_path):
 
 
 def test_auto_tells_of_what_it_passed_over(folder):
-    (folder.folder / "last.pt").write_bytes(b"junk")
+    (folder.folder / "update_00000006.pt").unlink()
+    (folder.folder / "update_00000007.pt").write_bytes(b"junk")
     found = start(folder, "auto")
     assert found.progress.update == 6
     assert found.notes[0].startswith("passed over a broken checkpoint: ")

@@ -1,0 +1,50 @@
+"""A job one of whose ranks hangs ends by itself, soon, and says why."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+
+import pytest
+import yaml
+
+from tests.chaos.ordeal import Job, last_update, wait
+from tests.distributed.conftest import make_config, write_corpus
+
+STALL_TIMEOUT_S = 8
+END_LIMIT_S = 25
+
+
+@pytest.fixture
+def endless_job(tmp_path):
+    """A job of two ranks that has made three updates and would make 5,000."""
+    corpus = write_corpus(tmp_path / "corpus")
+    changes = {"training__max_updates": 5000, "training__epochs": 5000}
+    config = make_config(corpus, **changes, distributed__stall_timeout=STALL_TIMEOUT_S)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    table = tmp_path / "run" / "runs" / "structured" / "run" / "train.csv"
+    job = Job(path, tmp_path / "run", table)
+    try:
+        wait(lambda: last_update(table) >= 3 or job.ended, 120)
+        assert not job.ended, job.output
+        yield job
+    finally:
+        job.clean_up()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_stopped_rank_ends_the_job(endless_job, number):
+    # As a node that swaps itself to death, or a file system that never answers.
+    endless_job.rank(number).send_signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    wait(lambda: endless_job.ended, 60)
+    seconds = time.monotonic() - stopped
+    print(f"rank {number} stopped; the job ended after {seconds:.1f} s")
+    assert endless_job.launcher.returncode != 0
+    assert STALL_TIMEOUT_S - 1 < seconds < END_LIMIT_S
+    said = re.findall(r"rank (\d): no progress for 8 s \(distributed\.stall_timeout\)", endless_job.output)
+    assert said and set(said) <= {"0", "1"}
+    wait(lambda: not endless_job.processes(), 5)
