@@ -8,27 +8,19 @@ from __future__ import annotations
 
 import os
 import random
-import re
-import signal
-import subprocess
-import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import yaml
 
-from tests.distributed.conftest import Outcome, job_environment, make_config, write_corpus
+from tests.chaos.job import JOB_LIMIT_S, Job, last_update, wait
+from tests.distributed.conftest import Outcome, make_config, write_corpus
 
-ROOT = Path(__file__).resolve().parents[2]
-MARK = "HT_CHAOS_JOB"  # in the environment of every process of a job
-JOB_LIMIT_S = 240
 END_LIMIT_S = 30  # a job that lost a rank must be gone by then
 
 # About 20 updates a second on one core each, and a checkpoint of 5 MB every third.
@@ -66,7 +58,7 @@ class Kill:
         victim: `rank 0`, `rank 1` or `horovodrun`.
         moment: `start-up`, `training` or `checkpoint`.
         at_update: Last update in the table then.
-        in_mid_write: An unfinished checkpoint file was left.
+        in_mid_write: It left an unfinished checkpoint file.
         end_s: Seconds until `horovodrun` had ended by itself; None if it was the victim.
         left: Processes that outlived the launcher and had to be killed.
         recomputed: Updates in the table that the next start computed again.
@@ -110,7 +102,7 @@ class Ordeal:
         self.table = self.folder / "killed" / "runs" / "structured" / "run" / "train.csv"
         self.checkpoints = self.folder / "killed" / "checkpoints"
         self.start_up_s = 8.0
-        self._killed_at: float | None = None
+        self._killed_at = 0.0
 
     def run_straight(self) -> None:
         """Make the reference."""
@@ -119,9 +111,8 @@ class Ordeal:
             wait(lambda: last_update(table) >= 1 or job.ended, JOB_LIMIT_S)
             self.start_up_s = job.age
             job.finish()
-        self.say(
-            f"reference: {self.updates} updates in {job.age:.0f} s, {self.start_up_s:.1f} s of it start-up"
-        )
+        took = f"{job.age:.0f} s, {self.start_up_s:.1f} s of it start-up"
+        self.say(f"reference: {self.updates} updates in {took}")
 
     def run_killed(self, number: int) -> None:
         """Kill the run so many times, going on after each, and let it end."""
@@ -135,6 +126,7 @@ class Ordeal:
             job.finish()
 
     def _kill(self, job: Job, victim: str, moment: str) -> None:
+        before = self.unfinished()
         if moment == "start-up":
             # Not later than the first update; before the ranks exist there is only the launcher.
             time.sleep(self.random.uniform(0.3, self.start_up_s * 0.9))
@@ -152,7 +144,7 @@ class Ordeal:
         if job.ended:
             self.complaints.append(f"a start ended before its kill:\n{job.output[-2000:]}")
             return
-        os.kill(process.pid if process else job.launcher.pid, signal.SIGKILL)
+        (process or job.launcher).kill()
         now = time.monotonic()
         kill = Kill(victim, moment, last_update(self.table))
         if victim == "horovodrun":
@@ -164,7 +156,7 @@ class Ordeal:
                 self.complaints.append(f"{victim} was killed, and the job ended with 0")
             time.sleep(0.5)  # the other rank may still be on its way out
             kill.left = job.clean_up()
-        kill.in_mid_write = bool(self.unfinished())
+        kill.in_mid_write = bool(self.unfinished() - before)
         self.kills.append(kill)
         self._killed_at = now
         self.say(
@@ -180,15 +172,15 @@ class Ordeal:
         if job.ended and last_update(self.table) < self.updates:
             self.complaints.append(f"a start failed:\n{job.output[-2000:]}")
             return
-        if self.kills:
+        # More than one where a start was killed before its first update; the last one gets the count.
+        open_kills = [kill for kill in self.kills if kill.recomputed is None]
+        if open_kills:
             # Every update that was in the table and not in the checkpoint is made again.
-            highest = max(kill.at_update for kill in self.kills if kill.recomputed is None)
-            for kill in self.kills:
-                if kill.recomputed is None:
-                    kill.recomputed = 0
-            self.kills[-1].recomputed = max(0, highest - (resumed or 0))
-            if self._killed_at is not None:
-                self.kills[-1].recovery_s = now - self._killed_at
+            reached = max(kill.at_update for kill in open_kills)
+            for kill in open_kills:
+                kill.recomputed = 0
+            self.kills[-1].recomputed = max(0, reached - (resumed or 0))
+            self.kills[-1].recovery_s = now - self._killed_at
         leftovers = before & self.unfinished()
         if leftovers:
             self.complaints.append(f"a start left unfinished files: {sorted(leftovers)}")
@@ -247,123 +239,6 @@ class Ordeal:
             {row["update"] for row in Outcome(self.folder / name).rows} for name in ("straight", "killed")
         ]
         return len(rows[0] - rows[1])
-
-
-class Job:
-    """One start of a run on two ranks, all of whose processes can be found."""
-
-    def __init__(self, config: Path, folder: Path, table: Path) -> None:
-        self.mark = uuid.uuid4().hex
-        self._old_table = inode(table)
-        self._output = folder.with_name(f"{folder.name}-{self.mark}.out")
-        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2", sys.executable, "-m"]
-        command += ["src.train", "--config", str(config), "--output_dir", str(folder)]
-        command += ["--run_name", "run", "--resume", "auto"]
-        with open(self._output, "wb") as output:
-            self.launcher = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=job_environment(PYTHONUNBUFFERED="1", **{MARK: self.mark}),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.began = time.monotonic()
-
-    @property
-    def age(self) -> float:
-        return time.monotonic() - self.began
-
-    @property
-    def ended(self) -> bool:
-        return self.launcher.poll() is not None
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text(errors="replace")
-
-    @property
-    def resumed_from(self) -> int | None:
-        """The update it went on from, 0 for a fresh start; None before it has said so."""
-        going_on = re.search(r"going on after update (\d+) from", self.output)
-        if going_on:
-            return int(going_on[1])
-        return 0 if "starting afresh" in self.output else None
-
-    def table_is_new(self, table: Path) -> bool:
-        """Whether this start has taken over the table: it writes it anew."""
-        return inode(table) not in (None, self._old_table)
-
-    def processes(self) -> list[psutil.Process]:
-        """Every living process of the job, whoever its parent is by now."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
-
-    def rank(self, number: int) -> psutil.Process | None:
-        """The Python process of a rank, if it has come into being."""
-        for process in self.processes():
-            with suppress(psutil.Error):
-                words = process.cmdline()
-                is_rank = "python" in Path(words[0]).name and words[1:3] == ["-m", "src.train"]
-                if is_rank and process.environ().get("HOROVOD_RANK") == str(number):
-                    return process
-        return None
-
-    def finish(self) -> None:
-        """Wait for a good end."""
-        wait(lambda: self.ended, JOB_LIMIT_S)
-        if self.launcher.returncode:
-            raise RuntimeError(f"the job ended with {self.launcher.returncode}:\n{self.output[-4000:]}")
-
-    def clean_up(self) -> int:
-        """Kill what is left, as a cluster does before it starts a job again; tell how many it was."""
-        left, limit = 0, time.monotonic() + 10
-        while (processes := self.processes()) and time.monotonic() < limit:
-            left = max(left, len(processes))
-            for process in processes:
-                with suppress(psutil.Error):
-                    process.kill()
-            time.sleep(0.05)
-        self.launcher.wait(10)
-        return left
-
-
-def wait(true: Callable[[], Any], limit: float, every: float = 0.003) -> None:
-    """Return when it is true.
-
-    Raises:
-        TimeoutError: It never was.
-    """
-    end = time.monotonic() + limit
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {limit} s in vain")
-        time.sleep(every)
-
-
-def last_update(table: Path) -> int:
-    """The last whole row's update."""
-    try:
-        with open(table, "rb") as file:
-            file.seek(max(0, os.path.getsize(table) - 1000))
-            rows = file.read().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return 0
-    first = rows[-1].split(b",")[0] if rows else b""
-    return int(first) if first.isdigit() else 0
-
-
-def inode(path: Path) -> int | None:
-    """What tells a file from its successor of the same name."""
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
 
 
 def different(one: Any, other: Any, where: str) -> list[str]:

@@ -9,7 +9,7 @@ import time
 import pytest
 import yaml
 
-from tests.chaos.ordeal import Job, last_update, wait
+from tests.chaos.job import Job, last_update, wait
 from tests.distributed.conftest import make_config, write_corpus
 
 STALL_TIMEOUT_S = 8

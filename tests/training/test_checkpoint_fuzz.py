@@ -19,6 +19,7 @@ import resource
 import signal
 import zipfile
 
+import psutil
 import pytest
 import torch
 
@@ -30,6 +31,7 @@ from horovod_transformer.training.checkpoint import load_checkpoint, save_checkp
 ROUNDS = 60  # of each kind of damage
 MORE_MEMORY = 1 << 30
 SECONDS_EACH = 10
+TENSOR_TRAITS = ("dtype", "shape", "requires_grad")
 
 
 def real_contents():
@@ -252,6 +254,7 @@ def hostile_files(contents):
     endless: list = []
     endless.append(endless)
     twisted = torch.complex(torch.ones(2), torch.ones(2)).conj()
+    quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
     depth = 100_000
     deep = b"\x80\x02}(X\x0e\0\0\0format_versionK\x01" + b"".join(
         b"X" + len(key).to_bytes(4, "little") + key.encode() + b"]" * depth + b"a" * (depth - 1)
@@ -268,9 +271,7 @@ def hostile_files(contents):
         "lists in lists, 100,000 deep": rezipped(plain, with_deep_pickle),
         "a tensor without data": saved(model={"w": torch.ones(3, device="meta")}),
         "a sparse tensor": saved(model={"w": torch.ones(3, 3).to_sparse()}),
-        "a quantized tensor": saved(
-            model={"w": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}
-        ),
+        "a quantized tensor": saved(model={"w": quantized}),
         "a conjugated tensor": saved(model={"w": twisted}),
         "a repeated number, 8 GiB unfolded": saved(model={"w": torch.ones(1).expand(1 << 31)}),
         "a number of 5,000 digits": saved(progress={"update": 10**5000}),
@@ -279,7 +280,7 @@ def hostile_files(contents):
         "a format version that is a tensor": saved(format_version=torch.ones(3)),
         "a checksum that is a tensor": saved(checksum=torch.ones(3)),
         "a checksum that is None": saved(checksum=None),
-        "keys that are numbers": saved(**{"model": {1: {2.5: {None: ()}}}}),
+        "keys that are numbers": saved(model={1: {2.5: {None: ()}}}),
         "a model that is a number": saved(model=3),
     }
 
@@ -323,7 +324,7 @@ def outcome_of(path, original):
 
 def load_them_all(folder, original, files):
     """In the child: take down one line for each file before going on to the next."""
-    virtual = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    virtual = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (virtual + MORE_MEMORY, -1))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a hang ends the child, even one outside Python
     os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
