@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 FINGERPRINT := $(shell { cat pyproject.toml constraints.txt Makefile; pwd; } | cksum)
 UP_TO_DATE := $(shell grep -qsx "$(FINGERPRINT)" $(STAMP) && $(VENV_PYTHON) -c "print('yes')" 2>/dev/null)
 
-.PHONY: help install packages demo test lint clean
+.PHONY: help install packages demo test chaos lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -43,6 +43,9 @@ demo: install ## prepare, train on two processes and write text, in DEMO_MINUTES
 
 test: install ## run the tests; PYTEST="-k name" picks some
 	@$(VENV_PYTHON) -m pytest $(PYTEST)
+
+chaos: install ## kill a training run fifty times, about a quarter of an hour
+	@$(VENV_PYTHON) -m tests.chaos.chaos
 
 lint: install ## ruff and mypy
 	$(VENV_PYTHON) -m ruff check

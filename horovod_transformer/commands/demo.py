@@ -78,7 +78,11 @@ def _heading(text: str) -> None:
 
 def _train(processes: int, shared: list[str], folder: str, updates: int, *more: str) -> None:
     arguments = [*shared, "--output_dir", str(FOLDER / folder), "--run_name", "demo"]
-    run_verb(processes, "train", [*arguments, "--training.max_updates", str(updates), *more])
+    run_verb(
+        processes,
+        "train",
+        [*arguments, "--training.max_updates", str(updates), "--training.epochs", "1000", *more],
+    )
 
 
 def _affordable_updates(processes: int, minutes: float, shared: list[str]) -> int:

@@ -127,9 +127,11 @@ class Ordeal:
 
     def _kill(self, job: Job, victim: str, moment: str) -> None:
         before = self.unfinished()
-        if moment == "start-up":
-            # Not later than the first update; before the ranks exist there is only the launcher.
+        if moment == "start-up" and victim == "horovodrun":
             time.sleep(self.random.uniform(0.3, self.start_up_s * 0.9))
+        elif moment == "start-up":
+            wait(lambda: job.rank(int(victim[-1])) or job.ended, JOB_LIMIT_S, every=0.1)
+            time.sleep(self.random.uniform(0, self.start_up_s * 0.4))
         else:
             self._await_update(job, self.random.randint(1, 10))
         process = None if victim == "horovodrun" else job.rank(int(victim[-1]))
@@ -144,6 +146,8 @@ class Ordeal:
         if job.ended:
             self.complaints.append(f"a start ended before its kill:\n{job.output[-2000:]}")
             return
+        if moment == "start-up" and self._first_update(job):
+            moment = "training"
         (process or job.launcher).kill()
         now = time.monotonic()
         kill = Kill(victim, moment, last_update(self.table))

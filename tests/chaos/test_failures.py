@@ -1,4 +1,4 @@
-"""A job one of whose ranks hangs ends by itself, soon, and says why."""
+"""A job one of whose ranks hangs ends by itself, soon, and says why; one that was suspended goes on."""
 
 from __future__ import annotations
 
@@ -48,3 +48,19 @@ def test_a_stopped_rank_ends_the_job(endless_job, number):
     said = re.findall(r"rank (\d): no progress for 8 s \(distributed\.stall_timeout\)", endless_job.output)
     assert said and set(said) <= {"0", "1"}
     wait(lambda: not endless_job.processes(), 5)
+
+
+@pytest.mark.distributed
+def test_a_suspended_job_goes_on(endless_job, tmp_path):
+    # As `scontrol suspend` does: every process of the job sleeps, the watching ones, too.
+    processes = endless_job.processes()
+    for process in processes:
+        process.suspend()
+    table = tmp_path / "run" / "runs" / "structured" / "run" / "train.csv"
+    asleep_at = last_update(table)
+    time.sleep(STALL_TIMEOUT_S + 4)
+    assert last_update(table) == asleep_at
+    for process in processes:
+        process.resume()
+    wait(lambda: last_update(table) > asleep_at + 20 or endless_job.ended, 30)
+    assert not endless_job.ended, endless_job.output
