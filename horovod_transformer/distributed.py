@@ -368,6 +368,7 @@ def distribute_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     backward_passes: int,
     compression: str = "none",
+    num_groups: int | None = 1,
 ) -> Optimizer:
     """Make the optimizer sum gradients over ranks during the last of `backward_passes`.
 
@@ -380,6 +381,8 @@ def distribute_optimizer(
         named_parameters: The model's, to name the collectives alike on every rank.
         backward_passes: Backward passes between two updates.
         compression: `none`, or `fp16` to halve the bytes sent.
+        num_groups: How many groups gradients are sent in; None leaves it to Horovod, and gives up
+            repeatable sums. `benchmarks/gradient_group.py` measures the difference.
 
     Returns:
         The Horovod optimizer, or the given one in a lone process.
@@ -392,7 +395,7 @@ def distribute_optimizer(
         backward_passes_per_step=backward_passes,
         compression=_hvd.Compression.fp16 if compression == "fp16" else _hvd.Compression.none,
         op=_hvd.Sum,
-        num_groups=1,
+        num_groups=num_groups,
     )
 
 

@@ -1,0 +1,69 @@
+"""What does one fixed order of the gradient sum cost, against Horovod's own order?
+
+    horovodrun -np 2 python benchmarks/gradient_group.py [--updates 40]
+
+`distribute_optimizer` sends all gradients as one group, which makes runs with more than two ranks
+repeatable but lets no sum begin before the last gradient is there. Alternates blocks of updates of
+the quickstart model with and without the group, and prints medians and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+
+from horovod_transformer import distributed
+from horovod_transformer.config import load_config
+from horovod_transformer.data.loading import open_prepared_data, plan_updates, training_loader
+from horovod_transformer.data.prepare import prepare
+from horovod_transformer.model import build_model
+from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.step import UpdateStep
+
+ROUNDS = 4
+
+
+def main() -> None:
+    """Measure both ways in turn, and print on rank 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--updates", type=int, default=40, help="of each kind")
+    options = parser.parse_args()
+    world_size, rank, _, _ = distributed.setup_horovod(require_distributed=True)
+    config = load_config("configs/quickstart.yaml")
+    distributed.from_main_process(lambda: prepare(config, progress=False) and None)
+    data = open_prepared_data(config)
+    plan = plan_updates(config, data.train, world_size)
+    torch.manual_seed(0)
+    steps = {}
+    for kind, groups in (("one group", 1), ("Horovod's order", None)):
+        model = build_model(config.model)
+        # Two optimizers are alive at once: their collectives need different names.
+        named = [(f"{kind}.{name}", parameter) for name, parameter in model.named_parameters()]
+        optimizer = distributed.distribute_optimizer(
+            build_optimizer(model, config.training), named, plan.micro_batches, num_groups=groups
+        )
+        steps[kind] = UpdateStep(model, optimizer, plan, torch.device("cpu"), "fp32", 1.0, uses_dropout=False)
+    seconds: dict[str, list[float]] = {kind: [] for kind in steps}
+    per_round = max(2, options.updates // ROUNDS)
+    for _ in range(ROUNDS):
+        for kind, step in steps.items():
+            batches = iter(training_loader(config, data.train, plan, rank, range(per_round)))
+            for update in range(per_round):
+                began = time.perf_counter()
+                step.run(update, batches, 1e-3)
+                if update:  # the first of a round warms up
+                    seconds[kind].append(time.perf_counter() - began)
+    if rank == 0:
+        medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+        one, other = medians.values()
+        print(json.dumps({"median_s": medians, "ratio": one / other, "ranks": world_size}))
+
+
+if __name__ == "__main__":
+    main()
