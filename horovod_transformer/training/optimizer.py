@@ -76,7 +76,10 @@ class MuonAdamW(torch.optim.AdamW):
                 continue
             state = self.state[parameter]
             if not state:
+                # AdamW looks for `step` in every parameter's state when it loads one.
+                state["step"] = torch.zeros((), dtype=torch.float32)
                 state["momentum"] = torch.zeros_like(parameter)
+            state["step"] += 1
             momentum = state["momentum"].lerp_(gradient, 1 - MUON_MOMENTUM)
             update = orthogonalized(gradient.lerp(momentum, MUON_MOMENTUM))
             parameter.mul_(1 - group["lr"] * group["weight_decay"])

@@ -170,6 +170,8 @@ def test_a_snapshot_is_a_copy():
 
 
 def write_for_ever(path, saved):
+    # A forked process must not use the threads its parent had.
+    torch.set_num_threads(1)
     update = 0
     while True:
         update += 1

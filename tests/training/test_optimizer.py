@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 
 from horovod_transformer.config import TrainingConfig
+from horovod_transformer.model import TransformerLM
 from horovod_transformer.training.optimizer import build_optimizer, learning_rate, orthogonalized
 
 
@@ -75,3 +77,33 @@ def test_muon_makes_all_directions_alike(shape):
     singular = torch.linalg.svdvals(orthogonalized(matrix))
     assert singular.max() < 1.3
     assert singular.median() > 0.6
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_saved_state_goes_on_to_the_bit(kind):
+    """Two updates, saved and loaded into a fresh optimizer, and one more: as three in a row."""
+    training = TrainingConfig(optimizer=kind, learning_rate=1e-2)
+
+    def fresh():
+        torch.manual_seed(0)
+        model = TransformerLM(vocab_size=20, d_model=8, n_heads=2, n_layers=1, d_ff=16, max_seq_len=8)
+        return model, build_optimizer(model, training)
+
+    def advance(model, optimizer, update):
+        torch.manual_seed(update)
+        tokens = torch.randint(0, 20, (2, 8))
+        model(tokens, labels=tokens)[1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    straight, optimizer = fresh()
+    for update in range(3):
+        if update == 2:
+            saved = {k: v.clone() for k, v in straight.state_dict().items()}
+            state = copy.deepcopy(optimizer.state_dict())
+        advance(straight, optimizer, update)
+    resumed, optimizer = fresh()
+    resumed.load_state_dict(saved)
+    optimizer.load_state_dict(state)
+    advance(resumed, optimizer, 2)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
