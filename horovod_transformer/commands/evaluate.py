@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from horovod_transformer.command_line import parse_options
+from horovod_transformer.command_line import CommandParser, parse_options
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
 
@@ -145,7 +145,7 @@ def _number(name: str, text: str, least: int, most: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="horovod-transformer evaluate",
         description=DESCRIPTION,
         epilog=EXAMPLES,
