@@ -16,17 +16,15 @@ import statistics
 import torch
 
 from horovod_transformer.config import load_config
-from horovod_transformer.data.loading import (
-    open_prepared_data,
-    plan_updates,
-    training_loader,
-    validation_loader,
-)
+from horovod_transformer.data.dataset import open_prepared_data
+from horovod_transformer.data.loader import plan_updates, training_loader, validation_loader
 from horovod_transformer.data.prepare import prepare
-from horovod_transformer.model import build_model
-from horovod_transformer.training.evaluate import bits_per_byte, evaluate
-from horovod_transformer.training.optimizer import build_optimizer, learning_rate
+from horovod_transformer.metrics import bits_per_byte
+from horovod_transformer.model.transformer import build_model
+from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.schedule import learning_rate
 from horovod_transformer.training.step import UpdateStep
+from horovod_transformer.training.validation import evaluate
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 35.0)
 CPU = torch.device("cpu")

@@ -202,7 +202,8 @@ def check_tokenizer(plan: Plan) -> Row:
 
 def check_dataset(plan: Plan) -> Row:
     """The prepared blocks, opened as training would."""
-    from horovod_transformer.data.loading import open_prepared_data, plan_updates
+    from horovod_transformer.data.dataset import open_prepared_data
+    from horovod_transformer.data.loader import plan_updates
 
     mend = f"horovod-transformer prepare --config {plan.config_path}"
     try:

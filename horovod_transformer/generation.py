@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.config import Config, GenerationConfig, config_from_dict, load_config
 from horovod_transformer.errors import UserError
-from horovod_transformer.model import TransformerLM, build_model
+from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.tokenizer import Tokenizer, gpt2_tokenizer, tokenizer_from_dict
-from horovod_transformer.training.checkpoint import load_checkpoint
 
 # A config file may differ from the checkpoint in these: no weight depends on them. The context
 # stays the checkpoint's, for the model has learned to read no position beyond it.

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from horovod_transformer.config import Config, ModelConfig, config_from_dict  # noqa: E402
-from horovod_transformer.model import TransformerLM, build_model  # noqa: E402
+from horovod_transformer.model.transformer import TransformerLM, build_model  # noqa: E402
 from horovod_transformer.tokenizer import Tokenizer, train_bpe  # noqa: E402
 
 torch.set_num_threads(1)
@@ -67,7 +67,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: To
 
     Read it only; copy it to change it.
     """
-    from horovod_transformer.training.checkpoint import save_checkpoint
+    from horovod_transformer.checkpoint.format import save_checkpoint
 
     config = config_from_dict(
         {

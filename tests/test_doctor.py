@@ -32,7 +32,7 @@ from horovod_transformer.doctor import (
     run_check,
 )
 from horovod_transformer.errors import UserError
-from horovod_transformer.model import build_model
+from horovod_transformer.model.transformer import build_model
 
 TINY = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 64, "max_seq_len": 32}
 
@@ -138,7 +138,7 @@ def test_parameters_of_the_default_model():
 
 
 def test_checkpoint_size_is_that_of_a_real_one(tmp_path):
-    from horovod_transformer.training.checkpoint import save_checkpoint
+    from horovod_transformer.checkpoint.format import save_checkpoint
 
     config = config_of(model={**TINY, "d_model": 128, "d_ff": 512})
     model = build_model(config.model)

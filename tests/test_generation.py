@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from horovod_transformer import generation
+from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.config import Config, GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import (
@@ -18,7 +19,6 @@ from horovod_transformer.generation import (
     interactive_generation,
     load_model_for_generation,
 )
-from horovod_transformer.training.checkpoint import load_checkpoint, save_checkpoint
 
 BOOK = "The sea was calm — so said the captain, né à Brême."
 

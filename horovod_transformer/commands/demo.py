@@ -9,8 +9,8 @@ from pathlib import Path
 
 from horovod_transformer.command_line import config_parser, parse_options
 from horovod_transformer.config import Config, load_config
+from horovod_transformer.distributed.launcher import run_verb
 from horovod_transformer.errors import UserError
-from horovod_transformer.launch.local import run_verb
 
 DESCRIPTION = """\
 The whole path on the plays that come with the installation: prepare, train on two Horovod
@@ -105,8 +105,8 @@ def _affordable_updates(processes: int, minutes: float, shared: list[str]) -> in
 
 
 def _score(config: Config, checkpoint: Path) -> None:
-    from horovod_transformer.data.loading import open_prepared_data
-    from horovod_transformer.evaluation import books_of, score_books, xz_bits_per_byte
+    from horovod_transformer.data.dataset import open_prepared_data
+    from horovod_transformer.evaluation.book_scores import books_of, score_books, xz_bits_per_byte
     from horovod_transformer.generation import load_model_for_generation
 
     model, tokenizer, _ = load_model_for_generation(checkpoint)

@@ -50,12 +50,17 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--output {folder}: is a file; it names a folder")
 
     # Imported late: a mistake on the command line should not wait for torch.
-    from horovod_transformer.data.loading import open_prepared_data
-    from horovod_transformer.evaluation import books_of, newest_text, score_books, xz_bits_per_byte
+    from horovod_transformer.data.dataset import open_prepared_data
+    from horovod_transformer.evaluation.book_scores import (
+        books_of,
+        newest_text,
+        score_books,
+        xz_bits_per_byte,
+    )
+    from horovod_transformer.evaluation.report import Evaluation, table_lines, to_json, write_report
+    from horovod_transformer.evaluation.text_quality import draw_passages, measure_samples, write_samples
     from horovod_transformer.generation import load_model_for_generation
-    from horovod_transformer.quality_report import Evaluation, table_lines, to_json, write_report
-    from horovod_transformer.text_quality import draw_passages, measure_samples, write_samples
-    from horovod_transformer.training.precision import choose_precision
+    from horovod_transformer.precision import choose_precision
 
     model, tokenizer, config = load_model_for_generation(options.checkpoint, options.config, options.device)
     if given is not None:

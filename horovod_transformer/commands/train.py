@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.distributed import setup_horovod
-    from horovod_transformer.training.loop import run_distributed_training
+    from horovod_transformer.training.trainer import run_distributed_training
 
     world_size, rank, local_rank, _ = setup_horovod()
     run_distributed_training(

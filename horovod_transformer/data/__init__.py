@@ -1,4 +1,4 @@
-"""Books in, blocks out: `data.prepare` writes blocks to disk, `data.loading` reads them."""
+"""Books in, blocks out: `prepare` writes blocks to disk, `dataset` and `loader` read them."""
 
 from horovod_transformer.data.sources import Book, Books, open_books
 

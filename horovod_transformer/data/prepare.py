@@ -32,7 +32,7 @@ from horovod_transformer.data.packing import PackedSplit, save_splits, token_dty
 from horovod_transformer.data.selection import Survey, choose_validation, kept_books, survey_books
 from horovod_transformer.data.sources import Book, Books, open_books
 from horovod_transformer.errors import UserError
-from horovod_transformer.progress import ProgressBar
+from horovod_transformer.progress_bar import ProgressBar
 from horovod_transformer.tokenizer import (
     GPT2_VOCAB_SIZE,
     SMALLEST_VOCAB_SIZE,

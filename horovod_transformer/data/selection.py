@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from horovod_transformer.data.sources import Book, Books
 from horovod_transformer.errors import UserError
-from horovod_transformer.progress import ProgressBar
+from horovod_transformer.progress_bar import ProgressBar
 from horovod_transformer.tokenizer import cut_at_words
 
 # Names listed per reason for dropping; the counts are complete.

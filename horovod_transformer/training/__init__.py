@@ -1,1 +1,1 @@
-"""Training: one optimizer update (step), the loop around it, and what survives it (checkpoint)."""
+"""Training: one optimizer update (step), the run around it (trainer), and what makes it exact (resume)."""

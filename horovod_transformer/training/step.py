@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from horovod_transformer import distributed
-from horovod_transformer.data.plan import UpdatePlan
-from horovod_transformer.model import TransformerLM
-from horovod_transformer.training.precision import LossScale, autocast
+from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.precision import autocast
+from horovod_transformer.training.loss_scale import LossScale
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The language model."""
 
-from horovod_transformer.model import TransformerLM
+from horovod_transformer.model.transformer import TransformerLM
 
 __all__ = ["TransformerLM"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import datasets
 
-from tests.chaos.ordeal import Kill, Ordeal
+from tests.chaos.kill_test import Kill, Ordeal
 
 
 def table_of(kills: list[Kill], missing: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.chaos.chaos import table_of
-from tests.chaos.ordeal import Ordeal
+from tests.chaos.kill_test import Ordeal
 
 KILLS = 6
 

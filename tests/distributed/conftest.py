@@ -20,8 +20,8 @@ import psutil
 import pytest
 import yaml
 
-from horovod_transformer.training.checkpoint import load_checkpoint
-from horovod_transformer.training.recorder import TRAIN_COLUMNS
+from horovod_transformer.checkpoint.format import load_checkpoint
+from horovod_transformer.training.metric_logger import TRAIN_COLUMNS
 
 HERE = Path(__file__).resolve().parent
 REPRODUCIBLE = TRAIN_COLUMNS[: TRAIN_COLUMNS.index("updates_per_second")]
@@ -231,7 +231,7 @@ def play(run_job: Callable[..., Job], tmp_path_factory: pytest.TempPathFactory) 
     def run(processes: int, scenes: list[dict[str, Any]], **extra: str) -> list[Any]:
         folder = tmp_path_factory.mktemp("scenes")
         (folder / "scenes.json").write_text(json.dumps(scenes))
-        job = run_job(processes, str(HERE / "scenes.py"), str(folder), **extra)
+        job = run_job(processes, str(HERE / "rank_programs.py"), str(folder), **extra)
         assert job.process.returncode == 0, f"{job.stdout}\n{job.stderr}"
         return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
 

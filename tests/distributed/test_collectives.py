@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from horovod_transformer import distributed
-from horovod_transformer.training.start import Progress, Start
+from horovod_transformer.training.resume import Progress, Start
 
 pytestmark = pytest.mark.distributed
 

@@ -12,7 +12,8 @@ import pytest
 from nbclient import NotebookClient
 
 from horovod_transformer.config import load_config
-from horovod_transformer.data.loading import get_dataloaders, open_prepared_data
+from horovod_transformer.data.dataset import open_prepared_data
+from horovod_transformer.data.loader import get_dataloaders
 
 NAME = "00_data_preprocessing.ipynb"
 DATA_DIR = "notebooks/data/preprocessed/v1"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import SlurmCluster, wait_for
 
-from horovod_transformer.training.checkpoint import load_checkpoint
+from horovod_transformer.checkpoint.format import load_checkpoint
 
 pytestmark = pytest.mark.slurm
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from horovod_transformer.config import TrainingConfig
-from horovod_transformer.model import TransformerLM
-from horovod_transformer.training.optimizer import build_optimizer, learning_rate, orthogonalized
+from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.training.muon import orthogonalized
+from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.schedule import learning_rate
 
 
 def rates(count, decay_updates, **training):

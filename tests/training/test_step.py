@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from horovod_transformer.config import TrainingConfig
-from horovod_transformer.data.plan import UpdatePlan
-from horovod_transformer.model import build_model
+from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 from tests.conftest import TINY

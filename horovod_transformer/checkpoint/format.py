@@ -1,0 +1,210 @@
+"""Checkpoints: whole or absent, checked when read, and never more than data.
+
+A checkpoint is a dict saved by `torch.save`, with these keys:
+
+    format_version  int, FORMAT_VERSION
+    model           state dict of TransformerLM
+    optimizer       state dict of the optimizer
+    scheduler       dict: what the learning rate schedule was aiming at
+    progress        dict: updates done, tokens seen, best validation loss, run name, ...
+    config          nested dicts of the whole configuration
+    tokenizer       dict for `tokenizer_from_dict`, or None
+    checksum        SHA-256 over all of the above, as hex
+
+A folder holds `update_00000500.pt` (the newest few), `last.pt` (the newest of all, the same file
+under a second name) and `best_model.pt` (lowest validation loss).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+
+from horovod_transformer.errors import UserError
+
+FORMAT_VERSION = 1
+KEYS = ("format_version", "model", "optimizer", "scheduler", "progress", "config", "tokenizer")
+_PARTIAL = ".partial"
+
+
+def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
+    """Write a checkpoint so that `path` holds either all of it or what it held before.
+
+    The file is written aside, forced to the disk, and renamed; then the folder is forced, so that
+    the rename itself survives a power failure.
+
+    Args:
+        path: The file; its folder is made if need be.
+        contents: The keys above but `format_version` and `checksum`, which are added.
+
+    Raises:
+        OSError: It could not be written; nothing of it is left behind.
+    """
+    path = Path(path)
+    contents = {"format_version": FORMAT_VERSION, **contents}
+    contents["checksum"] = checksum(contents)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}{_PARTIAL}-{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            _save_to(file, contents)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _save_to(file: IO[bytes], contents: dict[str, Any]) -> None:
+    """`torch.save`, but "no space left" stays an OSError.
+
+    torch's zip writer makes a RuntimeError about an unexpected position of it.
+    """
+    writer = _RememberingWriter(file)
+    try:
+        torch.save(contents, cast(IO[bytes], writer))
+    except Exception:
+        if writer.error is not None:
+            raise writer.error from None
+        raise
+
+
+class _RememberingWriter:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint and prove that it is what was written.
+
+    The file is untrusted: only tensors and plain values are accepted (`weights_only=True`), so
+    nothing in it can run.
+
+    Args:
+        path: The file.
+        map_location: Device to put tensors on.
+
+    Returns:
+        The keys of this module's docstring.
+
+    Raises:
+        UserError: The file is missing, unreadable, truncated, altered, not ours, or of a newer
+            format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception:
+        # torch raises half a dozen types, by where the damage lies; none is more telling.
+        raise UserError(
+            f"{path}: is not a readable checkpoint: truncated, damaged, or made by something else"
+        ) from None
+    if not isinstance(contents, dict) or "format_version" not in contents:
+        raise UserError(f"{path}: is a PyTorch file but not a checkpoint of this program")
+    version = contents["format_version"]
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        shown = version if isinstance(version, int) and version < 10**9 else "unknown"
+        raise UserError(
+            f"{path}: has checkpoint format {shown}, newer than the {FORMAT_VERSION} this version reads; "
+            "update horovod_transformer"
+        )
+    missing = [key for key in (*KEYS, "checksum") if key not in contents]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)}; it is damaged or was made by something else")
+    expected = contents.pop("checksum")
+    try:
+        actual = checksum(contents, largest_tensor=path.stat().st_size)
+    except Exception:
+        # A list within itself, a number of a million digits, a tensor without data: torch lets them in.
+        raise UserError(f"{path}: holds what no checkpoint of this program holds") from None
+    if not isinstance(expected, str) or expected != actual:
+        raise UserError(f"{path}: its checksum does not match: the file was damaged or altered")
+    return contents if str(map_location) == "cpu" else _moved(contents, map_location)
+
+
+def checksum(contents: Any, largest_tensor: int | None = None) -> str:
+    """SHA-256 over nested dicts, lists, tensors and plain values, as hex.
+
+    Covers keys, types, shapes and every byte; independent of how the file format stores them.
+
+    Args:
+        contents: What a checkpoint holds, with or without its checksum.
+        largest_tensor: Most bytes that a tensor may have. A stored number can stand for billions
+            of equal ones, which are not to be unfolded.
+
+    Raises:
+        ValueError: A tensor has more.
+    """
+    digest = hashlib.sha256()
+    _feed(digest, {key: value for key, value in contents.items() if key != "checksum"}, largest_tensor)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any, largest: int | None) -> None:
+    if isinstance(value, Tensor):
+        if largest is not None and value.numel() * value.element_size() > largest:
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} is larger than its file")
+        digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        # reshape: a scalar has no bytes to view.
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, dict):
+        digest.update(f"dict {len(value)}".encode())
+        for key, item in value.items():
+            _feed(digest, key, largest)
+            _feed(digest, item, largest)
+    elif isinstance(value, list | tuple):
+        digest.update(f"list {len(value)}".encode())
+        for item in value:
+            _feed(digest, item, largest)
+    elif isinstance(value, float):
+        digest.update(b"float" + struct.pack("<d", value))
+    else:
+        digest.update(f"{type(value).__name__} {value!r};".encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    with _opened(folder) as descriptor, contextlib.suppress(OSError):  # not every file system can
+        os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _moved(value: Any, device: str | torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item, device) for item in value)
+    return value

@@ -1,0 +1,206 @@
+"""Prepared blocks on disk, opened and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from horovod_transformer.config import Config
+from horovod_transformer.errors import UserError
+from horovod_transformer.model.losses import IGNORED_LABEL
+from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
+
+MANIFEST = "manifest.json"
+
+
+def load_preprocessed_data(data_dir: str | Path) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Open the splits `train` and `validation` of prepared data, memory-mapped.
+
+    Args:
+        data_dir: A folder that `prepare` or the notebook wrote, or any `DatasetDict` saved with
+            these splits and a column `input_ids` of fixed-length lists.
+
+    Returns:
+        The training and the validation split.
+
+    Raises:
+        UserError: There is no such folder, or it holds something else.
+    """
+    path = Path(data_dir)
+    if not path.exists():
+        raise UserError(
+            f"{path}: no prepared data here; run `horovod-transformer prepare --config FILE` with the same "
+            "config, or set data.data_dir"
+        )
+    try:
+        splits = datasets.load_from_disk(str(path))
+    except Exception as error:
+        # Arrow, JSON and the operating system each have their own exceptions for a broken folder.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: is not readable as prepared data ({reason}); prepare it again") from None
+    for split in ("train", "validation"):
+        if split not in splits or "input_ids" not in splits[split].column_names:
+            raise UserError(f"{path}: has no split `{split}` with a column `input_ids`; prepare it again")
+        if not len(splits[split]):
+            raise UserError(f"{path}: the split `{split}` is empty; prepare it again with more books")
+    return splits["train"], splits["validation"]
+
+
+class BlockDataset(Dataset):
+    """Blocks of one split as tensors, read straight from the memory-mapped file.
+
+    Args:
+        blocks: A split with a column `input_ids` of equally long lists.
+        padding: How many tokens at the end of the last block are filling; they are no labels.
+        vocab_size: Token ids at or above it are refused.
+        name: How errors name the split.
+
+    Raises:
+        UserError: The blocks are not of one length.
+    """
+
+    def __init__(self, blocks: datasets.Dataset, padding: int, vocab_size: int, name: str) -> None:
+        self.blocks = blocks
+        self.padding = padding
+        self.vocab_size = vocab_size
+        self.name = name
+        self._open()
+
+    def _open(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        for chunk in self.blocks.data.column("input_ids").chunks:
+            fixed = pa.types.is_fixed_size_list(chunk.type)
+            if not (fixed or pa.types.is_list(chunk.type)) or not pa.types.is_integer(chunk.type.value_type):
+                raise UserError(f"{self.name}: `input_ids` holds {chunk.type}, not lists of whole numbers")
+            if not len(chunk):
+                continue
+            values = chunk.flatten()
+            even = fixed or len(set(np.diff(chunk.offsets.to_numpy()))) == 1
+            if chunk.null_count or values.null_count or not even:
+                raise UserError(
+                    f"{self.name}: the blocks are not all of the same length; prepare the data again"
+                )
+            self._arrays.append(values.to_numpy().reshape(len(chunk), -1))
+        lengths = {array.shape[1] for array in self._arrays}
+        if len(lengths) != 1:
+            raise UserError(
+                f"{self.name}: blocks of different lengths {sorted(lengths)}; prepare the data again"
+            )
+        self.block_size = lengths.pop()
+        self._starts = np.cumsum([0] + [len(array) for array in self._arrays])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader process started afresh maps the files again rather than being sent their content.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_arrays", "_starts")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        batch = self.__getitems__([index])
+        return {key: value[0] for key, value in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Fetch a batch: `input_ids` and `labels`, int64 (len(indices), block_size).
+
+        No indices give one block without labels: a rank that has nothing to add to an update
+        still takes part in it.
+        """
+        if not len(indices):
+            return {
+                "input_ids": torch.zeros(1, self.block_size, dtype=torch.int64),
+                "labels": torch.full((1, self.block_size), IGNORED_LABEL),
+            }
+        rows = np.empty((len(indices), self.block_size), dtype=np.int64)
+        for row, index in enumerate(indices):
+            chunk = int(np.searchsorted(self._starts, index, side="right")) - 1
+            rows[row] = self._arrays[chunk][index - self._starts[chunk]]
+        outside = (rows < 0) | (rows >= self.vocab_size)
+        if outside.any():
+            row, column = np.argwhere(outside)[0]
+            raise UserError(
+                f"{self.name}, row {indices[row]}: token id {rows[row, column]} is outside the vocabulary "
+                f"of {self.vocab_size}; was the data prepared with another tokenizer, or damaged?"
+            )
+        input_ids = torch.from_numpy(rows)
+        labels = input_ids.clone()
+        if self.padding:
+            last = torch.as_tensor(np.asarray(indices) == len(self) - 1)
+            labels[last, self.block_size - self.padding :] = IGNORED_LABEL
+        return {"input_ids": input_ids, "labels": labels}
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Both splits, what `prepare` wrote about them, and the tokenizer.
+
+    `bytes_per_token` holds each split's UTF-8 bytes of text per token. Data that came without a
+    manifest has an empty one, and None for a tokenizer.
+    """
+
+    train: BlockDataset
+    validation: BlockDataset
+    manifest: dict[str, Any]
+    tokenizer: Tokenizer | None
+    bytes_per_token: dict[str, float]
+
+
+def open_prepared_data(config: Config) -> PreparedData:
+    """Open `data.data_dir` and check that it fits the model.
+
+    Raises:
+        UserError: The data is missing, damaged, or was prepared for another block length or
+            vocabulary; both values are named.
+    """
+    data_dir = Path(config.data.data_dir)
+    train, validation = load_preprocessed_data(data_dir)
+    manifest = _read_manifest(data_dir)
+    tokenizer = tokenizer_from_dict(manifest["tokenizer"]) if "tokenizer" in manifest else None
+    if tokenizer and tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"{data_dir}: was prepared with a vocabulary of {tokenizer.vocab_size} tokens, but "
+            f"model.vocab_size is {config.model.vocab_size}; make them equal, or prepare the data again"
+        )
+    opened = {}
+    for name, split in (("train", train), ("validation", validation)):
+        padding = int(manifest.get("splits", {}).get(name, {}).get("padding", 0))
+        opened[name] = BlockDataset(split, padding, config.model.vocab_size, f"{data_dir}/{name}")
+        length = opened[name].block_size
+        if length > config.model.max_seq_len:
+            raise UserError(
+                f"{data_dir}: blocks of {length} tokens do not fit into model.max_seq_len = "
+                f"{config.model.max_seq_len}; make them equal, or prepare the data again"
+            )
+    ratios = {
+        name: split["bytes"] / split["tokens"]
+        for name, split in manifest.get("splits", {}).items()
+        if split.get("bytes") and split.get("tokens")
+    }
+    return PreparedData(opened["train"], opened["validation"], manifest, tokenizer, ratios)
+
+
+def _read_manifest(data_dir: Path) -> dict[str, Any]:
+    path = data_dir / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{path}: cannot be read as JSON; prepare the data again") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: is not a manifest; prepare the data again")
+    return manifest

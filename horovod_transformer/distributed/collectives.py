@@ -1,0 +1,250 @@
+"""The one place that calls Horovod's operations."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from horovod_transformer.errors import UserError
+
+T = TypeVar("T")
+_hvd: Any = None  # horovod.torch, once there is more than one process
+
+
+def use_horovod(hvd: Any) -> None:
+    """Let everything here go through `horovod.torch`, which has been started."""
+    global _hvd
+    _hvd = hvd
+
+
+def get_world_size() -> int:
+    """Number of processes that train together."""
+    return _hvd.size() if _hvd else 1
+
+
+def get_rank() -> int:
+    """This process's number, from 0."""
+    return _hvd.rank() if _hvd else 0
+
+
+def get_local_rank() -> int:
+    """This process's number among those on the same machine, from 0."""
+    return _hvd.local_rank() if _hvd else 0
+
+
+def get_local_size() -> int:
+    """Number of processes on this machine."""
+    return _hvd.local_size() if _hvd else 1
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, the one that talks and writes files."""
+    return get_rank() == 0
+
+
+def metric_average(value: float | Tensor, name: str) -> float:
+    """Average one number over all ranks, each counting the same. *Collective.*
+
+    For a loss use `sum_over_ranks` on (sum, count) instead: ranks may hold different numbers of
+    tokens.
+
+    Args:
+        value: This rank's number.
+        name: The same string on every rank; tells concurrent averages apart.
+    """
+    number = torch.as_tensor(value, dtype=torch.float64).detach().reshape(1).cpu()
+    return float(_hvd.allreduce(number, op=_hvd.Average, name=f"metric.{name}") if _hvd else number)
+
+
+def sum_over_ranks(values: Tensor, name: str) -> Tensor:
+    """Add a tensor up over all ranks; float64 or int64 keeps it exact enough. *Collective.*"""
+    return _hvd.allreduce(values, op=_hvd.Sum, name=f"sum.{name}") if _hvd else values
+
+
+def start_sum_over_ranks(values: Tensor, name: str) -> tuple[Any, Tensor]:
+    """Begin `sum_over_ranks` in the background; `finish_sum_over_ranks` waits for it. *Collective.*"""
+    return (_hvd.allreduce_async_(values, op=_hvd.Sum, name=f"sum.{name}") if _hvd else None), values
+
+
+def finish_sum_over_ranks(pending: tuple[Any, Tensor]) -> Tensor:
+    """Wait for a sum that was begun, and return it."""
+    handle, values = pending
+    return _hvd.synchronize(handle) if handle is not None else values
+
+
+def wait_for_all() -> None:
+    """Return when every rank has come here. *Collective.*"""
+    if _hvd:
+        _hvd.barrier()
+
+
+def gather_objects(value: T, name: str) -> list[T]:
+    """Give every rank's value to every rank, by rank. *Collective.*"""
+    return _hvd.allgather_object(value, name=name) if _hvd else [value]
+
+
+def broadcast(value: Any) -> Any:
+    """Give rank 0's value to every rank: tensors in dicts, lists and dataclasses. *Collective.*
+
+    Tensors travel as tensors, one at a time; what the other ranks pass is not looked at. Unlike
+    `hvd.broadcast_optimizer_state` this never takes an optimizer step to make state appear.
+
+    Returns:
+        Rank 0's value; on other ranks a copy with tensors on the CPU.
+    """
+    if not _hvd:
+        return value
+    tensors: list[Tensor] = []
+    # The outline has each tensor replaced by its place in the list, with its shape and dtype.
+    mine = _outline(value, tensors) if is_main_process() else None
+    # Named: Horovod would name it by its type, which differs between ranks, and wait for ever.
+    outline = _hvd.broadcast_object(mine, root_rank=0, name="outline")
+    slots: dict[int, Tensor] = dict(enumerate(tensors))
+    return _fill(outline, slots)
+
+
+def together(action: Callable[[], T]) -> T:
+    """Do something on every rank; if it is a user's mistake on any, it is on all. *Collective.*
+
+    Without this a rank that meets a mistake leaves, and the others wait for it.
+
+    Raises:
+        UserError: The lowest rank's mistake, on every rank.
+    """
+    result, mistake = None, None
+    try:
+        result = action()
+    except UserError as error:
+        mistake = str(error)
+    mistakes = gather_objects(mistake, "mistake")
+    for rank, text in enumerate(mistakes):
+        if text is not None:
+            raise UserError(text if text == mistakes[0] else f"on rank {rank}: {text}")
+    return cast(T, result)
+
+
+def from_main_process(action: Callable[[], T]) -> T:
+    """Do something on rank 0 alone and give its result to every rank. *Collective.*
+
+    Raises:
+        UserError: It was a user's mistake, on every rank.
+    """
+    outcome: tuple[T | None, str | None] = (None, None)
+    if is_main_process():
+        try:
+            outcome = (action(), None)
+        except UserError as error:
+            outcome = (None, str(error))
+    result, mistake = broadcast(outcome)
+    if mistake is not None:
+        raise UserError(mistake)
+    return result
+
+
+@contextlib.contextmanager
+def lost_ranks_explained() -> Iterator[None]:
+    """Within this context a rank that others abandon says so in one line, without a traceback.
+
+    Raises:
+        UserError: Another rank has ended; what it printed tells why.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Other internal errors of Horovod, such as shapes that differ between ranks, are bugs of ours.
+        signs = ("has been shut down", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+        if type(error).__name__ == "HorovodInternalError" and any(sign in str(error) for sign in signs):
+            raise UserError("another process of this job has ended; what it printed tells why") from None
+        raise
+
+
+class _Slot:
+    def __init__(self, place: int, tensor: Tensor) -> None:
+        self.place, self.shape, self.dtype = place, tensor.shape, tensor.dtype
+
+
+def _outline(value: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _Slot(len(tensors) - 1, value)
+    if isinstance(value, dict):
+        return {key: _outline(item, tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_outline(item, tensors) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **_outline(vars(value), tensors))
+    return value
+
+
+def _fill(outline: Any, tensors: dict[int, Tensor]) -> Any:
+    if isinstance(outline, _Slot):
+        tensor = tensors.get(outline.place)
+        if tensor is None:
+            tensor = torch.empty(outline.shape, dtype=outline.dtype)
+        if tensor.numel():
+            # A flat view: Horovod has no scalars.
+            flat = tensor.detach().contiguous().reshape(-1)
+            tensor = _hvd.broadcast(flat, root_rank=0, name=f"broadcast.{outline.place}").reshape(
+                outline.shape
+            )
+        return tensor
+    if isinstance(outline, dict):
+        return {key: _fill(item, tensors) for key, item in outline.items()}
+    if isinstance(outline, list | tuple):
+        return type(outline)(_fill(item, tensors) for item in outline)
+    if dataclasses.is_dataclass(outline) and not isinstance(outline, type):
+        return dataclasses.replace(outline, **_fill(vars(outline), tensors))
+    return outline
+
+
+def distribute_optimizer(
+    optimizer: Optimizer,
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    backward_passes: int,
+    compression: str = "none",
+    num_groups: int | None = 1,
+) -> Optimizer:
+    """Make the optimizer sum gradients over ranks during the last of `backward_passes`.
+
+    All gradients go as one group: with more than two ranks Horovod otherwise fuses them in
+    whatever order they become ready, and float sums in another order differ in their last bits
+    from run to run.
+
+    Args:
+        optimizer: A plain torch optimizer.
+        named_parameters: The model's, to name the collectives alike on every rank.
+        backward_passes: Backward passes between two updates.
+        compression: `none`, or `fp16` to halve the bytes sent.
+        num_groups: How many groups gradients are sent in; None leaves it to Horovod, and gives up
+            repeatable sums. `benchmarks/gradient_group.py` measures the difference.
+
+    Returns:
+        The Horovod optimizer, or the given one in a lone process.
+    """
+    if not _hvd:
+        return optimizer
+    return _hvd.DistributedOptimizer(
+        optimizer,
+        named_parameters=list(named_parameters),
+        backward_passes_per_step=backward_passes,
+        compression=_hvd.Compression.fp16 if compression == "fp16" else _hvd.Compression.none,
+        op=_hvd.Sum,
+        num_groups=num_groups,
+    )
+
+
+def finish_gradient_sum(optimizer: Optimizer) -> None:
+    """Wait until all gradients hold the sum over ranks. *Collective.*"""
+    if _hvd:
+        optimizer.synchronize()  # type: ignore[attr-defined]
+
+
+def gradients_already_summed(optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
+    """Within this context `optimizer.step()` does not sum gradients a second time."""
+    return optimizer.skip_synchronize() if _hvd else contextlib.nullcontext()  # type: ignore[attr-defined]

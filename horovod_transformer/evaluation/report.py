@@ -1,0 +1,278 @@
+"""`evaluation.json` and `evaluation.html`: what an evaluation found, for programs and for people.
+
+The page needs nothing but itself. Books and model are untrusted: all text is escaped, and the page
+forbids scripts and resources in its own security policy.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from horovod_transformer.errors import UserError
+from horovod_transformer.evaluation.book_scores import BookScore
+from horovod_transformer.evaluation.text_quality import MEASURES, Measure, Sample, Value
+from horovod_transformer.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+JSON_NAME, HTML_NAME = "evaluation.json", "evaluation.html"
+# Samples on the page; the JSON has all.
+SHOWN_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that goes into the report.
+
+    Attributes:
+        model: Facts about the model and its checkpoint, by name.
+        settings: What decided the result: sampling, seed, numbers of books and samples.
+        books: How many books were scored.
+        score: Their score.
+        xz_bits_per_byte: What `xz -9` needs for them, if that was asked for.
+        quality: From `measure_samples`.
+        samples: The samples.
+    """
+
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    books: int
+    score: BookScore
+    xz_bits_per_byte: float | None
+    quality: dict[str, dict[str, Value]]
+    samples: Sequence[Sample]
+
+
+def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The report as plain JSON values; what is not a finite number is None."""
+    score = evaluation.score
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": evaluation.model,
+        "settings": evaluation.settings,
+        "prediction": {
+            "loss": _finite(score.loss),
+            "perplexity": _finite(score.perplexity),
+            "bits_per_byte": _finite(score.bits_per_byte),
+            "accuracy": score.accuracy,
+            "books": evaluation.books,
+            "tokens": score.tokens,
+            "bytes": score.bytes,
+            "xz_bits_per_byte": evaluation.xz_bits_per_byte,
+        },
+        "quality": {
+            writer: {measure.key: asdict(values[measure.key]) for measure in MEASURES}
+            for writer, values in evaluation.quality.items()
+        },
+        "samples": [
+            {
+                "prompt": tokenizer.decode(sample.prompt),
+                "model": tokenizer.decode(sample.model),
+                "model_tokens": len(sample.model),
+                "model_ended": sample.model_ended,
+                "human": tokenizer.decode(sample.human),
+                "human_tokens": len(sample.human),
+                "human_ended": sample.human_ended,
+            }
+            for sample in evaluation.samples
+        ],
+    }
+
+
+def write_report(evaluation: Evaluation, tokenizer: Tokenizer, folder: Path) -> tuple[Path, Path]:
+    """Write both files, each whole or not at all.
+
+    Returns:
+        The paths of the JSON and of the page.
+
+    Raises:
+        UserError: They cannot be written.
+    """
+    values = to_json(evaluation, tokenizer)
+    contents = {
+        JSON_NAME: json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1) + "\n",
+        HTML_NAME: to_html(values),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            partial = folder / f".{name}.partial-{os.getpid()}"
+            try:
+                partial.write_text(text, encoding="utf-8")
+                partial.replace(folder / name)
+            finally:
+                partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to: {error.strerror or error} (--output)") from None
+    return folder / JSON_NAME, folder / HTML_NAME
+
+
+def table_lines(values: dict[str, Any]) -> list[str]:
+    """The comparison as lines for a terminal."""
+    quality = values["quality"]
+    lines = [f"{'':42}{'model':>16}{'human':>16}"]
+    for measure in MEASURES:
+        cells = (_plain(quality[writer][measure.key], measure) for writer in ("model", "human"))
+        lines.append(f"{measure.quality:<11}{measure.label:<31}" + "".join(f"{cell:>16}" for cell in cells))
+    return lines
+
+
+def to_html(values: dict[str, Any]) -> str:
+    """The page for what `to_json` returned."""
+    prediction, samples = values["prediction"], values["samples"]
+    shown = samples[:SHOWN_SAMPLES]
+    figures = [
+        ("bits per byte", _number(prediction["bits_per_byte"], 3)),
+        ("perplexity", _number(prediction["perplexity"], 1)),
+        ("loss, nats per token", _number(prediction["loss"], 3)),
+        ("accuracy", _number(100 * prediction["accuracy"], 1) + " %"),
+    ]
+    if prediction["xz_bits_per_byte"] is not None:
+        figures.insert(1, ("bits per byte of xz -9", _number(prediction["xz_bits_per_byte"], 3)))
+    cards = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in figures)
+    facts = {**values["model"], **values["settings"]}
+    rows = "".join(f"<tr><th>{_text(k)}</th><td>{_text(_shown(v))}</td></tr>" for k, v in facts.items())
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Evaluation of {_text(values["model"]["checkpoint"])}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>How good is this model?</h1>
+<p class="note">{_text(values["model"]["checkpoint"])}, {values["model"]["parameters"]:,} parameters, after
+{_text(values["model"]["updates"])} updates.</p>
+<h2>Predicting held-out books</h2>
+<div class="cards">{cards}</div>
+<p class="note">{prediction["books"]:,} whole book{"s" * (prediction["books"] > 1)},
+{prediction["tokens"]:,} tokens, {prediction["bytes"]:,} bytes; every token counts once, predicted from at
+least half a context wherever the book has so much before it. Bits per byte
+compare across tokenizers, and with compressors.</p>
+<h2>Writing, beside human text</h2>
+<p class="note">{len(samples)} prompts from the same books, each continued by the model and by the book, cut
+to equal length but for the last three rows. ± is one standard error of the mean. A model writes like the
+books where the two columns agree: higher is not always better.</p>
+<table class="quality">
+<thead><tr><th></th><th></th><th>model</th><th>human</th></tr></thead>
+<tbody>
+{_quality_rows(values["quality"])}
+</tbody></table>
+<details><summary>What the rows mean</summary><dl>
+{"".join(f"<dt>{_text(m.label)}</dt><dd>{_text(m.meaning)}</dd>" for m in MEASURES)}
+</dl></details>
+<h2>Samples</h2>
+{"".join(_sample_block(number, sample) for number, sample in enumerate(shown, 1))}
+<p class="note">{len(shown)} of {len(samples)}; the others are in {JSON_NAME}.</p>
+<h2>Settings</h2>
+<table class="facts">{rows}</table>
+</body>
+</html>
+"""
+
+
+def _quality_rows(quality: dict[str, Any]) -> str:
+    rows = []
+    for name, group in groupby(MEASURES, key=lambda measure: measure.quality):
+        measures = list(group)
+        for place, measure in enumerate(measures):
+            first = f'<th class="group" rowspan="{len(measures)}">{_text(name)}</th>' if not place else ""
+            cells = "".join(f"<td>{_cell(quality[w][measure.key], measure)}</td>" for w in ("model", "human"))
+            css = ' class="first"' if not place else ""
+            rows.append(
+                f'<tr{css}>{first}<th title="{_text(measure.meaning)}">{measure.label}</th>{cells}</tr>'
+            )
+    return "\n".join(rows)
+
+
+def _sample_block(number: int, sample: dict[str, Any]) -> str:
+    columns = "".join(
+        f"<div><h4>{writer} <span>{sample[f'{writer}_tokens']} tokens{_ending(sample, writer)}</span></h4>"
+        f'<p class="text">{_text(sample[writer]) or "<i>nothing</i>"}</p></div>'
+        for writer in ("model", "human")
+    )
+    return (
+        f'<section><h3>Prompt {number}</h3><p class="text prompt">{_text(sample["prompt"])}</p>'
+        f'<div class="pair">{columns}</div></section>\n'
+    )
+
+
+def _ending(sample: dict[str, Any], writer: str) -> str:
+    return ", came to an end" if sample[f"{writer}_ended"] else ""
+
+
+def _cell(value: dict[str, Any], measure: Measure) -> str:
+    text, error = _number(value["value"], measure.decimals), value["standard_error"]
+    # The empty span keeps the numbers of a column below each other.
+    return f"{text} <span>{'' if error is None else f'± {_number(error, measure.decimals)}'}</span>"
+
+
+def _plain(value: dict[str, Any], measure: Measure) -> str:
+    text = _number(value["value"], measure.decimals)
+    error = value["standard_error"]
+    return text if error is None else f"{text} ± {_number(error, measure.decimals)}"
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _text(value: Any) -> str:
+    """Escape text for HTML; control characters, which HTML forbids, become U+FFFD."""
+    clean = "".join(c if c in "\n\t" or c.isprintable() or c.isspace() else "\ufffd" for c in str(value))
+    return html.escape(clean, quote=True)
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2328; --soft: #66717c; --line: #d9dee3; --wash: #f4f6f8;
+  --paper: #fff; --accent: #2f6f9f }
+@media (prefers-color-scheme: dark) { :root { --ink: #e3e7ea; --soft: #98a3ad; --line: #353c43;
+  --wash: #20262b; --paper: #171b1f; --accent: #7db5dd } }
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 60rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem }
+h1 { font-size: 1.7rem; margin: 0 }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem }
+h3 { font-size: .8rem; margin: 0 0 .3rem; color: var(--soft); font-weight: 600 }
+h4 { font-size: .8rem; margin: 0 0 .3rem; color: var(--accent) }
+h4 span { color: var(--soft); font-weight: 400 }
+.note, dd, summary { color: var(--soft); font-size: .9rem; margin: .4rem 0; overflow-wrap: anywhere }
+.cards { display: flex; flex-wrap: wrap; gap: .75rem }
+.cards div { flex: 1 1 9rem; background: var(--wash); border-radius: .5rem; padding: .8rem 1rem }
+.cards b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums }
+.cards span { color: var(--soft); font-size: .85rem }
+table { border-collapse: collapse; width: 100%; margin: .6rem 0 }
+th, td { text-align: left; font-weight: 400; padding: .3rem .6rem; vertical-align: top }
+.quality thead th { color: var(--soft); font-size: .85rem }
+.quality td, .quality thead th:nth-child(n+3) { text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums }
+.quality td span { display: inline-block; min-width: 4.5em; color: var(--soft); font-size: .85rem }
+.quality .first > * { border-top: 1px solid var(--line) }
+.quality .group { font-weight: 600; text-transform: capitalize }
+.facts { width: auto; font-size: .9rem } .facts th { color: var(--soft) }
+.facts td { overflow-wrap: anywhere }
+dt { font-weight: 600; font-size: .9rem; margin-top: .6rem } dd { margin: 0 }
+section { background: var(--wash); border-radius: .5rem; padding: 1rem; margin: .8rem 0 }
+.text { font: .95rem/1.45 Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
+  unicode-bidi: isolate }
+.prompt { color: var(--soft); border-left: 3px solid var(--line); padding-left: .8rem; margin-bottom: .9rem }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem }
+@media (max-width: 40rem) { .pair { grid-template-columns: 1fr } }
+"""

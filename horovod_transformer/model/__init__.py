@@ -1,0 +1,1 @@
+"""The transformer, its loss and how it draws tokens."""

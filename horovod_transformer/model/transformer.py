@@ -1,0 +1,365 @@
+"""TransformerLM: a decoder-only transformer in the manner of GPT-2.
+
+Pre-norm blocks of causal self-attention and a GELU feed-forward layer, learned token embeddings
+shared with the output projection, and fixed sinusoidal positions (Vaswani et al. 2017,
+arXiv:1706.03762, section 3.5). Initialisation is GPT-2's (Radford et al. 2019, section 2.3).
+
+Shapes in comments: B sequences, T tokens, C = d_model, H heads, D = C / H, V = vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from horovod_transformer.config import ModelConfig
+from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
+from horovod_transformer.model.sampling import next_tokens
+
+INITIAL_STD = 0.02
+# Sines and cosines have a root mean square of 1/sqrt(2). This brings the table to the size of
+# a fresh token embedding, so that neither drowns the other. The factor stands on the table and
+# not (as in the 2017 paper) on the embedding: the tied output projection is then the embedding
+# itself, and an export to GPT-2's format is a plain copy. docs/log.md has the comparison.
+POSITION_SCALE = INITIAL_STD * math.sqrt(2)
+
+
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, so that generation computes each only once."""
+
+    def __init__(self, model: TransformerLM, batch_size: int) -> None:
+        parameter = model.token_embedding.weight
+        shape = (batch_size, model.n_heads, model.max_seq_len, model.d_model // model.n_heads)
+        self.keys = [parameter.new_empty(shape) for _ in model.blocks]
+        self.values = [parameter.new_empty(shape) for _ in model.blocks]
+        self.length = 0
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's new keys and values, (B, H, T, D) each; return all of them so far."""
+        end = self.length + keys.shape[2]
+        self.keys[layer][:, :, self.length : end] = keys
+        self.values[layer][:, :, self.length : end] = values
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a position sees itself and what came before."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.output = nn.Linear(d_model, d_model)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
+    ) -> Tensor:
+        batch, length, width = x.shape
+        # (B, T, 3C) -> three of (B, H, T, D)
+        query, key, value = self.qkv(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        causal = mask is None
+        if cache is not None:
+            key, value = cache.extend(layer, key, value)
+            # A single new token may look at everything in the cache.
+            causal = causal and cache.length == 0
+        x = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal,
+        )
+        return self.output(x.transpose(1, 2).reshape(batch, length, width))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between, applied to each position alone."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(d_model, d_ff)
+        self.output = nn.Linear(d_ff, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The tanh form is GPT-2's own.
+        return self.output(F.gelu(self.expand(x), approximate="tanh"))
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(d_model)
+        self.attention = CausalSelfAttention(d_model, n_heads, dropout)
+        self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.feed_forward = FeedForward(d_model, d_ff)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache, layer))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class TransformerLM(nn.Module):
+    """A GPT-style language model; the defaults have 123,653,376 parameters.
+
+    Args:
+        vocab_size: Number of tokens.
+        d_model: Width of the residual stream; even, and a multiple of `n_heads`.
+        n_heads: Attention heads per block.
+        n_layers: Blocks.
+        d_ff: Width inside the feed-forward layers.
+        max_seq_len: Longest input, in tokens.
+        dropout: Probability of dropping an activation while training.
+        pad_token_id: Fills rows that ended early in `generate`; None uses the end-of-text token.
+        gradient_checkpointing: Recompute each block in the backward pass instead of keeping its
+            activations.
+
+    Raises:
+        ValueError: The shape does not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 50257,
+        d_model: int = 768,
+        n_heads: int = 12,
+        n_layers: int = 12,
+        d_ff: int = 3072,
+        max_seq_len: int = 512,
+        dropout: float = 0.0,
+        pad_token_id: int | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if d_model % n_heads or d_model % 2:
+            raise ValueError(f"d_model must be even and a multiple of n_heads, not {d_model} with {n_heads}")
+        self.vocab_size = vocab_size
+        self.d_model = d_model
+        self.n_heads = n_heads
+        self.max_seq_len = max_seq_len
+        self.pad_token_id = pad_token_id
+        self.gradient_checkpointing = gradient_checkpointing
+        self.token_embedding = nn.Embedding(vocab_size, d_model)
+        # Derived from the shape, hence not part of the state dict.
+        self.register_buffer("position_table", sinusoidal_positions(max_seq_len, d_model), persistent=False)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)
+        )
+        self.final_norm = nn.LayerNorm(d_model)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith("output.weight"):
+                # Each block adds twice to the residual stream: keep the sum's variance in bounds.
+                nn.init.normal_(parameter, std=INITIAL_STD / math.sqrt(2 * len(self.blocks)))
+            elif "norm" not in name:
+                nn.init.normal_(parameter, std=INITIAL_STD)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute all logits and, with labels, the mean next-token loss.
+
+        Args:
+            input_ids: Token ids, int64 (B, T), T at most `max_seq_len`.
+            attention_mask: (B, T), 1 for tokens and 0 for padding on either side; positions count
+                tokens only. Labels at masked positions do not count.
+            labels: Usually `input_ids` itself, (B, T): the model does the shift, position t is
+                scored on label t + 1. -100 is left out.
+
+        Returns:
+            Logits, float (B, T, V), and the mean loss in nats (float32 scalar; None without
+            labels; 0 where no label counts).
+
+        Raises:
+            ValueError: The input is longer than `max_seq_len`.
+        """
+        hidden = self._hidden(input_ids, attention_mask)
+        logits = F.linear(hidden, self.token_embedding.weight)
+        if labels is None:
+            return logits, None
+        targets = _shifted(labels, attention_mask)
+        total = F.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+        return logits, total / (targets != IGNORED_LABEL).sum().clamp(min=1)
+
+    def loss_sums(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The training path: the same loss as `forward`, summed, without materialising all logits.
+
+        Args:
+            input_ids: Token ids, int64 (B, T).
+            labels: As in `forward`.
+
+        Returns:
+            Summed loss in nats (float32 scalar), tokens that count and tokens predicted right
+            (int64 scalars).
+        """
+        hidden = self._hidden(input_ids)
+        return chunked_cross_entropy(
+            hidden.flatten(0, 1), self.token_embedding.weight, _shifted(labels).flatten()
+        )
+
+    def cached_logits(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits after the last token, reading earlier tokens from the cache and adding these.
+
+        Args:
+            input_ids: (B, T) to fill an empty cache, or (B, 1) to continue one.
+            cache: Extended in place.
+
+        Returns:
+            Logits, float (B, V).
+        """
+        assert cache.length == 0 or input_ids.shape[1] == 1, "a filled cache grows one token at a time"
+        hidden = self._hidden(input_ids, cache=cache)
+        cache.length += input_ids.shape[1]
+        return F.linear(hidden[:, -1], self.token_embedding.weight)
+
+    def _hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Final hidden states, (B, T, C)."""
+        start = cache.length if cache is not None else 0
+        end = start + input_ids.shape[1]
+        if end > self.max_seq_len:
+            raise ValueError(f"{end} tokens do not fit into a context of {self.max_seq_len}")
+        positions: Tensor = self.position_table[start:end]  # type: ignore[index]
+        mask = None
+        if attention_mask is not None:
+            positions = self.position_table[(attention_mask.long().cumsum(1) - 1).clamp(min=0)]  # type: ignore[index]
+            mask = _causal_mask(attention_mask)
+        x = self.dropout(self.token_embedding(input_ids) + positions)
+        for layer, block in enumerate(self.blocks):
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, mask, cache, layer)
+        return self.final_norm(x)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        eos_token_id: int | None = None,
+        *,
+        use_cache: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue each row of `input_ids`.
+
+        Once the context is full the model goes on from the newest half of it, so text of any
+        length can be written at a bounded cost per token.
+
+        Args:
+            input_ids: Prompts of one length, int64 (B, T) with T >= 1; any length.
+            max_new_tokens: How many tokens to add at most.
+            temperature: See `horovod_transformer.model.sampling.next_tokens`, also for the next two.
+            top_k: Keep the k likeliest tokens; 0 keeps all.
+            top_p: Keep this probability mass; 1 keeps all.
+            eos_token_id: A row that draws this token has ended and is filled with padding; when
+                all rows have ended, so does the call.
+            use_cache: Keep keys and values of earlier tokens. False recomputes them, for tests.
+            generator: Source of randomness, on the model's device.
+
+        Returns:
+            Prompt and continuation, int64 (B, T + new).
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            return self._generate(
+                input_ids, max_new_tokens, temperature, top_k, top_p, eos_token_id, use_cache, generator
+            )
+        finally:
+            self.train(was_training)
+
+    def _generate(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        eos_token_id: int | None,
+        use_cache: bool,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        if tokens.shape[1] == 0:
+            raise ValueError("generation needs at least one token to start from")
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        padding = self.pad_token_id if self.pad_token_id is not None else eos_token_id or 0
+        window = tokens[:, -self.max_seq_len :]
+        cache = KeyValueCache(self, len(tokens))
+        for _ in range(max_new_tokens):
+            if window.shape[1] > self.max_seq_len:
+                window = window[:, -max(1, self.max_seq_len // 2) :]
+                cache.length = 0
+            if not use_cache:
+                cache.length = 0
+            logits = self.cached_logits(window[:, cache.length :], cache)
+            new = next_tokens(logits, temperature, top_k, top_p, generator)
+            if eos_token_id is not None:
+                new = torch.where(ended, padding, new)
+                ended |= new == eos_token_id
+            tokens = torch.cat([tokens, new[:, None]], dim=1)
+            window = torch.cat([window, new[:, None]], dim=1)
+            if eos_token_id is not None and bool(ended.all()):
+                break
+        return tokens
+
+
+def sinusoidal_positions(length: int, d_model: int) -> Tensor:
+    """Fixed position vectors, float32 (length, d_model), scaled to an embedding's initial size.
+
+    Entry (p, 2i) is sin(p / 10000^(2i / d_model)), entry (p, 2i + 1) the cosine (Vaswani et al.
+    2017, section 3.5).
+    """
+    positions = torch.arange(length, dtype=torch.float64)[:, None]
+    pairs = torch.arange(0, d_model, 2, dtype=torch.float64)
+    angles = positions * torch.exp(-math.log(10000.0) * pairs / d_model)
+    table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    return (POSITION_SCALE * table).float()
+
+
+def _shifted(labels: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Move labels so that row t holds what follows token t; the last row has nothing to predict."""
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+    if attention_mask is None:
+        return targets
+    # Neither is padding a target, nor does the padding before a text predict its first token.
+    counts = (attention_mask != 0) & (F.pad(attention_mask[:, 1:], (0, 1)) != 0)
+    return targets.masked_fill(~counts, IGNORED_LABEL)
+
+
+def _causal_mask(attention_mask: Tensor) -> Tensor:
+    """Which key each query may see, bool (B, 1, T, T)."""
+    length = attention_mask.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+    mask = causal & attention_mask.bool()[:, None, :]
+    # A padding query sees no token; let it see itself, for a softmax over nothing is NaN.
+    mask |= torch.eye(length, dtype=torch.bool, device=attention_mask.device)
+    return mask[:, None]
+
+
+def build_model(config: ModelConfig) -> TransformerLM:
+    """Make the model that a config's `model` section describes, with fresh weights."""
+    return TransformerLM(**config.model_dump())

@@ -1,0 +1,264 @@
+"""What a run leaves to look at: log files, TensorBoard events, CSV tables, a progress bar.
+
+logs/train_rank0.log                          what happened, one file per rank
+runs/<run name>/                              TensorBoard
+runs/structured/<run name>/train.csv          a row every `training.log_interval` updates
+runs/structured/<run name>/val.csv            a row per validation
+runs/structured/<run name>/config.yaml, environment.json
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from horovod_transformer import distributed
+from horovod_transformer.config import Config
+from horovod_transformer.errors import UserError
+from horovod_transformer.files import name_for_previous
+from horovod_transformer.progress_bar import ProgressBar
+
+TRAIN_COLUMNS = [
+    "update",
+    "epoch",
+    "loss",
+    "perplexity",
+    "bits_per_byte",
+    "accuracy",
+    "learning_rate",
+    "gradient_norm",
+    "tokens",
+    "skipped_updates",
+    # From here on the clock decides; a repeated run differs.
+    "updates_per_second",
+    "tokens_per_second",
+    "mfu",
+    "memory_gib",
+    "seconds",
+]
+VALIDATION_COLUMNS = ["update", "loss", "perplexity", "bits_per_byte", "accuracy", "tokens", "seconds"]
+
+
+class CsvTable:
+    """A table that is appended to, row by row, each row on disk before the next update.
+
+    Args:
+        path: The file.
+        columns: Its header.
+        keep_until: Rows of later updates are dropped: they belong to a stretch that is about to
+            be computed again.
+    """
+
+    def __init__(self, path: Path, columns: list[str], keep_until: int) -> None:
+        rows = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
+                for row in csv.DictReader(file):
+                    # A row that was cut off by a kill has fewer columns.
+                    if (
+                        any(value is None for value in row.values())
+                        or not (row.get("update") or "").isdigit()
+                    ):
+                        continue
+                    if int(row["update"]) <= keep_until:
+                        rows.append({column: row.get(column, "") for column in columns})
+        partial = path.with_name(path.name + ".partial")
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(path)
+        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._writer = csv.DictWriter(self._file, columns)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row; a column without a value stays empty."""
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Recorder:
+    """Takes down what happens in a run. Rank 0 writes everything, other ranks their log file.
+
+    Args:
+        config: Of the run, kept beside the tables.
+        run_name: Names the run's folders.
+        start: Updates done before; later rows of an earlier try are dropped.
+        total: Updates in all.
+
+    Raises:
+        UserError: A folder cannot be written to.
+    """
+
+    def __init__(self, config: Config, run_name: str, start: int, total: int) -> None:
+        self.main = distributed.is_main_process()
+        self._told = False
+        try:
+            self._log = _open_log(Path(config.paths.log_dir))
+            if self.main:
+                folder = Path(config.paths.tensorboard_dir) / "structured" / run_name
+                events = Path(config.paths.tensorboard_dir) / run_name
+                if start == 0:
+                    _set_aside(folder, events)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+                (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n")
+                self._train = CsvTable(folder / "train.csv", TRAIN_COLUMNS, start)
+                self._validation = CsvTable(folder / "val.csv", VALIDATION_COLUMNS, start)
+                # Imported here: it takes a second, and only rank 0 needs it.
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._events = SummaryWriter(str(events), purge_step=start + 1 if start else None)
+                self._add_hyperparameters(config)
+                self._events.add_text(
+                    "config", f"```\n{yaml.safe_dump(config.to_dict(), sort_keys=False)}```"
+                )
+                self.folder = folder
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot write the run's records: {error.strerror}") from None
+        self._bar = ProgressBar("training", total, start) if self.main else None
+
+    def say(self, text: str) -> None:
+        """Log a line; rank 0 also prints it."""
+        self._log.info(text)
+        if self._bar is not None:
+            self._bar.message(text)
+
+    def update(self, row: dict[str, Any]) -> None:
+        """Take down one update; see TRAIN_COLUMNS."""
+        if not self.main:
+            return
+        self._keep_going(self._train.append, row)
+        self._log.info(
+            "update %d: loss %.4f, accuracy %.4f, gradient norm %.3f, lr %.3g, %.0f tokens/s",
+            *(row[key] for key in ("update", "loss", "accuracy", "gradient_norm", "learning_rate")),
+            row["tokens_per_second"],
+        )
+        self._add_scalars("train", row)
+
+    def validation(self, row: dict[str, Any]) -> None:
+        """Take down one validation; see VALIDATION_COLUMNS."""
+        if not self.main:
+            return
+        self._keep_going(self._validation.append, row)
+        self._add_scalars("validation", row)
+        bits = f", {row['bits_per_byte']:.4f} bits per byte" if row["bits_per_byte"] is not None else ""
+        self.say(f"update {row['update']}: validation loss {row['loss']:.4f}{bits}")
+
+    def sample(self, update: int, prompt: str, text: str) -> None:
+        """Take down a text that the model wrote."""
+
+        def write() -> None:
+            with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
+                file.write(f"=== update {update}, prompt {prompt!r} ===\n{text}\n\n")
+
+        self._keep_going(self._events.add_text, f"sample/{prompt or 'no prompt'}", text, update)
+        self._keep_going(write)
+
+    def _add_hyperparameters(self, config: Config) -> None:
+        """Fill TensorBoard's HPARAMS page; `SummaryWriter.add_hparams` would open a run of its own."""
+        from torch.utils.tensorboard.summary import hparams
+
+        flat = {
+            f"{section}.{key}": value if isinstance(value, int | float | str | bool) else str(value)
+            for section in ("model", "training", "data", "distributed")
+            for key, value in config.to_dict()[section].items()
+        }
+        flat["world_size"] = distributed.get_world_size()
+        writer = self._events._get_file_writer()
+        for summary in hparams(flat, {"validation/loss": 0.0}):
+            writer.add_summary(summary)
+
+    def _add_scalars(self, group: str, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name not in ("update", "seconds") and value is not None:
+                self._keep_going(self._events.add_scalar, f"{group}/{name}", value, row["update"])
+
+    def _keep_going(self, write: Callable[..., Any], *values: Any) -> None:
+        """Write a record; a full disk costs the record, not the run, and is told once."""
+        try:
+            write(*values)
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                self.say(f"records are no longer complete, a file could not be written: {error}")
+
+    def advance(self, done: int, loss: float, tokens_per_second: float) -> None:
+        """Move the progress bar."""
+        if self._bar is not None:
+            self._bar.advance(done, loss=f"{loss:.3f}", **{"tok/s": f"{tokens_per_second:,.0f}"})
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if self.main:
+            assert self._bar is not None
+            self._bar.close()
+            for file in (self._train, self._validation, self._events):
+                self._keep_going(file.close)
+        for handler in list(self._log.handlers):
+            handler.close()
+            self._log.removeHandler(handler)
+
+
+def _set_aside(*folders: Path) -> None:
+    """Rename what an earlier run of the same name left, so that a fresh one overwrites nothing."""
+    for folder in folders:
+        if folder.exists():
+            folder.rename(name_for_previous(folder.with_name(f"{folder.name}.previous"), [folder]))
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and hardware, enough to tell later what a run ran on; no environment variables."""
+    packages: dict[str, str | None] = {}
+    for name in ("horovod_transformer", "torch", "horovod", "numpy", "datasets", "tiktoken", "tokenizers"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "world_size": distributed.get_world_size(),
+        "threads_per_rank": torch.get_num_threads(),
+        "packages": packages,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _open_log(folder: Path) -> logging.Logger:
+    folder.mkdir(parents=True, exist_ok=True)
+    log = logging.getLogger("horovod_transformer.training")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    handler = logging.FileHandler(folder / f"train_rank{distributed.get_rank()}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    return log

@@ -1,0 +1,221 @@
+"""Prepared blocks become batches; bad ones become one line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.data import dataset
+from horovod_transformer.data import loader as loader_module
+from horovod_transformer.data.dataset import BlockDataset
+from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.errors import UserError
+
+BLOCK, VOCAB = 6, 50
+
+
+def split_of(rows, fixed=True):
+    length = len(rows[0]) if fixed else -1
+    feature = datasets.Sequence(datasets.Value("uint16"), length=length)
+    return datasets.Dataset.from_dict(
+        {"input_ids": [list(row) for row in rows]}, features=datasets.Features({"input_ids": feature})
+    )
+
+
+def rows_of(number):
+    return np.arange(number * BLOCK).reshape(number, BLOCK) % VOCAB
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Write prepared data; returns its config."""
+
+    def write(train, validation=None, manifest=None, **changes):
+        folder = tmp_path / "data"
+        splits = {"train": train, "validation": validation or split_of(rows_of(4))}
+        datasets.DatasetDict(splits).save_to_disk(str(folder))
+        if manifest is not None:
+            (folder / "manifest.json").write_text(manifest)
+        values = {
+            "model": {"vocab_size": VOCAB, "max_seq_len": BLOCK, "d_model": 8, "n_heads": 2},
+            "training": {"global_batch_size": 4, "per_gpu_batch_size": 2, "eval_blocks": None},
+            "data": {"data_dir": str(folder), "num_workers": 0},
+        }
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            values[section][name] = value
+        return config_from_dict(values, "test")
+
+    return write
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_batches_hold_the_rows_asked_for(fixed):
+    rows = rows_of(7)
+    batch = BlockDataset(split_of(rows, fixed), 0, VOCAB, "train").__getitems__([5, 0, 5])
+    assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+    assert batch["input_ids"].tolist() == rows[[5, 0, 5]].tolist()
+    assert torch.equal(batch["labels"], batch["input_ids"])
+
+
+def test_rows_are_found_across_the_chunks_of_a_table():
+    parts = [split_of(rows_of(9)[a:b]) for a, b in ((0, 2), (2, 3), (3, 9))]
+    whole = BlockDataset(datasets.concatenate_datasets(parts), 2, VOCAB, "train")
+    assert len(whole) == 9 and len(whole._arrays) > 1
+    assert whole.__getitems__(list(range(9)))["input_ids"].tolist() == rows_of(9).tolist()
+
+
+def test_filling_is_no_label_in_the_last_block_alone():
+    blocks = BlockDataset(split_of(rows_of(4)), 2, VOCAB, "train")
+    batch = blocks.__getitems__([3, 2])
+    assert batch["labels"][0].tolist() == [*rows_of(4)[3][:4], -100, -100]
+    assert batch["labels"][1].tolist() == list(rows_of(4)[2])
+    assert batch["input_ids"].tolist() == rows_of(4)[[3, 2]].tolist()
+    assert blocks[3]["labels"][-1] == -100
+
+
+def test_nothing_asked_for_is_a_block_without_labels():
+    batch = BlockDataset(split_of(rows_of(4)), 2, VOCAB, "train").__getitems__([])
+    assert batch["input_ids"].shape == (1, BLOCK)
+    assert batch["labels"].tolist() == [[-100] * BLOCK]
+
+
+def test_a_pickled_dataset_reads_the_same(prepared):
+    data = dataset.open_prepared_data(prepared(split_of(rows_of(500))))
+    sent = pickle.dumps(data.train)
+    again = pickle.loads(sent)
+    assert again.__getitems__([499])["input_ids"].tolist() == [list(rows_of(500)[499])]
+    assert len(sent) < rows_of(500).nbytes
+
+
+def test_blocks_of_different_lengths_are_refused():
+    uneven = [split_of(rows, fixed=False) for rows in ([[1, 2, 3], [4, 5, 6, 7, 8]], [[1, 2], [3, 4, 5]])]
+    uneven.append(datasets.concatenate_datasets([split_of([[1, 2]], False), split_of([[1, 2, 3]], False)]))
+    for split in uneven:
+        with pytest.raises(UserError, match=r"^here: .*length"):
+            BlockDataset(split, 0, VOCAB, "here")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("bad", [50, 65535])
+def test_an_impossible_token_is_told_in_one_line(prepared, workers, bad):
+    rows = rows_of(8)
+    rows[6, 2] = bad
+    config = prepared(split_of(rows), data__num_workers=workers)
+    data = dataset.open_prepared_data(config)
+    plan = loader_module.plan_updates(config, data.train, 1)
+    loader = loader_module.training_loader(config, data.train, plan, 0, range(plan.total_updates))
+    told, for_all = None, None
+    try:  # `pytest.raises` would keep the loader's processes alive with the traceback
+        list(loader_module.deliver(loader))
+    except UserError as error:
+        told, for_all = str(error), not error.only_here
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()
+    assert told == (
+        f"{config.data.data_dir}/train, row 6: token id {bad} is outside the vocabulary of 50; "
+        "was the data prepared with another tokenizer, or damaged?"
+    )
+    assert not for_all
+
+
+def test_a_negative_token_is_named():
+    split = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3], [4, -5, 49]]})
+    with pytest.raises(UserError, match="row 1: token id -5 is outside"):
+        BlockDataset(split, 0, VOCAB, "train").__getitems__([0, 1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_training_loader_follows_the_plan(prepared, workers):
+    rows = rows_of(10)
+    config = prepared(split_of(rows), data__num_workers=workers, training__epochs=2)
+    data = dataset.open_prepared_data(config)
+    seen = []
+    for rank in range(2):
+        plan = loader_module.plan_updates(config, data.train, 2)
+        loader = loader_module.training_loader(config, data.train, plan, rank, range(1, plan.total_updates))
+        batches = list(loader_module.deliver(loader))
+        assert len(batches) == len(loader) == 4 * plan.micro_batches
+        seen.append([batch["input_ids"].tolist() for batch in batches])
+    # From the second update on, both ranks' blocks are the line of the plan.
+    merged = [row for update in zip(*seen, strict=True) for share in update for row in share]
+    line = UpdatePlan.from_config(config, 10, BLOCK, 0, 1).block_indices(range(4, 20))
+    assert merged == rows[line].tolist()
+
+
+@pytest.mark.parametrize(("eval_blocks", "expected"), [(None, 11), (4, 4), (99, 11)])
+def test_validation_blocks_are_shared_out_once_each(prepared, eval_blocks, expected):
+    rows = rows_of(11)
+    config = prepared(split_of(rows_of(4)), split_of(rows), training__eval_blocks=eval_blocks)
+    data = dataset.open_prepared_data(config)
+    seen = [
+        row
+        for rank in range(3)
+        for batch in loader_module.validation_loader(config, data.validation, rank, 3)
+        for row in batch["input_ids"].tolist()
+    ]
+    assert len(seen) == len({tuple(row) for row in seen}) == expected
+
+
+def test_more_ranks_than_validation_blocks(prepared):
+    config = prepared(split_of(rows_of(4)), split_of(rows_of(1)))
+    data = dataset.open_prepared_data(config)
+    assert list(loader_module.validation_loader(config, data.validation, 1, 2)) == []
+
+
+def test_get_dataloaders_end_with_max_updates(prepared):
+    config = prepared(split_of(rows_of(40)), training__max_updates=3)
+    train, validation = loader_module.get_dataloaders(config)
+    assert sum(len(batch["input_ids"]) for batch in train) == 12
+    assert sum(len(batch["input_ids"]) for batch in validation) == 4
+
+
+def test_missing_data_says_how_to_make_it(tmp_path):
+    with pytest.raises(UserError, match=r"no prepared data here; run `horovod-transformer prepare"):
+        dataset.load_preprocessed_data(tmp_path / "none")
+
+
+def test_damaged_folders_are_one_line(prepared, tmp_path):
+    config = prepared(split_of(rows_of(4)))
+    (table,) = (tmp_path / "data" / "train").glob("*.arrow")
+    table.write_bytes(table.read_bytes()[:100])
+    with pytest.raises(UserError, match="is not readable as prepared data") as told:
+        dataset.open_prepared_data(config)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+def test_damaged_manifests_are_one_line(prepared, text):
+    with pytest.raises(UserError, match=r"manifest.json: .*prepare the data again"):
+        dataset.open_prepared_data(prepared(split_of(rows_of(4)), manifest=text))
+
+
+def test_data_without_a_split_is_refused(tmp_path):
+    datasets.DatasetDict({"train": split_of(rows_of(4))}).save_to_disk(str(tmp_path / "one"))
+    with pytest.raises(UserError, match="has no split `validation`"):
+        dataset.load_preprocessed_data(tmp_path / "one")
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    # As saved, a split without rows has no file, which `datasets` cannot open.
+    splits = {"train": split_of(rows_of(4)), "validation": split_of(rows_of(4)).select([])}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="prepare it again"):
+        dataset.load_preprocessed_data(tmp_path / "none")
+
+
+def test_blocks_longer_than_the_model_are_refused(prepared):
+    with pytest.raises(UserError, match=r"blocks of 6 tokens do not fit into model.max_seq_len = 4"):
+        dataset.open_prepared_data(prepared(split_of(rows_of(4)), model__max_seq_len=4))
+
+
+def test_padding_comes_from_the_manifest(prepared):
+    manifest = {"splits": {"train": {"padding": 3, "tokens": 21, "bytes": 84}}}
+    data = dataset.open_prepared_data(prepared(split_of(rows_of(4)), manifest=json.dumps(manifest)))
+    assert (data.train.padding, data.validation.padding) == (3, 0)

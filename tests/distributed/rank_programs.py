@@ -1,0 +1,162 @@
+"""Scenes that the ranks of one Horovod job go through, one after the other; run by the fixture `play`.
+
+    horovodrun -np N python tests/distributed/rank_programs.py FOLDER
+
+FOLDER/scenes.json lists the scenes, each an object with the key `do`; rank r writes what came out
+of each to FOLDER/rank<r>.json. One launch costs ten seconds, hence many scenes behind one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from horovod_transformer import distributed
+from horovod_transformer.checkpoint.format import load_checkpoint
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.errors import UserError
+from horovod_transformer.model.transformer import build_model
+from horovod_transformer.training import trainer
+
+
+def train(scene: dict[str, Any]) -> Any:
+    """Train; with `signal`, that signal reaches one rank once some updates are in the table."""
+    folder = Path(scene["folder"])
+    wanted = scene.get("signal")
+    if wanted and wanted["rank"] == distributed.get_rank():
+        table = folder / "runs" / "structured" / "run" / "train.csv"
+        arguments = (table, wanted["after"], getattr(signal, wanted["name"]))
+        threading.Thread(target=signal_after, args=arguments, daemon=True).start()
+    try:
+        return trainer.run_distributed_training(
+            config_from_dict(scene["config"], "scene"),
+            distributed.get_rank(),
+            distributed.get_world_size(),
+            distributed.get_local_rank(),
+            resume_checkpoint=scene.get("resume"),
+            run_name="run",
+            output_dir=folder,
+        )
+    except UserError as error:
+        return {"mistake": str(error)}
+
+
+def signal_after(table: Path, update: int, number: int) -> None:
+    """Send this process a signal as soon as the table has this update."""
+    while True:
+        time.sleep(0.002)
+        rows = table.read_text().splitlines()[1:] if table.exists() else []
+        if rows and int(rows[-1].split(",")[0]) >= update:
+            os.kill(os.getpid(), number)
+            return
+
+
+def set_up(scene: dict[str, Any]) -> Any:
+    """Put a run together without training; tell what its weights and optimizer state are then."""
+    config = config_from_dict(scene["config"], "scene")
+    config = trainer._moved_to(config, Path(scene["folder"]))
+    run = trainer._Run(config, scene.get("resume"), "set-up", None)
+    run.recorder.close()
+    if scene.get("resume"):
+        expected = load_checkpoint(scene["resume"])
+        model, state = expected["model"], expected["optimizer"]["state"]
+    else:
+        torch.manual_seed(config.training.seed)
+        model, state = build_model(config.model).state_dict(), {}
+    mine = run.optimizer.state_dict()["state"]
+    return {
+        "digest": distributed.weights_digest(run.model),
+        "weights_unchanged": all(torch.equal(model[k], v) for k, v in run.model.state_dict().items()),
+        "optimizer_unchanged": mine.keys() == state.keys()
+        and all(torch.equal(mine[p][k], state[p][k]) for p in state for k in state[p]),
+        "optimizer_steps": sorted({float(entry["step"]) for entry in mine.values()}),
+        "progress": run.progress.update,
+    }
+
+
+def unequal(scene: dict[str, Any]) -> Any:
+    """Change one bit of one rank's weights, then ask whether all are equal."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 3)
+    before = distributed.require_equal_weights(model, "the start")
+    if distributed.get_rank() == scene["rank"]:
+        with torch.no_grad():
+            model.weight[0, 0] = torch.nextafter(model.weight[0, 0], torch.tensor(math.inf))
+    try:
+        distributed.require_equal_weights(model, "the change")
+    except RuntimeError as error:
+        return {"before": before, "error": str(error)}
+    return {"before": before, "error": None}
+
+
+def exchange(scene: dict[str, Any]) -> Any:
+    """Go through every collective of `distributed`, ranks passing values of different types."""
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    given: Any = None
+    if rank == 0:
+        given = {
+            "scalar": torch.tensor(2.5),
+            "empty": torch.zeros(0, 3),
+            "transposed": torch.arange(6.0).reshape(2, 3).t(),
+            "whole": torch.tensor([1, 2**40]),
+            "nested": [{"text": "né", "none": None}, (1, 2.0)],
+        }
+    got = distributed.broadcast(given)
+    results: dict[str, Any] = {
+        "broadcast": [
+            float(got["scalar"]),
+            list(got["empty"].shape),
+            got["transposed"].tolist(),
+            got["whole"].tolist(),
+            got["nested"],
+        ],
+        "average": distributed.metric_average(float(rank), "a"),
+        "average_of_tensor": distributed.metric_average(torch.tensor([rank * 2]), "b"),
+        "sum": distributed.sum_over_ranks(torch.tensor([rank, 2**40]), "c").tolist(),
+    }
+
+    def fail_on_last() -> str:
+        if rank == size - 1:
+            raise UserError("no such thing")
+        return "fine"
+
+    def fail() -> None:
+        raise UserError("only rank 0 looked")
+
+    for name, act in (
+        ("together", lambda: distributed.together(fail_on_last)),
+        ("from_main", lambda: distributed.from_main_process(fail)),
+    ):
+        try:
+            act()
+            results[name] = None
+        except UserError as error:
+            results[name] = str(error)
+    results["all_well"] = distributed.together(lambda: rank)
+    results["main_value"] = distributed.from_main_process(lambda: {"rank": rank})
+    distributed.wait_for_all()
+    return results
+
+
+def main(folder: Path) -> None:
+    """Join the job, play all scenes, write what came out."""
+    distributed.setup_horovod()
+    distributed.set_threads(1)
+    acts = {"train": train, "set_up": set_up, "unequal": unequal, "exchange": exchange}
+    results = [acts[scene["do"]](scene) for scene in json.loads((folder / "scenes.json").read_text())]
+    (folder / f"rank{distributed.get_rank()}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,113 @@
+"""The chunked loss against PyTorch's cross-entropy on full logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from horovod_transformer.model import losses
+from horovod_transformer.model.losses import chunked_cross_entropy
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Several chunks and a last one that is not full, at test size."""
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 8)
+
+
+def example(rows: int = 30, ignored: float = 0.3, width: int = 12, vocabulary: int = 50):
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, width, generator=generator, requires_grad=True)
+    weight = torch.randn(vocabulary, width, generator=generator, requires_grad=True)
+    labels = torch.randint(0, vocabulary, (rows,), generator=generator)
+    labels[torch.rand(rows, generator=generator) < ignored] = -100
+    return hidden, weight, labels
+
+
+def full(hidden, weight, labels):
+    return F.cross_entropy(hidden @ weight.T, labels, ignore_index=-100, reduction="sum")
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 16, 30])
+@pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
+def test_loss_and_gradients_equal_full_logits(rows, ignored):
+    hidden, weight, labels = example(rows, ignored)
+    loss, count, correct = chunked_cross_entropy(hidden, weight, labels)
+    expected = full(hidden, weight, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert count == (labels != -100).sum()
+    assert correct == ((hidden @ weight.T).argmax(1) == labels).sum()
+
+    # Any factor may come from above, as from accumulation or a loss scale.
+    gradients = torch.autograd.grad(loss * 0.37, [hidden, weight])
+    references = torch.autograd.grad(expected * 0.37, [hidden, weight])
+    for gradient, reference in zip(gradients, references, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_large_logits_do_not_overflow():
+    hidden, weight, labels = example(20)
+    loss, _, _ = chunked_cross_entropy(hidden * 1000, weight, labels)
+    torch.testing.assert_close(loss, full(hidden * 1000, weight, labels))
+
+
+def test_nothing_counts():
+    hidden, weight, labels = example(20, ignored=1.0)
+    loss, count, correct = chunked_cross_entropy(hidden, weight, labels)
+    assert (loss.item(), count.item(), correct.item()) == (0, 0, 0)
+    loss.backward()
+    assert hidden.grad.eq(0).all() and weight.grad.eq(0).all()
+
+
+def test_without_gradients_the_same_numbers(monkeypatch):
+    hidden, weight, labels = example()
+    with_gradient = chunked_cross_entropy(hidden, weight, labels)
+    made = []
+    monkeypatch.setattr(torch, "empty_like", lambda *_a, **_k: made.append(1))
+    with torch.no_grad():
+        without = chunked_cross_entropy(hidden, weight, labels)
+    assert [x.item() for x in with_gradient] == [x.item() for x in without]
+    assert not without[0].requires_grad
+    assert not made  # no gradient is computed where none is wanted
+
+
+def test_bf16_autocast_is_close_and_sums_in_float32():
+    hidden, weight, labels = example(64, width=32, vocabulary=80)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _, _ = chunked_cross_entropy(hidden, weight, labels)
+    gradients = torch.autograd.grad(loss, [hidden, weight])
+    expected = full(hidden, weight, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-2, atol=0)
+    for gradient, reference in zip(gradients, torch.autograd.grad(expected, [hidden, weight]), strict=True):
+        assert gradient.dtype == torch.float32
+        difference = (gradient - reference).norm() / reference.norm()
+        assert difference < 2e-2
+
+
+def test_the_gradient_reaches_what_lies_below():
+    hidden, weight, labels = example()
+    scale = torch.ones((), requires_grad=True)
+    chunked_cross_entropy(hidden * scale, weight, labels)[0].backward()
+    gradient, scale.grad = scale.grad, None
+    full(hidden * scale, weight, labels).backward()
+    torch.testing.assert_close(gradient, scale.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_only_one_chunk_of_logits_is_alive():
+    biggest = 0
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), keywords=None):
+            nonlocal biggest
+            result = function(*arguments, **(keywords or {}))
+            if isinstance(result, torch.Tensor) and result.shape[-1:] == (50,):
+                biggest = max(biggest, result.shape[0])
+            return result
+
+    hidden, weight, labels = example(100)
+    with Watch():
+        loss, _, _ = chunked_cross_entropy(hidden, weight, labels)
+        loss.backward()
+    assert biggest == 8

@@ -1,0 +1,67 @@
+"""The loss scale of fp16, and what `auto` means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from horovod_transformer.precision import autocast, choose_precision
+from horovod_transformer.training.loss_scale import LossScale
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_fp32_on_a_cpu_and_what_is_asked_for_is_given():
+    assert choose_precision("auto", CPU) == "fp32"
+    assert [choose_precision(wanted, CPU) for wanted in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_products_run_in_the_precision(precision, dtype):
+    weight = torch.ones(2, 2, requires_grad=True)
+    with autocast(precision, CPU):
+        product = torch.ones(2, 2) @ weight
+    assert product.dtype == dtype
+    product.sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+def test_an_overflow_halves_the_scale_and_long_peace_doubles_it():
+    scale = LossScale("fp16")
+    assert scale.factor == 65536
+    scale.update(finite=False)
+    assert scale.factor == 32768
+    for _ in range(LossScale.GROWTH_INTERVAL - 1):
+        scale.update(finite=True)
+    assert scale.factor == 32768
+    scale.update(finite=True)
+    assert scale.factor == 65536
+    # An overflow begins the count afresh, and the scale never falls below 1.
+    for _ in range(40):
+        scale.update(finite=False)
+    assert scale.factor == 1
+    for finite in [True] * 9 + [False] + [True] * (LossScale.GROWTH_INTERVAL - 1):
+        scale.update(finite)
+    assert scale.factor == 1
+    scale.update(finite=True)
+    assert scale.factor == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_other_precisions_are_not_scaled(precision):
+    scale = LossScale(precision)
+    scale.update(finite=False)
+    scale.restore({"factor": 8.0, "good_updates": 3})
+    assert scale.factor == 1
+
+
+def test_a_restored_scale_goes_on_counting():
+    one, other = LossScale("fp16"), LossScale("fp16")
+    one.update(finite=False)
+    for _ in range(LossScale.GROWTH_INTERVAL - 1):
+        one.update(finite=True)
+    other.restore(one.state())
+    other.update(finite=True)
+    assert other.factor == 65536
