@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     world_size, rank, _, _ = distributed.setup_horovod(require_distributed=True)
     config = load_config("configs/quickstart.yaml")
-    distributed.from_main_process(lambda: prepare(config, progress=False) and None)
+    distributed.run_on_rank0(lambda: prepare(config, progress=False) and None)
     data = open_prepared_data(config)
     plan = plan_updates(config, data.train, world_size)
     torch.manual_seed(0)

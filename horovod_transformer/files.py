@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 
-def name_for_previous(stem: Path, files: list[Path]) -> Path:
+def archive_path(stem: Path, files: list[Path]) -> Path:
     """Find a free name that tells when these files were last written.
 
     Args:

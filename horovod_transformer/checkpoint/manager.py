@@ -18,7 +18,7 @@ from torch import Tensor
 
 from horovod_transformer.checkpoint.format import _PARTIAL, _sync_folder, load_checkpoint, save_checkpoint
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import name_for_previous
+from horovod_transformer.files import archive_path
 
 LAST, BEST = "last.pt", "best_model.pt"
 
@@ -34,7 +34,7 @@ def snapshot(value: Any) -> Any:
     return value
 
 
-class CheckpointFolder:
+class CheckpointManager:
     """The checkpoints of one run, on rank 0: written in the background, pruned, found again.
 
     Args:
@@ -64,11 +64,11 @@ class CheckpointFolder:
         Returns:
             Why the previous write failed, if it did; the files before it are untouched.
         """
-        failure = self.settle()
+        failure = self.wait()
         self._pending = self._thread.submit(self._write, snapshot(contents), update, periodic, best)
         return failure
 
-    def settle(self, wait: bool = True) -> OSError | None:
+    def wait(self, wait: bool = True) -> OSError | None:
         """Look how the last write went.
 
         Args:
@@ -121,7 +121,7 @@ class CheckpointFolder:
         except OSError as error:
             raise UserError(f"{self.folder}: cannot write checkpoints here: {error.strerror}") from None
 
-    def set_aside(self, after_update: int | None = None) -> Path | None:
+    def archive(self, after_update: int | None = None) -> Path | None:
         """Move checkpoints into a subfolder, so that a run that starts anew overwrites nothing.
 
         Args:
@@ -136,7 +136,7 @@ class CheckpointFolder:
             files = [path for update, path in _numbered(self.folder) if update > after_update]
         if not files:
             return None
-        aside = name_for_previous(self.folder / "previous", files)
+        aside = archive_path(self.folder / "previous", files)
         aside.mkdir(parents=True)
         for path in files:
             path.rename(aside / path.name)

@@ -64,7 +64,7 @@ def validation_loader(config: Config, validation: BlockDataset, rank: int, world
     return _loader(config, validation, [chosen[i : i + size] for i in range(0, len(chosen), size)])
 
 
-def deliver(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
+def iterate_batches(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
     """Iterate over a loader; a bad row is told in one line, by the rank that met it.
 
     Raises:

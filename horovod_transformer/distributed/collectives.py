@@ -51,7 +51,7 @@ def is_main_process() -> bool:
 def metric_average(value: float | Tensor, name: str) -> float:
     """Average one number over all ranks, each counting the same. *Collective.*
 
-    For a loss use `sum_over_ranks` on (sum, count) instead: ranks may hold different numbers of
+    For a loss use `allreduce` on (sum, count) instead: ranks may hold different numbers of
     tokens.
 
     Args:
@@ -62,17 +62,17 @@ def metric_average(value: float | Tensor, name: str) -> float:
     return float(_hvd.allreduce(number, op=_hvd.Average, name=f"metric.{name}") if _hvd else number)
 
 
-def sum_over_ranks(values: Tensor, name: str) -> Tensor:
+def allreduce(values: Tensor, name: str) -> Tensor:
     """Add a tensor up over all ranks; float64 or int64 keeps it exact enough. *Collective.*"""
     return _hvd.allreduce(values, op=_hvd.Sum, name=f"sum.{name}") if _hvd else values
 
 
-def start_sum_over_ranks(values: Tensor, name: str) -> tuple[Any, Tensor]:
-    """Begin `sum_over_ranks` in the background; `finish_sum_over_ranks` waits for it. *Collective.*"""
+def allreduce_async(values: Tensor, name: str) -> tuple[Any, Tensor]:
+    """Begin `allreduce` in the background; `wait_for_allreduce` waits for it. *Collective.*"""
     return (_hvd.allreduce_async_(values, op=_hvd.Sum, name=f"sum.{name}") if _hvd else None), values
 
 
-def finish_sum_over_ranks(pending: tuple[Any, Tensor]) -> Tensor:
+def wait_for_allreduce(pending: tuple[Any, Tensor]) -> Tensor:
     """Wait for a sum that was begun, and return it."""
     handle, values = pending
     return _hvd.synchronize(handle) if handle is not None else values
@@ -109,7 +109,7 @@ def broadcast(value: Any) -> Any:
     return _fill(outline, slots)
 
 
-def together(action: Callable[[], T]) -> T:
+def raise_on_all_ranks(action: Callable[[], T]) -> T:
     """Do something on every rank; if it is a user's mistake on any, it is on all. *Collective.*
 
     Without this a rank that meets a mistake leaves, and the others wait for it.
@@ -129,7 +129,7 @@ def together(action: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def from_main_process(action: Callable[[], T]) -> T:
+def run_on_rank0(action: Callable[[], T]) -> T:
     """Do something on rank 0 alone and give its result to every rank. *Collective.*
 
     Raises:
@@ -239,12 +239,12 @@ def distribute_optimizer(
     )
 
 
-def finish_gradient_sum(optimizer: Optimizer) -> None:
+def synchronize(optimizer: Optimizer) -> None:
     """Wait until all gradients hold the sum over ranks. *Collective.*"""
     if _hvd:
         optimizer.synchronize()  # type: ignore[attr-defined]
 
 
-def gradients_already_summed(optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
+def skip_synchronize(optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
     """Within this context `optimizer.step()` does not sum gradients a second time."""
     return optimizer.skip_synchronize() if _hvd else contextlib.nullcontext()  # type: ignore[attr-defined]

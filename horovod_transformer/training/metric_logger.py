@@ -27,7 +27,7 @@ import yaml
 from horovod_transformer import distributed
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import name_for_previous
+from horovod_transformer.files import archive_path
 from horovod_transformer.progress_bar import ProgressBar
 
 TRAIN_COLUMNS = [
@@ -92,7 +92,7 @@ class CsvTable:
         self._file.close()
 
 
-class Recorder:
+class MetricLogger:
     """Takes down what happens in a run. Rank 0 writes everything, other ranks their log file.
 
     Args:
@@ -114,7 +114,7 @@ class Recorder:
                 folder = Path(config.paths.tensorboard_dir) / "structured" / run_name
                 events = Path(config.paths.tensorboard_dir) / run_name
                 if start == 0:
-                    _set_aside(folder, events)
+                    _archive(folder, events)
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
                 (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n")
@@ -215,11 +215,11 @@ class Recorder:
             self._log.removeHandler(handler)
 
 
-def _set_aside(*folders: Path) -> None:
+def _archive(*folders: Path) -> None:
     """Rename what an earlier run of the same name left, so that a fresh one overwrites nothing."""
     for folder in folders:
         if folder.exists():
-            folder.rename(name_for_previous(folder.with_name(f"{folder.name}.previous"), [folder]))
+            folder.rename(archive_path(folder.with_name(f"{folder.name}.previous"), [folder]))
 
 
 def describe_environment() -> dict[str, Any]:

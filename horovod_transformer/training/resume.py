@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from horovod_transformer.checkpoint.format import load_checkpoint
-from horovod_transformer.checkpoint.manager import CheckpointFolder, newest_good_checkpoint
+from horovod_transformer.checkpoint.manager import CheckpointManager, newest_good_checkpoint
 from horovod_transformer.config import ModelConfig, config_from_dict
 from horovod_transformer.errors import UserError
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a run has come; all of it is in every checkpoint.
 
     Attributes:
@@ -51,15 +51,15 @@ class Start:
         notes: Lines for the user about how it was found.
     """
 
-    progress: Progress
+    progress: TrainState
     model: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
 
 def find_start(
-    fresh: Progress,
-    folder: CheckpointFolder,
+    fresh: TrainState,
+    folder: CheckpointManager,
     model: ModelConfig,
     decay_updates: int,
     resume: str | Path | None,
@@ -71,7 +71,7 @@ def find_start(
     A fresh run moves what an earlier one left in the checkpoint folder aside.
 
     Args:
-        fresh: Progress of a run that begins now.
+        fresh: TrainState of a run that begins now.
         folder: The run's checkpoints.
         model: Shape that the weights must fit.
         decay_updates: Where the learning rate schedule ends now.
@@ -87,7 +87,7 @@ def find_start(
     folder.clear_leftovers()
     path, contents = _read(folder.folder, resume, init_from, start.notes)
     if contents is None or init_from:
-        aside = folder.set_aside()
+        aside = folder.archive()
         if aside:
             start.notes.append(f"moved the earlier run's checkpoints to {aside}")
     if contents is None:
@@ -98,7 +98,7 @@ def find_start(
         start.notes.append(f"starting with the weights of {path}")
         return start
     try:
-        start.progress = Progress(**contents["progress"])
+        start.progress = TrainState(**contents["progress"])
         aimed_at = contents["scheduler"]["decay_updates"]
     except (TypeError, KeyError):
         raise UserError(f"{path}: its record of progress is not of this program's making") from None
@@ -106,7 +106,7 @@ def find_start(
     start.progress.run_name = new_name or start.progress.run_name
     start.optimizer = contents["optimizer"]
     start.notes.append(f"going on after update {start.progress.update} from {path}")
-    abandoned = folder.set_aside(after_update=start.progress.update) if resume != "auto" else None
+    abandoned = folder.archive(after_update=start.progress.update) if resume != "auto" else None
     if abandoned:
         start.notes.append(f"moved later checkpoints to {abandoned}")
     if aimed_at != decay_updates:

@@ -100,12 +100,12 @@ class UpdateStep:
         totals = self._backward(update, islice(batches, self.plan.micro_batches), tokens)
         # Sent before waiting for the gradients, so that it rides along with them.
         totals[2] = float(stop)
-        pending = distributed.start_sum_over_ranks(totals, "update")
-        distributed.finish_gradient_sum(self.optimizer)
-        loss, correct, stops = distributed.finish_sum_over_ranks(pending).tolist()
+        pending = distributed.allreduce_async(totals, "update")
+        distributed.synchronize(self.optimizer)
+        loss, correct, stops = distributed.wait_for_allreduce(pending).tolist()
         gradient_norm, finite = self._unscale_and_clip()
         if finite:
-            with distributed.gradients_already_summed(self.optimizer):
+            with distributed.skip_synchronize(self.optimizer):
                 self.optimizer.step()
         self.optimizer.zero_grad()
         self.loss_scale.update(finite)

@@ -11,18 +11,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.manager import LAST, CheckpointFolder, snapshot
+from horovod_transformer.checkpoint.manager import LAST, CheckpointManager, snapshot
 from horovod_transformer.config import Config, PathsConfig
 from horovod_transformer.data.dataset import open_prepared_data
-from horovod_transformer.data.loader import deliver, plan_updates, training_loader, validation_loader
+from horovod_transformer.data.loader import iterate_batches, plan_updates, training_loader, validation_loader
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import generate_text
 from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import choose_precision
-from horovod_transformer.training.metric_logger import Recorder
+from horovod_transformer.training.metric_logger import MetricLogger
 from horovod_transformer.training.optimizer import build_optimizer
-from horovod_transformer.training.resume import Progress, find_start
+from horovod_transformer.training.resume import TrainState, find_start
 from horovod_transformer.training.schedule import learning_rate
 from horovod_transformer.training.step import UpdateResult, UpdateStep
 from horovod_transformer.training.stop_signals import StopRequest
@@ -96,11 +96,11 @@ class _Run:
             else torch.device("cpu")
         )
         self.precision = choose_precision(training.precision, self.device)
-        self.data = distributed.together(lambda: open_prepared_data(config))
+        self.data = distributed.raise_on_all_ranks(lambda: open_prepared_data(config))
         self.plan = plan_updates(config, self.data.train, distributed.get_world_size())
         self.total = min(self.plan.total_updates, training.max_updates or self.plan.total_updates)
         self.decay_updates = training.lr_decay_updates or self.total
-        self.folder = CheckpointFolder(
+        self.folder = CheckpointManager(
             config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every
         )
         identity = {
@@ -108,9 +108,9 @@ class _Run:
             "global_batch_size": self.plan.global_batch_size,
             "data": self.data.manifest.get("fingerprint") or f"{self.plan.blocks} x {self.plan.block_size}",
         }
-        start = distributed.from_main_process(
+        start = distributed.run_on_rank0(
             lambda: find_start(
-                Progress(run_name or datetime.now().strftime("%Y%m%d-%H%M%S"), identity),
+                TrainState(run_name or datetime.now().strftime("%Y%m%d-%H%M%S"), identity),
                 self.folder,
                 config.model,
                 self.decay_updates,
@@ -156,8 +156,8 @@ class _Run:
             self.optimizer.load_state_dict({**start.optimizer, "param_groups": groups})
             self.step.loss_scale.restore(self.progress.loss_scale)
         distributed.require_equal_weights(self.model, "setting up")
-        self.recorder = distributed.together(
-            lambda: Recorder(config, self.progress.run_name, self.progress.update, self.total)
+        self.recorder = distributed.raise_on_all_ranks(
+            lambda: MetricLogger(config, self.progress.run_name, self.progress.update, self.total)
         )
         self.validation = validation_loader(
             config, self.data.validation, distributed.get_rank(), distributed.get_world_size()
@@ -176,7 +176,7 @@ class _Run:
         """Run to the end, or until a signal. *Collective.*"""
         progress, training = self.progress, self.config.training
         self._introduce()
-        batches = deliver(self._training_batches())
+        batches = iterate_batches(self._training_batches())
         result: UpdateResult | None = None
         if self._validation_is_due():
             # A signal came just before this validation.
@@ -190,7 +190,7 @@ class _Run:
                 result = self.step.run(progress.update, batches, rate, stop=self.stop_reason is not None)
                 self.stopwatch.end_update(result.tokens)
                 self.watchdog.beat()
-                self._take_down(result, rate)
+                self._log(result, rate)
                 ends = result.stop_requested or progress.update == self.total
                 # A stop leaves no time to validate; the resumed run makes up for it.
                 best = self._validate() if self._validation_is_due() and not result.stop_requested else False
@@ -231,7 +231,7 @@ class _Run:
         if self.progress.update >= self.total:
             say(f"all {self.total} updates are done already")
 
-    def _take_down(self, result: UpdateResult, rate: float) -> None:
+    def _log(self, result: UpdateResult, rate: float) -> None:
         """Count an update, and record it when it is its turn."""
         progress, training = self.progress, self.config.training
         progress.update += 1
@@ -323,7 +323,7 @@ class _Run:
         """Hand a checkpoint to the writer, on rank 0; notice if an earlier one failed."""
         if not distributed.is_main_process():
             return
-        failure = self.folder.settle(wait=False)
+        failure = self.folder.wait(wait=False)
         if periodic or best:
             self.progress.loss_scale = self.step.loss_scale.state()
             contents = {
@@ -347,7 +347,7 @@ class _Run:
         """Wait for the last checkpoint and tell how it ended. *Collective.*"""
 
         def wait_for_writer() -> str | None:
-            failure = self.folder.settle()
+            failure = self.folder.wait()
             if failure is not None:
                 raise UserError(
                     f"the checkpoint of update {self.progress.update} could not be written: {failure}; "
@@ -355,7 +355,7 @@ class _Run:
                 )
             return self.stop_reason
 
-        reason = distributed.from_main_process(wait_for_writer)
+        reason = distributed.run_on_rank0(wait_for_writer)
         update, seconds = self.progress.update, self.stopwatch.seconds
         self.recorder.say(
             f"checkpoints held training up for {self.checkpoint_stall:.2f} s of {seconds:.1f} s "

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from horovod_transformer import distributed
-from horovod_transformer.data.loader import deliver
+from horovod_transformer.data.loader import iterate_batches
 from horovod_transformer.metrics import perplexity
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import autocast
@@ -58,11 +58,11 @@ def evaluate(
     was_training = model.training
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=device)
-    for batch in deliver(loader):
+    for batch in iterate_batches(loader):
         with autocast(precision, device):
             loss, number, correct = model.loss_sums(batch["input_ids"].to(device), batch["labels"].to(device))
         totals += torch.stack([loss.double(), number.double(), correct.double()])
         on_batch()
     model.train(was_training)
-    loss_sum, tokens, right = distributed.sum_over_ranks(totals, "evaluation").tolist()
+    loss_sum, tokens, right = distributed.allreduce(totals, "evaluation").tolist()
     return Evaluation(loss_sum / max(1, tokens), right / max(1, tokens), int(tokens))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import datasets
 
-from tests.chaos.kill_test import Kill, Ordeal
+from tests.chaos.kill_test import Kill, KillTest
 
 
 def table_of(kills: list[Kill], missing: int) -> list[str]:
@@ -63,12 +63,12 @@ def main() -> int:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         # A kill in mid-training brings the run some six updates on.
-        ordeal = Ordeal(folder, updates=8 * options.kills + 20, seed=options.seed)
-        ordeal.run_straight()
-        ordeal.run_killed(options.kills)
-        found = ordeal.differences()
-        print("\n" + "\n".join(table_of(ordeal.kills, ordeal.missing())))
-    print(f"{ordeal.updates} updates, seed {options.seed}, {time.monotonic() - began:.0f} s")
+        kill_test = KillTest(folder, updates=8 * options.kills + 20, seed=options.seed)
+        kill_test.run_straight()
+        kill_test.run_killed(options.kills)
+        found = kill_test.differences()
+        print("\n" + "\n".join(table_of(kill_test.kills, kill_test.missing())))
+    print(f"{kill_test.updates} updates, seed {options.seed}, {time.monotonic() - began:.0f} s")
     print("\n".join(f"NOT AS IT SHOULD BE: {text}" for text in found) or "the same run, to the bit")
     return 1 if found else 0
 

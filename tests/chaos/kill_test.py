@@ -76,7 +76,7 @@ class Kill:
 
 
 @dataclass
-class Ordeal:
+class KillTest:
     """Two runs of one config in one folder: `straight`, left alone, and `killed`.
 
     Args:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from horovod_transformer.checkpoint.format import FORMAT_VERSION, checksum, load_checkpoint, save_checkpoint
-from horovod_transformer.checkpoint.manager import CheckpointFolder, newest_good_checkpoint, snapshot
+from horovod_transformer.checkpoint.manager import CheckpointManager, newest_good_checkpoint, snapshot
 from horovod_transformer.errors import UserError
 
 
@@ -189,7 +189,7 @@ def test_a_kill_during_a_write_leaves_the_file_before(tmp_path):
         read = load_checkpoint(path)
         assert read["progress"]["update"] in (saved.value, saved.value + 1)  # renamed, but not yet told
         assert set(read["model"]["weight"].tolist()) == {float(read["progress"]["update"])}
-        CheckpointFolder(tmp_path).clear_leftovers()
+        CheckpointManager(tmp_path).clear_leftovers()
         assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
     assert killed_in_mid_write >= 1
 
@@ -206,13 +206,13 @@ def file_size_limit():
 
 
 def test_a_failed_write_leaves_the_files_before_and_nothing_else(tmp_path, file_size_limit):
-    folder = CheckpointFolder(tmp_path)
+    folder = CheckpointManager(tmp_path)
     assert folder.save(contents_of(1), 1, periodic=True, best=True) is None
     assert folder.save(contents_of(2, size=100_000), 2, periodic=True, best=True) is None
     # Told by the next call, once; the writer goes on.
     failure = folder.save(contents_of(3), 3, periodic=False, best=True)
     assert isinstance(failure, OSError) and failure.errno == errno.EFBIG
-    assert folder.settle() is None
+    assert folder.wait() is None
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best_model.pt", "last.pt", "update_00000001.pt"]
     assert load_checkpoint(tmp_path / "last.pt")["progress"]["update"] == 1
     assert load_checkpoint(tmp_path / "best_model.pt")["progress"]["update"] == 3
@@ -230,9 +230,9 @@ def test_the_operating_systems_own_reason_is_kept(tmp_path):
 
 def test_a_place_that_cannot_be_a_folder_fails_as_an_oserror(tmp_path):
     (tmp_path / "file").write_text("")
-    folder = CheckpointFolder(tmp_path / "file" / "checkpoints")
+    folder = CheckpointManager(tmp_path / "file" / "checkpoints")
     folder.save(contents_of(), 1, periodic=True, best=False)
-    assert isinstance(folder.settle(), OSError)
+    assert isinstance(folder.wait(), OSError)
 
 
 def names(folder):
@@ -240,10 +240,10 @@ def names(folder):
 
 
 def test_the_newest_few_and_the_chosen_ones_are_kept(tmp_path):
-    folder = CheckpointFolder(tmp_path, keep=2, keep_every=4)
+    folder = CheckpointManager(tmp_path, keep=2, keep_every=4)
     for update in range(1, 12):
         folder.save(contents_of(update), update, periodic=True, best=update == 3)
-    assert folder.settle() is None
+    assert folder.wait() is None
     kept = [f"update_{update:08d}.pt" for update in (4, 8, 10, 11)]
     assert names(tmp_path) == ["best_model.pt", "last.pt", *kept]
     # The best one outlives its numbered name.
@@ -253,28 +253,28 @@ def test_the_newest_few_and_the_chosen_ones_are_kept(tmp_path):
 
 
 def test_a_best_model_between_saves_touches_nothing_else(tmp_path):
-    folder = CheckpointFolder(tmp_path)
+    folder = CheckpointManager(tmp_path)
     folder.save(contents_of(5), 5, periodic=True, best=False)
     folder.save(contents_of(7), 7, periodic=False, best=True)
-    folder.settle()
+    folder.wait()
     assert names(tmp_path) == ["best_model.pt", "last.pt", "update_00000005.pt"]
     assert load_checkpoint(tmp_path / "best_model.pt")["progress"]["update"] == 7
 
 
 def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path):
-    folder, contents = CheckpointFolder(tmp_path), contents_of(1, size=3_000_000)
+    folder, contents = CheckpointManager(tmp_path), contents_of(1, size=3_000_000)
     folder.save(contents, 1, periodic=True, best=False)
     contents["model"]["weight"].fill_(-1.0)
-    assert folder.settle() is None
+    assert folder.wait() is None
     assert set(load_checkpoint(tmp_path / "last.pt")["model"]["weight"].tolist()) == {1.0}
 
 
 @pytest.fixture
 def filled(tmp_path):
-    folder = CheckpointFolder(tmp_path, keep=3)
+    folder = CheckpointManager(tmp_path, keep=3)
     for update in (1, 2, 3):
         folder.save(contents_of(update), update, periodic=True, best=update == 1)
-    folder.settle()
+    folder.wait()
     return tmp_path
 
 
@@ -306,14 +306,14 @@ def test_an_empty_folder_has_none(tmp_path):
 
 def test_an_earlier_runs_files_are_set_aside_again_and_again(filled):
     for number in range(3):
-        aside = CheckpointFolder(filled).set_aside()
+        aside = CheckpointManager(filled).archive()
         assert names(filled) == []
         assert "update_00000003.pt" in names(aside)
         assert len([path for path in filled.iterdir() if path.is_dir()]) == number + 1
         save_checkpoint(filled / "update_00000003.pt", contents_of(3))
     for path in filled.glob("*.pt"):
         path.unlink()
-    assert CheckpointFolder(filled).set_aside() is None
+    assert CheckpointManager(filled).archive() is None
 
 
 def test_tensors_go_where_they_are_wanted(written):

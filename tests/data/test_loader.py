@@ -113,7 +113,7 @@ def test_an_impossible_token_is_told_in_one_line(prepared, workers, bad):
     loader = loader_module.training_loader(config, data.train, plan, 0, range(plan.total_updates))
     told, for_all = None, None
     try:  # `pytest.raises` would keep the loader's processes alive with the traceback
-        list(loader_module.deliver(loader))
+        list(loader_module.iterate_batches(loader))
     except UserError as error:
         told, for_all = str(error), not error.only_here
     if loader._iterator is not None:
@@ -140,7 +140,7 @@ def test_the_training_loader_follows_the_plan(prepared, workers):
     for rank in range(2):
         plan = loader_module.plan_updates(config, data.train, 2)
         loader = loader_module.training_loader(config, data.train, plan, rank, range(1, plan.total_updates))
-        batches = list(loader_module.deliver(loader))
+        batches = list(loader_module.iterate_batches(loader))
         assert len(batches) == len(loader) == 4 * plan.micro_batches
         seen.append([batch["input_ids"].tolist() for batch in batches])
     # From the second update on, both ranks' blocks are the line of the plan.

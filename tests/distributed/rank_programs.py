@@ -123,7 +123,7 @@ def exchange(scene: dict[str, Any]) -> Any:
         ],
         "average": distributed.metric_average(float(rank), "a"),
         "average_of_tensor": distributed.metric_average(torch.tensor([rank * 2]), "b"),
-        "sum": distributed.sum_over_ranks(torch.tensor([rank, 2**40]), "c").tolist(),
+        "sum": distributed.allreduce(torch.tensor([rank, 2**40]), "c").tolist(),
     }
 
     def fail_on_last() -> str:
@@ -135,16 +135,16 @@ def exchange(scene: dict[str, Any]) -> Any:
         raise UserError("only rank 0 looked")
 
     for name, act in (
-        ("together", lambda: distributed.together(fail_on_last)),
-        ("from_main", lambda: distributed.from_main_process(fail)),
+        ("raise_on_all_ranks", lambda: distributed.raise_on_all_ranks(fail_on_last)),
+        ("from_main", lambda: distributed.run_on_rank0(fail)),
     ):
         try:
             act()
             results[name] = None
         except UserError as error:
             results[name] = str(error)
-    results["all_well"] = distributed.together(lambda: rank)
-    results["main_value"] = distributed.from_main_process(lambda: {"rank": rank})
+    results["all_well"] = distributed.raise_on_all_ranks(lambda: rank)
+    results["main_value"] = distributed.run_on_rank0(lambda: {"rank": rank})
     distributed.wait_for_all()
     return results
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from horovod_transformer import distributed
-from horovod_transformer.training.resume import Progress, Start
+from horovod_transformer.training.resume import Start, TrainState
 
 pytestmark = pytest.mark.distributed
 
@@ -96,7 +96,7 @@ def test_a_mistake_is_every_ranks(results, number, told):
 def test_tensors_of_a_checkpoint_are_not_pickled():
     # Horovod pickles at most 2 GB; the state of a large model goes tensor by tensor.
     start = Start(
-        Progress("r", {}), model={"w": torch.ones(3)}, optimizer={"state": {0: {"m": torch.ones(2)}}}
+        TrainState("r", {}), model={"w": torch.ones(3)}, optimizer={"state": {0: {"m": torch.ones(2)}}}
     )
     tensors: list[torch.Tensor] = []
     outline = pickle.dumps(distributed._outline(start, tensors))

@@ -65,7 +65,7 @@ def test_a_bug_on_one_rank_ends_the_job_with_its_traceback(run_job, tmp_path):
         "from horovod_transformer import distributed\n"
         "_, rank, _, _ = distributed.setup_horovod()\n"
         "def act():\n    if rank == 1:\n        raise ZeroDivisionError('a bug')\n"
-        "distributed.together(act)\n"
+        "distributed.raise_on_all_ranks(act)\n"
     )
     job = run_job(2, str(script), timeout=30 + 30)
     assert job.process.returncode != 0

@@ -11,7 +11,12 @@ import yaml
 
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.metric_logger import TRAIN_COLUMNS, VALIDATION_COLUMNS, CsvTable, Recorder
+from horovod_transformer.training.metric_logger import (
+    TRAIN_COLUMNS,
+    VALIDATION_COLUMNS,
+    CsvTable,
+    MetricLogger,
+)
 
 COLUMNS = ["update", "loss", "seconds"]
 
@@ -84,7 +89,7 @@ def row_of(columns, update):
 
 def test_a_run_leaves_its_records_and_goes_on_with_them(config, tmp_path, capsys):
     for start in (0, 2):
-        recorder = Recorder(config, "r", start, 9)
+        recorder = MetricLogger(config, "r", start, 9)
         for update in (start + 1, start + 2, start + 3):
             recorder.update(row_of(TRAIN_COLUMNS, update))
         recorder.validation(row_of(VALIDATION_COLUMNS, start + 3))
@@ -106,4 +111,4 @@ def test_a_run_leaves_its_records_and_goes_on_with_them(config, tmp_path, capsys
 def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):
     (tmp_path / "log_dir").write_text("a file")
     with pytest.raises(UserError, match=r"log_dir: cannot write the run's records: "):
-        Recorder(config, "r", 0, 9)
+        MetricLogger(config, "r", 0, 9)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from horovod_transformer.checkpoint.format import save_checkpoint
-from horovod_transformer.checkpoint.manager import CheckpointFolder
+from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.resume import Progress, find_start
+from horovod_transformer.training.resume import TrainState, find_start
 from tests.conftest import TINY
 
 IDENTITY = {"seed": 7, "global_batch_size": 8, "data": "abc"}
@@ -20,7 +20,7 @@ IDENTITY = {"seed": 7, "global_batch_size": 8, "data": "abc"}
 @pytest.fixture
 def folder(tmp_path):
     """The checkpoints of a run that stopped after update 6."""
-    progress = Progress("first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5)
+    progress = TrainState("first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5)
     for update, name in ((4, "update_00000004"), (6, "update_00000006"), (6, "last")):
         contents = {
             "model": {"w": torch.full((2,), float(update))},
@@ -31,11 +31,11 @@ def folder(tmp_path):
             "tokenizer": None,
         }
         save_checkpoint(tmp_path / "checkpoints" / f"{name}.pt", contents)
-    return CheckpointFolder(tmp_path / "checkpoints")
+    return CheckpointManager(tmp_path / "checkpoints")
 
 
 def start(folder, resume=None, init_from=None, name=None, model=TINY, decay=20, **identity):
-    fresh = Progress(name or "20260101-000000", {**IDENTITY, **identity})
+    fresh = TrainState(name or "20260101-000000", {**IDENTITY, **identity})
     return find_start(fresh, folder, model, decay, resume, init_from, name)
 
 
@@ -43,7 +43,7 @@ def test_auto_goes_on_with_everything(folder):
     found = start(folder, "auto")
     assert found.model["w"].tolist() == [6, 6]
     assert found.optimizer == {"state": {}}
-    assert found.progress == Progress(
+    assert found.progress == TrainState(
         "first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5
     )
     assert found.notes == [f"going on after update 6 from {folder.folder / 'update_00000006.pt'}"]
@@ -56,7 +56,7 @@ def test_a_path_is_taken_at_its_word_and_a_name_wins(folder):
 
 
 def test_auto_starts_afresh_where_nothing_is(tmp_path):
-    found = start(CheckpointFolder(tmp_path / "none"), "auto")
+    found = start(CheckpointManager(tmp_path / "none"), "auto")
     assert (found.model, found.optimizer, found.progress.update) == (None, None, 0)
     assert math.isinf(found.progress.best_validation_loss)
     assert "starting afresh" in found.notes[0]
@@ -125,7 +125,7 @@ def test_strange_progress_is_a_mistake(folder, tmp_path, broken):
         "model": {},
         "optimizer": {},
         "scheduler": {"decay_updates": 1},
-        "progress": vars(Progress("r", IDENTITY)),
+        "progress": vars(TrainState("r", IDENTITY)),
         "config": Config(model=TINY).to_dict(),
         "tokenizer": None,
     }
