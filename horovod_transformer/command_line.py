@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
@@ -70,7 +70,7 @@ def checkpoint_parser(
     return parser
 
 
-def check_overrides(overrides: Mapping[str, str], *allowed: str) -> None:
+def check_overrides(overrides: Mapping[str, Any], *allowed: str) -> None:
     """Refuse, before a large file is read, overrides that a trained model cannot follow.
 
     Args:

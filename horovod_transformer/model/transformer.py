@@ -11,7 +11,7 @@ Shapes in comments: B sequences, T tokens, C = d_model, H heads, D = C / H, V = 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -395,3 +395,22 @@ def _causal_mask(attention_mask: Tensor) -> Tensor:
 def build_model(config: ModelConfig) -> TransformerLM:
     """Make the model that a config's `model` section describes, with fresh weights."""
     return TransformerLM(**config.model_dump())
+
+
+def model_with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> TransformerLM:
+    """Make the model of a config around existing weights: nothing is drawn, nothing is copied.
+
+    Args:
+        config: Its shape.
+        weights: A state dict; its tensors become the model's parameters.
+
+    Raises:
+        RuntimeError: They do not fit the shape.
+    """
+    with torch.device("meta"):
+        model = build_model(config)
+    model.load_state_dict(weights, assign=True)
+    if config.positions == "sinusoidal":
+        table = sinusoidal_positions(config.max_seq_len, config.d_model)
+        model.register_buffer("position_table", table, persistent=False)
+    return model
