@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.distributed import setup_horovod
     from horovod_transformer.training.trainer import run_distributed_training
 
-    world_size, rank, local_rank, _ = setup_horovod()
+    world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
     run_distributed_training(
         config,
         rank,

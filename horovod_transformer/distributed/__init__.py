@@ -4,12 +4,14 @@ Every function also works in a lone process, where nothing is exchanged and Horo
 be installed. A function marked *collective* must be called by all ranks, in the same order.
 """
 
+from horovod_transformer.distributed.attempt import attempt, launch_id
 from horovod_transformer.distributed.bootstrap import setup_horovod
 from horovod_transformer.distributed.collectives import (
     allreduce,
     allreduce_async,
     broadcast,
     distribute_optimizer,
+    gather_objects,
     get_local_rank,
     get_local_size,
     get_rank,
@@ -21,16 +23,18 @@ from horovod_transformer.distributed.collectives import (
     run_on_rank0,
     skip_synchronize,
     synchronize,
-    wait_for_allreduce,
 )
-from horovod_transformer.distributed.devices import set_threads
+from horovod_transformer.distributed.devices import choose_device, set_threads
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
 
 __all__ = [
+    "attempt",
+    "launch_id",
+    "choose_device",
     "broadcast",
+    "gather_objects",
     "distribute_optimizer",
     "synchronize",
-    "wait_for_allreduce",
     "run_on_rank0",
     "get_local_rank",
     "get_local_size",

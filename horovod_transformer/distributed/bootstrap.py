@@ -10,7 +10,7 @@ import torch
 
 from horovod_transformer.distributed import collectives
 from horovod_transformer.distributed.collectives import get_local_rank, get_rank, get_world_size
-from horovod_transformer.distributed.devices import local_device_index, require_own_devices, set_threads
+from horovod_transformer.distributed.devices import choose_device, set_threads
 from horovod_transformer.errors import UserError
 
 # Horovod's background thread wakes this often (milliseconds) to look for work. Its default of
@@ -21,26 +21,29 @@ CPU_CYCLE_TIME_MS = "10"
 GLOO_TIMEOUT_S = "90"
 
 
-def setup_horovod(require_distributed: bool = False) -> tuple[int, int, int, bool]:
+def setup_horovod(require_distributed: bool = False, device: str = "auto") -> tuple[int, int, int, bool]:
     """Join the Horovod job this process was launched into, or carry on alone. *Collective.*
 
     Picks this rank's GPU, and on a CPU its number of threads.
 
     Args:
         require_distributed: Treat a lone process as a mistake.
+        device: `auto`, `cpu` or `cuda`, as `training.device`.
 
     Returns:
         World size, rank, local rank (rank within this machine), and whether a GPU is used.
 
     Raises:
         UserError: The process is alone though it must not be, was started by a launcher that
-            Horovod does not know, or Horovod or its GPU support is missing.
+            Horovod does not know, Horovod or its GPU support is missing, or the
+            ranks cannot agree on a device.
     """
     announced = int(os.environ.get("HOROVOD_SIZE", "1"))
-    use_cuda = torch.cuda.is_available()
     if announced > 1:
         if get_world_size() == 1:
-            collectives.use_horovod(_start_horovod(announced, use_cuda))
+            collectives.use_horovod(
+                _start_horovod(announced, on_gpus=device != "cpu" and torch.cuda.is_available())
+            )
     else:
         _refuse_foreign_launchers()
         if require_distributed:
@@ -48,21 +51,17 @@ def setup_horovod(require_distributed: bool = False) -> tuple[int, int, int, boo
                 "this is a single process, but distributed training was asked for; launch it with "
                 "`horovodrun -np 2 python ...` (2 is the number of processes)"
             )
-    if use_cuda:
-        index = local_device_index(get_local_rank(), torch.cuda.device_count())
-        torch.cuda.set_device(index)
-        mine = str(torch.cuda.get_device_properties(index).uuid)
-        require_own_devices(collectives.gather_objects(mine, "device"))
+    chosen, _ = choose_device(device)
     set_threads(None)
-    return get_world_size(), get_rank(), get_local_rank(), use_cuda
+    return get_world_size(), get_rank(), get_local_rank(), chosen.type == "cuda"
 
 
-def _start_horovod(announced: int, use_cuda: bool) -> Any:
+def _start_horovod(announced: int, on_gpus: bool) -> Any:
     if importlib.util.find_spec("horovod") is None:
         raise UserError("launched for several processes, but Horovod is not installed; run `make install`")
     # Horovod reads these once, when it starts.
     os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", GLOO_TIMEOUT_S)
-    if not use_cuda:
+    if not on_gpus:
         os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_TIME_MS)
     import horovod.torch as hvd
 
@@ -70,11 +69,6 @@ def _start_horovod(announced: int, use_cuda: bool) -> Any:
     if hvd.size() != announced:
         # Otherwise each process would train alone and overwrite the others' files.
         raise UserError(f"the launcher announced {announced} processes but Horovod found {hvd.size()}")
-    if use_cuda and not hvd.nccl_built():
-        raise UserError(
-            "this machine has a GPU but Horovod was built without NCCL; "
-            "rebuild it with `REBUILD=1 HOROVOD_BUILD=cuda make install`"
-        )
     return hvd
 
 

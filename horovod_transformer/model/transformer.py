@@ -199,12 +199,15 @@ class TransformerLM(nn.Module):
         )
         return logits, total / (targets != IGNORED_LABEL).sum().clamp(min=1)
 
-    def loss_sums(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def loss_sums(
+        self, input_ids: Tensor, labels: Tensor, gradient_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The training path: the same loss as `forward`, summed, without materialising all logits.
 
         Args:
             input_ids: Token ids, int64 (B, T).
             labels: As in `forward`.
+            gradient_scale: See `chunked_cross_entropy`.
 
         Returns:
             Summed loss in nats (float32 scalar), tokens that count and tokens predicted right
@@ -212,7 +215,7 @@ class TransformerLM(nn.Module):
         """
         hidden = self._hidden(input_ids)
         return chunked_cross_entropy(
-            hidden.flatten(0, 1), self.token_embedding.weight, _shifted(labels).flatten()
+            hidden.flatten(0, 1), self.token_embedding.weight, _shifted(labels).flatten(), gradient_scale
         )
 
     def cached_logits(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
