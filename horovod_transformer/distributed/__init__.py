@@ -4,8 +4,7 @@ Every function also works in a lone process, where nothing is exchanged and Horo
 be installed. A function marked *collective* must be called by all ranks, in the same order.
 """
 
-from horovod_transformer.distributed.attempt import attempt, launch_id
-from horovod_transformer.distributed.bootstrap import setup_horovod
+from horovod_transformer.distributed.bootstrap import attempt, launch_id, setup_horovod
 from horovod_transformer.distributed.collectives import (
     allreduce,
     allreduce_async,
@@ -28,27 +27,27 @@ from horovod_transformer.distributed.devices import choose_device, set_threads
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
 
 __all__ = [
+    "allreduce",
+    "allreduce_async",
     "attempt",
-    "launch_id",
-    "choose_device",
     "broadcast",
-    "gather_objects",
+    "choose_device",
     "distribute_optimizer",
-    "synchronize",
-    "run_on_rank0",
+    "gather_objects",
     "get_local_rank",
     "get_local_size",
     "get_rank",
     "get_world_size",
-    "skip_synchronize",
     "is_main_process",
+    "launch_id",
     "lost_ranks_explained",
     "metric_average",
+    "raise_on_all_ranks",
     "require_equal_weights",
+    "run_on_rank0",
     "set_threads",
     "setup_horovod",
-    "allreduce_async",
-    "allreduce",
-    "raise_on_all_ranks",
+    "skip_synchronize",
+    "synchronize",
     "weights_digest",
 ]
