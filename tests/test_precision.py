@@ -57,7 +57,7 @@ def test_other_precisions_are_not_scaled(precision):
     assert scale.factor == 1
 
 
-def test_a_restored_scale_goes_on_counting():
+def test_a_restored_scale_keeps_counting():
     one, other = LossScale(dynamic=True), LossScale(dynamic=True)
     one.update(finite=False)
     for _ in range(LossScale.GROWTH_INTERVAL - 1):

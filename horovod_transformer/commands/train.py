@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--resume",
         metavar="PATH|auto",
-        help="go on from this checkpoint; auto: from the newest good one, or from the start if there is none",
+        help="resume this checkpoint; auto: the newest good one, or start afresh if there is none",
     )
     parser.add_argument(
         "--init_from", metavar="PATH", help="start a fresh run with the weights of this checkpoint"

@@ -269,7 +269,7 @@ class TransformerLM(nn.Module):
     ) -> Tensor:
         """Continue each row of `input_ids`.
 
-        Once the context is full the model goes on from the newest half of it, so text of any
+        Once the context is full the model continues from the newest half of it, so text of any
         length can be written at a bounded cost per token.
 
         Args:

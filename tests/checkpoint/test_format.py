@@ -209,7 +209,7 @@ def test_a_failed_write_leaves_the_files_before_and_nothing_else(tmp_path, file_
     folder = CheckpointManager(tmp_path)
     assert folder.save(contents_of(1), 1, periodic=True, best=True) is None
     assert folder.save(contents_of(2, size=100_000), 2, periodic=True, best=True) is None
-    # Told by the next call, once; the writer goes on.
+    # Told by the next call, once; the writer continues.
     failure = folder.save(contents_of(3), 3, periodic=False, best=True)
     assert isinstance(failure, OSError) and failure.errno == errno.EFBIG
     assert folder.wait() is None
@@ -261,7 +261,7 @@ def test_a_best_model_between_saves_touches_nothing_else(tmp_path):
     assert load_checkpoint(tmp_path / "best_model.pt")["progress"]["update"] == 7
 
 
-def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path):
+def test_training_may_continue_while_a_checkpoint_is_written(tmp_path):
     folder, contents = CheckpointManager(tmp_path), contents_of(1, size=3_000_000)
     folder.save(contents, 1, periodic=True, best=False)
     contents["model"]["weight"].fill_(-1.0)

@@ -1,4 +1,4 @@
-"""`horovodrun ... python -m src.train` as a user types it: what it leaves, how it dies, how it goes on."""
+"""`horovodrun ... python -m src.train` as a user types it: what it leaves, how it dies, how it resumes."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_only_rank_0_talks(straight):
     assert not [line for line in lines if line.startswith("[1]")]
 
 
-def test_a_killed_job_goes_on_where_it_was(
+def test_a_killed_job_resumes_where_it_was(
     config, straight, start_job, run_job, outcome_of, assert_same_run, tmp_path
 ):
     # As when the node dies: no process has time for a last word, checkpoint or flush.

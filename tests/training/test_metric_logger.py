@@ -89,7 +89,7 @@ def row_of(columns, update):
     return {**dict.fromkeys(columns, 0.5), "update": update}
 
 
-def test_a_run_leaves_its_records_and_goes_on_with_them(config, tmp_path, capsys):
+def test_a_run_leaves_its_records_and_resumes_them(config, tmp_path, capsys):
     for start in (0, 2):
         logger = MetricLogger(config, "r", start, 9)
         for update in (start + 1, start + 2, start + 3):

@@ -40,7 +40,7 @@ def start(folder, resume=None, init_from=None, name=None, model=TINY, decay=20, 
     return find_start(fresh, folder, model, tokenizer, decay, StartRequest(resume, init_from, name))
 
 
-def test_auto_goes_on_with_everything(folder):
+def test_auto_resumes_everything(folder):
     found = start(folder, "auto")
     assert found.model["w"].tolist() == [6, 6]
     assert found.optimizer == {"state": {}}
