@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -94,6 +94,60 @@ def config_parser(prog: str, description: str, examples: str = "") -> argparse.A
         "--config", default="configs/config.yaml", metavar="FILE", help="YAML config (default: %(default)s)"
     )
     return parser
+
+
+def checkpoint_parser(
+    prog: str, description: str, examples: str, config_help: str
+) -> argparse.ArgumentParser:
+    """Make a parser for commands that read a checkpoint: `--checkpoint`, `--config`, `--device`, `--seed`."""
+    parser = CommandParser(
+        prog=prog,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint", default="checkpoints/best_model.pt", metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument("--config", metavar="FILE", help=config_help)
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
+    )
+    parser.add_argument("--seed", metavar="N", help="the same seed gives the same text")
+    return parser
+
+
+def check_overrides(overrides: Mapping[str, str], *allowed: str) -> None:
+    """Refuse, before a large file is read, overrides that a trained model cannot follow.
+
+    Args:
+        overrides: From `parse_options`.
+        allowed: Keys, or the names of whole sections followed by a dot.
+
+    Raises:
+        UserError: A key is not among them, or its value is not allowed.
+    """
+    for key in overrides:
+        if key not in allowed and f"{key.partition('.')[0]}." not in allowed:
+            names = " and ".join(f"--{name}*" if name.endswith(".") else f"--{name}" for name in allowed)
+            raise UserError(f"--{key}: a checkpoint's model is as it was trained; only {names} can change")
+    Config().with_overrides(overrides, "command line")
+
+
+def whole_number(name: str, text: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    """Read a number that a user gave as text.
+
+    Raises:
+        UserError: It is none, or out of its range.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise UserError(f"{name} {text}: should be a whole number from {least} to {most}")
+    return number
 
 
 def parse_with_config(

@@ -33,7 +33,8 @@ def chunked_cross_entropy(
 
     Returns:
         The summed loss in nats (float32 scalar, differentiable), the number of rows that count
-        and the number of them whose likeliest token is the label (int64 scalars).
+        and the number of them whose likeliest token is the label (int64 scalars). Of tokens that
+        are likeliest alike the one with the lowest id counts, as in `argmax` and greedy generation.
     """
     return _ChunkedCrossEntropy.apply(hidden, weight, labels, gradient_scale, torch.is_grad_enabled())
 
@@ -54,9 +55,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + CHUNK_ROWS)
             count, target = counted[rows], targets[rows, None]
             logits = torch.nn.functional.linear(hidden[rows], weight).float()
-            largest = logits.amax(dim=1, keepdim=True)
+            # The index and not the value: in half precision a label often ties with another token.
+            largest, likeliest = logits.max(dim=1, keepdim=True)
             target_logit = logits.gather(1, target)
-            correct += ((target_logit == largest).squeeze(1) & count).sum()
+            correct += ((likeliest == target).squeeze(1) & count).sum()
             exponentials = logits.sub_(largest).exp_()
             total = exponentials.sum(dim=1, keepdim=True)
             row_loss = (total.log() + largest - target_logit).squeeze(1)

@@ -18,7 +18,7 @@ from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_updates, training_loader, validation_loader
 from horovod_transformer.errors import UserError
 from horovod_transformer.folder_lock import FolderLock
-from horovod_transformer.generation import generate_text
+from horovod_transformer.generation import continue_prompt
 from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import choose_precision
@@ -385,20 +385,12 @@ class Trainer:
         if tokenizer is None:
             self.logger.say("no sample texts: the data came without a tokenizer")
             return
-        wanted = self.config.generation
+        settings = self.config.generation.model_copy(update={"num_samples": 1})
 
         def write() -> list[str]:
+            seed = self.config.training.seed
             return [
-                generate_text(
-                    self.model,
-                    tokenizer,
-                    prompt,
-                    wanted.max_new_tokens,
-                    wanted.temperature,
-                    wanted.top_k,
-                    wanted.top_p,
-                    seed=self.config.training.seed,
-                )
+                continue_prompt(self.model, tokenizer, prompt, settings, seed)[0]
                 for prompt in self.config.training.sample_prompts
             ]
 
