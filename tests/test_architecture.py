@@ -22,8 +22,8 @@ LAYERS = (
     ("training",),
     ("data", "generation"),
     ("checkpoint", "distributed", "model"),
-    ("command_line", "config", "metrics", "plotting", "precision", "progress_bar", "tokenizer"),
-    ("errors", "files"),
+    ("command_line", "config", "launchers", "metrics", "plotting", "precision", "progress_bar", "tokenizer"),
+    ("errors", "files", "folder_lock"),
 )
 LEVELS = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from horovod_transformer.checkpoint.format import save_checkpoint
+from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
@@ -133,3 +136,89 @@ def test_strange_progress_is_a_mistake(folder, tmp_path, broken):
     save_checkpoint(tmp_path / "strange.pt", {**contents, **broken})
     with pytest.raises(UserError, match="its record of progress is not of this program's making"):
         start(folder, str(tmp_path / "strange.pt"))
+
+
+def test_an_older_checkpoint_stays_resumed_whenever_a_kill_comes(folder, tmp_path, root):
+    # best_model.pt is of update 5, update_00000006.pt and last.pt are the future to be abandoned.
+    folder.folder.rename(tmp_path / "filled")
+    words = [sys.executable, str(root / "tests/training/rewind_program.py"), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=root)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    # The first change writes the intention down; a kill before it leaves everything as it was.
+    for number, killed, update, names in outcomes:
+        before = number == 1 or (killed and names == outcomes[0][3])
+        assert update == (6 if before else 5), (number, killed, names)
+        kept = [name for name in names if "/" not in name]
+        if not before:
+            assert kept == ["best_model.pt", "last.pt", "update_00000004.pt", "update_00000005.pt"]
+            assert any(name.endswith("/update_00000006.pt") for name in names)
+    assert len(outcomes) > 8 and not outcomes[-1][1]
+    assert sum(update == 6 for _, _, update, _ in outcomes) <= 4
+
+
+def test_the_later_start_of_a_launch_means_auto():
+    asked = StartRequest(resume="best_model.pt", run_name="mine")
+    assert asked.on_attempt(again=False) == asked
+    assert asked.on_attempt(again=True) == StartRequest(resume="auto", run_name="mine")
+    assert StartRequest(init_from="x.pt").on_attempt(again=True) == StartRequest(resume="auto")
+
+
+def test_a_launch_is_remembered(folder):
+    assert folder.launch is None
+    folder.record_launch(None)
+    assert folder.launch is None
+    folder.record_launch("slurm-7")
+    assert CheckpointManager(folder.folder).launch == "slurm-7"
+
+
+def test_an_archived_best_is_announced_and_written_anew(folder):
+    found = start(folder, str(folder.folder / "update_00000004.pt"))
+    assert found.state.best_validation_loss == math.inf
+    assert not (folder.folder / "best_model.pt").exists()
+    assert any("the next validation writes one" in note for note in found.notes)
+
+
+def test_a_best_checkpoint_that_a_kill_left_without_its_name_gets_it(folder):
+    # As when the kill came between the writing of update 5 and its second name.
+    path = folder.folder / "update_00000006.pt"
+    contents = load_checkpoint(path)
+    contents["progress"] |= {"validated_at": 6, "best_validation_loss": 1.5}
+    save_checkpoint(path, contents)
+    found = start(folder, "auto")
+    assert found.state.best_validation_loss == 1.5
+    assert (folder.folder / "best_model.pt").samefile(path)
+
+
+def test_a_broken_newer_file_does_not_push_out_a_good_one(folder):
+    (folder.folder / "update_00000009.pt").write_bytes(b"junk")
+    one = CheckpointManager(folder.folder, keep=1)
+    assert start(one, "auto").state.update == 6
+    contents = load_checkpoint(folder.folder / "last.pt")
+    one.save(contents, 7, periodic=True, best=False)
+    one.wait()
+    assert [path.name for path in sorted(folder.folder.glob("update_*.pt"))] == ["update_00000007.pt"]
+
+
+def test_another_runs_checkpoint_takes_the_folder_over(folder, tmp_path):
+    other = tmp_path / "other" / "update_00000006.pt"
+    contents = load_checkpoint(folder.folder / "update_00000006.pt")
+    save_checkpoint(other, {**contents, "model": {"w": torch.zeros(2)}})
+    found = start(folder, str(other))
+    assert found.model["w"].tolist() == [0, 0]
+    assert sorted(path.name for path in folder.folder.glob("*.pt")) == ["last.pt", "update_00000006.pt"]
+    again = start(folder, "auto")
+    assert again.model["w"].tolist() == [0, 0]
+
+
+BPE = {"kind": "bpe", "tokenizer_json": "one"}
+
+
+@pytest.mark.parametrize("way", ["resume", "init_from"])
+def test_another_tokenizer_is_refused(folder, tmp_path, way):
+    path = tmp_path / "elsewhere.pt"
+    contents = load_checkpoint(folder.folder / "last.pt")
+    save_checkpoint(path, {**contents, "tokenizer": BPE})
+    assert start(folder, tokenizer=BPE, **{way: str(path)}).model
+    with pytest.raises(UserError, match="was trained with another tokenizer .* --data.tokenizer"):
+        start(folder, tokenizer={**BPE, "tokenizer_json": "two"}, **{way: str(path)})
