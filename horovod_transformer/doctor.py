@@ -194,8 +194,13 @@ def check_tokenizer(plan: Plan) -> Row:
     """The vocabulary that the data is cut into tokens with."""
     if plan.config.data.tokenizer == "bpe":
         return Row("tokenizer", "ok", "trained on the books by `prepare`, kept with the prepared data")
+    from horovod_transformer.data.tokenizer_choice import read_tokenizer
     from horovod_transformer.tokenizer import gpt2_tokenizer
 
+    if plan.config.data.tokenizer != "gpt2":
+        return Row(
+            "tokenizer", "ok", f"{plan.config.data.tokenizer}: {read_tokenizer(plan.config.data.tokenizer)}"
+        )
     size = gpt2_tokenizer().vocab_size
     return Row("tokenizer", "ok", f"GPT-2's vocabulary, {size:,} entries, its checksum is right")
 

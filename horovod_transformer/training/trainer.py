@@ -156,7 +156,8 @@ class Trainer:
         def find() -> Start:
             launch = distributed.launch_id()
             self.checkpoints.make_folder()
-            lock = FolderLock(self.checkpoints.folder, launch)
+            folder = self.checkpoints.folder
+            lock = FolderLock(folder / ".lock", str(folder), launch, distributed.attempt())
             lock.acquire(lambda text: print(text, flush=True))
             self.lock = lock
             again = distributed.attempt() > 0 and self.checkpoints.launch == launch
