@@ -10,13 +10,14 @@ import re
 import sys
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from horovod_transformer.config import Config, load_config
-from horovod_transformer.errors import UserError
+from horovod_transformer.errors import EXIT_MISTAKE, UserError
+from horovod_transformer.launchers import launched_rank
 
 RANK_0_SPEAKS_FIRST_S = 5.0
 
@@ -95,6 +96,60 @@ def config_parser(prog: str, description: str, examples: str = "") -> argparse.A
     return parser
 
 
+def checkpoint_parser(
+    prog: str, description: str, examples: str, config_help: str
+) -> argparse.ArgumentParser:
+    """Make a parser for commands that read a checkpoint: `--checkpoint`, `--config`, `--device`, `--seed`."""
+    parser = CommandParser(
+        prog=prog,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint", default="checkpoints/best_model.pt", metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument("--config", metavar="FILE", help=config_help)
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
+    )
+    parser.add_argument("--seed", metavar="N", help="the same seed gives the same text")
+    return parser
+
+
+def check_overrides(overrides: Mapping[str, str], *allowed: str) -> None:
+    """Refuse, before a large file is read, overrides that a trained model cannot follow.
+
+    Args:
+        overrides: From `parse_options`.
+        allowed: Keys, or the names of whole sections followed by a dot.
+
+    Raises:
+        UserError: A key is not among them, or its value is not allowed.
+    """
+    for key in overrides:
+        if key not in allowed and f"{key.partition('.')[0]}." not in allowed:
+            names = " and ".join(f"--{name}*" if name.endswith(".") else f"--{name}" for name in allowed)
+            raise UserError(f"--{key}: a checkpoint's model is as it was trained; only {names} can change")
+    Config().with_overrides(overrides, "command line")
+
+
+def whole_number(name: str, text: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    """Read a number that a user gave as text.
+
+    Raises:
+        UserError: It is none, or out of its range.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise UserError(f"{name} {text}: should be a whole number from {least} to {most}")
+    return number
+
+
 def parse_with_config(
     parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, Config]:
@@ -150,17 +205,17 @@ def _suggestion(word: str, parser: argparse.ArgumentParser) -> str:
 def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Run a command's `main`; a user's mistake becomes one line on stderr and exit code 2.
 
-    Under Horovod every rank meets the same mistake: rank 0 tells it, all leave.
+    With several ranks every one meets the same mistake: rank 0 tells it, all leave.
     """
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        if os.environ.get("HOROVOD_RANK", "0") == "0" or error.only_here:
+        if launched_rank() == 0 or error.only_here:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             # The launcher ends all ranks once one has left: let rank 0 speak first.
             time.sleep(RANK_0_SPEAKS_FIRST_S)
-        return 2
+        return EXIT_MISTAKE
     except BrokenPipeError:
         # The reader went away (`| head`): not our failure. Keep the interpreter's own flush quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -71,7 +71,7 @@ class TrainingConfig(_Section):
     learning_rate: PositiveFloat = 6e-4
     min_learning_rate_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = 0.1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_updates: Count = 700
+    warmup_updates: Count | None = None
     lr_decay_updates: Positive | None = None
     weight_decay: NonNegativeFloat = 0.1
     adam_beta1: BelowOne = 0.9
@@ -82,6 +82,7 @@ class TrainingConfig(_Section):
     per_gpu_batch_size: Positive = 32
     gradient_accumulation_steps: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)] = 1337
     log_interval: Positive = 10
     eval_interval: Positive = 500

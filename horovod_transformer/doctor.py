@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from horovod_transformer.config import Config, ModelConfig
+from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 
 State = Literal["ok", "warn", "fail"]
@@ -218,25 +218,10 @@ def check_dataset(plan: Plan) -> Row:
     return Row("dataset", "ok", found)
 
 
-def parameters_of(model: ModelConfig) -> int:
-    """Number of parameters of the model, by arithmetic: even a model too large to build has one."""
-    width = model.d_model
-    attention = 4 * width * width + 4 * width
-    feed_forward = 2 * width * model.d_ff + model.d_ff + width
-    return model.vocab_size * width + model.n_layers * (attention + feed_forward + 4 * width) + 2 * width
-
-
-def checkpoint_bytes(config: Config) -> int:
-    """Size of one checkpoint: weights and the optimizer's moments, all float32.
-
-    AdamW keeps two moments of every parameter (Loshchilov & Hutter 2019, arXiv:1711.05101). Muon
-    keeps one of the blocks' matrices; it is counted like AdamW, as the most it can be.
-    """
-    return 3 * 4 * parameters_of(config.model)
-
-
 def check_disk(plan: Plan) -> Row:
     """Room for checkpoints, and the right to write them."""
+    from horovod_transformer.training.run_plan import checkpoint_bytes
+
     folder = existing_parent(plan.checkpoint_dir)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return Row("disk", "fail", f"{folder} cannot be written to", "another folder with --output_dir")

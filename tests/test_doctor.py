@@ -24,15 +24,12 @@ from horovod_transformer.doctor import (
     check_shared_memory,
     check_slurm,
     check_tokenizer,
-    checkpoint_bytes,
     existing_parent,
     hosts_entry,
-    parameters_of,
     quota_left,
     run_check,
 )
 from horovod_transformer.errors import UserError
-from horovod_transformer.model.transformer import build_model
 
 TINY = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 64, "max_seq_len": 32}
 
@@ -124,31 +121,6 @@ def test_cxx_names_the_compiler(tmp_path, monkeypatch):
 
 
 # --- disk, home, shared memory
-
-
-@pytest.mark.parametrize("shape", [TINY, {**TINY, "d_ff": 100, "n_layers": 3}, {**TINY, "d_model": 64}])
-def test_parameters_are_those_of_the_real_model(shape):
-    config = config_of(model=shape)
-    model = build_model(config.model)
-    assert parameters_of(config.model) == sum(p.numel() for p in model.parameters())
-
-
-def test_parameters_of_the_default_model():
-    assert parameters_of(Config().model) == 123_653_376
-
-
-def test_checkpoint_size_is_that_of_a_real_one(tmp_path):
-    from horovod_transformer.checkpoint.format import save_checkpoint
-
-    config = config_of(model={**TINY, "d_model": 128, "d_ff": 512})
-    model = build_model(config.model)
-    optimizer = torch.optim.AdamW(model.parameters())
-    model.loss_sums(*[torch.zeros(1, 8, dtype=torch.long)] * 2)[0].backward()
-    optimizer.step()
-    contents = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": {}}
-    path = tmp_path / "x.pt"
-    save_checkpoint(path, {**contents, "progress": {}, "config": {}, "tokenizer": None})
-    assert checkpoint_bytes(config) == pytest.approx(path.stat().st_size, rel=0.05)
 
 
 def test_disk_has_room(tmp_path):

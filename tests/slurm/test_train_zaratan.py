@@ -130,7 +130,7 @@ def test_a_job_near_its_time_limit_saves_queues_itself_again_and_resumes(
     ended = submitter.wait(job, "COMPLETED", "FAILED")
     output = submitter.output(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), output
-    assert f"going on after update {stopped[1]}" in output
+    assert f"resuming after update {stopped[1]}" in output
     assert submitter.updates(job) == list(range(1, 401))
     assert load_checkpoint(submitter.checkout / "checkpoints" / "last.pt")["progress"]["update"] == 400
 
