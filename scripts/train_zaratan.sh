@@ -15,7 +15,7 @@
 #     HT_VENV       the virtual environment; .venv if not set
 #     HT_PROCESSES  how many processes train; as many as the job has GPUs (without any: tasks) if not set
 #
-# Five minutes before the time limit the run saves a checkpoint and the job queues itself again; it then goes on
+# Five minutes before the time limit the run saves a checkpoint and the job queues itself again; it then resumes
 # where it stopped. docs/zaratan.md tells more.
 #
 #SBATCH --job-name=train
@@ -97,7 +97,7 @@ export PYTHONNOUSERSITE=1
 processes=${HT_PROCESSES:-${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS:-1}}}
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "$processes is no number of processes (HT_PROCESSES)"
 
-# --- One job at a time may write to a folder; a job that is started again goes on ---
+# --- One job at a time may write to a folder; a job that is started again resumes ---
 
 mkdir -p "$output_dir/logs"
 writer_file=$output_dir/logs/.slurm-job
@@ -159,8 +159,8 @@ if [[ -n $asked_by ]]; then
 fi
 
 if [[ $asked_by == USR1 && $code -eq 0 ]]; then
-  echo "job $SLURM_JOB_ID: the time limit is near; queueing again, to go on from the checkpoint"
+  echo "job $SLURM_JOB_ID: the time limit is near; queueing again, to resume from the checkpoint"
   scontrol requeue "$SLURM_JOB_ID" ||
-    fail "Slurm will not queue this job again; to go on, submit it once more with --resume auto"
+    fail "Slurm will not queue this job again; to resume, submit it once more with --resume auto"
 fi
 exit "$code"

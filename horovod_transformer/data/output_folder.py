@@ -79,7 +79,7 @@ def lock_for(target: Path, say: Callable[[str], None], silence_s: float = SILENC
 
 
 def clear_leftovers(target: Path, say: Callable[[str], None]) -> None:
-    """Tidy up after tries that were killed: remove what is unfinished, bring back what was moved aside.
+    """Tidy up after tries that were killed: remove what is unfinished, bring back what was archived.
 
     What another machine left (on a shared file system) may still be in use: it stays.
 

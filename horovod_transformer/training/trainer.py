@@ -88,7 +88,7 @@ def run_distributed_training(
     if (rank, world_size, local_rank) != known:
         raise ValueError("rank, world_size and local_rank must be those that setup_horovod() returned")
     if resume_checkpoint and init_from:
-        raise UserError("--resume goes on with a run, --init_from starts another: give one of them")
+        raise UserError("--resume continues a run, --init_from starts another: give one of them")
     if output_dir is not None:
         config = _moved_to(config, Path(output_dir))
     distributed.set_threads(config.training.threads_per_rank)

@@ -198,7 +198,7 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_resume(
     submitter.warn(job)
 
     assert submitter.wait(job, "FAILED", "COMPLETED")["ExitCode"] == "2:0"
-    assert "to go on, submit it once more with --resume auto" in submitter.output(job)
+    assert "to resume, submit it once more with --resume auto" in submitter.output(job)
 
 
 def test_a_failed_job_is_not_queued_again(submitter: Submitter) -> None:

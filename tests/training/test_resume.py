@@ -74,15 +74,15 @@ def test_auto_tells_of_what_it_passed_over(folder):
     assert found.notes[0].startswith("passed over a broken checkpoint: ")
 
 
-def test_a_fresh_run_moves_the_earlier_one_aside(folder):
+def test_a_fresh_run_archives_the_earlier_one(folder):
     leftover = folder.folder / ".last.pt.partial-77"
     leftover.write_bytes(b"half")
     found = start(folder)
     assert (found.model, found.state.update) == (None, 0)
-    (aside,) = [path for path in folder.folder.iterdir() if path.is_dir()]
-    assert list(folder.folder.iterdir()) == [aside]
-    assert str(aside) in found.notes[0]
-    assert len(list(aside.glob("*.pt"))) == 4
+    (archive,) = [path for path in folder.folder.iterdir() if path.is_dir()]
+    assert list(folder.folder.iterdir()) == [archive]
+    assert str(archive) in found.notes[0]
+    assert len(list(archive.glob("*.pt"))) == 4
 
 
 def test_init_from_takes_the_weights_alone(folder):
