@@ -458,8 +458,8 @@ def test_without_a_network_pip_takes_horovods_sources_from_a_folder(tmp_path):
     download += ["--no-binary=horovod", f"--dest={folder}", "horovod==0.28.1"]
     if subprocess.run(download, env=clean_environment()).returncode != 0:
         pytest.skip("Horovod's sources cannot be fetched here")
-    # Compiling all of it takes minutes. That the compiler is asked for more than the probe is enough: the sources
-    # were found and unpacked, and their build has begun.
+    # Compiling all of it takes minutes. It is enough that the compiler is asked for more than the probe: the
+    # sources were found and unpacked, and their build has begun.
     compiler = write_program(
         tmp_path / "bin" / "g++",
         f'case "$*" in *probe.cpp*) exec {shutil.which("g++")} "$@" ;; esac; touch {tmp_path}/begun; exit 1',
