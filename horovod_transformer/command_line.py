@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from horovod_transformer.config import Config, load_config
-from horovod_transformer.errors import UserError
+from horovod_transformer.errors import EXIT_MISTAKE, UserError
+from horovod_transformer.launchers import launched_rank
 
 RANK_0_SPEAKS_FIRST_S = 5.0
 
@@ -91,17 +92,17 @@ def _read_overrides(rest: Sequence[str]) -> dict[str, str]:
 def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Run a command's `main`; a user's mistake becomes one line on stderr and exit code 2.
 
-    Under Horovod every rank meets the same mistake: rank 0 tells it, all leave.
+    With several ranks every one meets the same mistake: rank 0 tells it, all leave.
     """
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
-        if os.environ.get("HOROVOD_RANK", "0") == "0" or error.only_here:
+        if launched_rank() == 0 or error.only_here:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             # The launcher ends all ranks once one has left: let rank 0 speak first.
             time.sleep(RANK_0_SPEAKS_FIRST_S)
-        return 2
+        return EXIT_MISTAKE
     except BrokenPipeError:
         # The reader went away (`| head`): not our failure. Keep the interpreter's own flush quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

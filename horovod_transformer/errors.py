@@ -1,4 +1,9 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and the exit codes."""
+
+# A user's mistake: starting again changes nothing.
+EXIT_MISTAKE = 2
+# Stopped by a signal with a checkpoint written: start me again (sysexits.h: EX_TEMPFAIL).
+EXIT_START_AGAIN = 75
 
 
 class UserError(Exception):

@@ -6,10 +6,14 @@ import argparse
 from collections.abc import Sequence
 
 from horovod_transformer.command_line import config_parser, parse_with_config
+from horovod_transformer.errors import EXIT_START_AGAIN
+from horovod_transformer.launchers import this_process
 
 DESCRIPTION = """\
-Train a model on prepared blocks: alone as one process, under `horovodrun -np N` as N. The same
-global batch walks the same loss curve on any number of processes."""
+Train a model on prepared blocks: alone as one process, under `horovodrun -np N`, `torchrun`, `srun`
+or `horovod-transformer launch -np N` as N. The same global batch walks the same loss curve on any
+number of processes. Stopped by a signal (SIGTERM, SIGUSR1, Ctrl-C) it saves a checkpoint and ends
+with exit code 75, start me again (under horovodrun: 0); a mistake of yours ends with 2."""
 
 EXAMPLES = """\
 examples:
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.training.trainer import run_distributed_training
 
     world_size, rank, local_rank, _ = setup_horovod()
-    run_distributed_training(
+    outcome = run_distributed_training(
         config,
         rank,
         world_size,
@@ -56,4 +60,6 @@ def main(arguments: Sequence[str]) -> int:
         output_dir=options.output_dir,
         init_from=options.init_from,
     )
-    return 0
+    # horovodrun would make a traceback of it.
+    stopped = not outcome["finished"] and this_process().launcher != "horovodrun"
+    return EXIT_START_AGAIN if stopped else 0

@@ -4,7 +4,7 @@ Every function also works in a lone process, where nothing is exchanged and Horo
 be installed. A function marked *collective* must be called by all ranks, in the same order.
 """
 
-from horovod_transformer.distributed.bootstrap import setup_horovod
+from horovod_transformer.distributed.bootstrap import attempt, launch_id, setup_horovod
 from horovod_transformer.distributed.collectives import (
     allreduce,
     allreduce_async,
@@ -32,6 +32,8 @@ __all__ = [
     "synchronize",
     "wait_for_allreduce",
     "run_on_rank0",
+    "attempt",
+    "launch_id",
     "get_local_rank",
     "get_local_size",
     "get_rank",

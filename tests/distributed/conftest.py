@@ -119,8 +119,9 @@ def write_config(corpus: Path) -> Callable[..., Path]:
 
 def job_environment(**extra: str) -> dict[str, str]:
     """An environment for CPU ranks that share few cores, without a launcher's leftovers."""
-    foreign = ("HOROVOD_", "OMPI_", "PMI_", "SLURM_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k != "WORLD_SIZE"}
+    foreign = ("HOROVOD_", "OMPI_", "PMI_", "SLURM_", "TORCHELASTIC_", "MASTER_")
+    own = ("WORLD_SIZE", "RANK", "GROUP_WORLD_SIZE")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in own}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
 

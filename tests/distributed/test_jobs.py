@@ -132,7 +132,7 @@ def test_a_signal_to_every_process_is_a_clean_stop(write_config, start_job, outc
         assert len(loaders) >= 2
         for process in [*loaders, psutil.Process(job.process.pid)]:
             process.send_signal(getattr(signal, name))
-        assert job.wait(timeout=30) == 0, job.stderr
+        assert job.wait(timeout=30) == 75, job.stderr
     assert f"({name}); --resume auto goes on" in job.stdout
     assert "Traceback" not in job.stderr
     outcome = outcome_of(tmp_path)
