@@ -29,7 +29,7 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         metavar="PATH|auto",
-        help="go on from this checkpoint; auto: from the newest good one, or from the start if there is none",
+        help="resume this checkpoint; auto: the newest good one, or start afresh if there is none",
     )
     parser.add_argument(
         "--init_from", metavar="PATH", help="start a fresh run with the weights of this checkpoint"
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.distributed import setup_horovod
     from horovod_transformer.training.trainer import run_distributed_training
 
-    world_size, rank, local_rank, _ = setup_horovod()
+    world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
     outcome = run_distributed_training(
         config,
         rank,

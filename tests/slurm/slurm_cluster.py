@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue", "sinfo")
-# Slurm promises GPUs that are none. Where the machine has a real one, the ranks must not fall for it:
-# a module that hides it, loaded in the way of every module.
+# Slurm promises GPUs that are none. Where the machine has a real one, jobs must not fall for it: a module
+# that hides it, loaded in the way of every module.
 NO_GPU = {"HT_MODULES": "no-gpu", "BASH_FUNC_module%%": "() { export CUDA_VISIBLE_DEVICES=; }"}
 # Daemons lie here, where PATH does not lead users who are not root.
 SYSTEM_PATH = "/usr/sbin:/sbin"
@@ -179,7 +179,9 @@ def tiny_run(data: Path, updates: int) -> list[str]:
         "model.n_heads": 2,
         "model.d_ff": 64,
         "model.max_seq_len": 32,
+        "training.device": "cpu",
         "training.max_updates": updates,
+        "training.warmup_updates": 5,
         "training.epochs": 1000,
         "training.lr_decay_updates": 1000,
         "training.global_batch_size": 8,

@@ -76,7 +76,7 @@ def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
     output = submitter.output(job)
     assert (ended["JobState"], ended["Restarts"], ended["NumNodes"]) == ("COMPLETED", "1", "2"), output
     assert "2 node(s) with 2 process(es) each" in output
-    assert f"going on after update {stopped[1]}" in output
+    assert f"resuming after update {stopped[1]}" in output
     assert submitter.updates(job) == list(range(1, 61))
     assert submitter.losses(job) == pytest.approx(curve_of_one, abs=1e-4)
     assert load_checkpoint(submitter.checkout / "checkpoints" / "last.pt")["progress"]["update"] == 60
@@ -92,6 +92,10 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
     job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *wanted, **slow)
     table = output_dir / "runs" / "structured" / f"slurm-{job}" / "train.csv"
     wait_for("updates", lambda: table.exists() and table.read_text().count("\n") > 3)
+    intruder = submitter.submit("--gres=gpu:h100:1", *PROMISED, *wanted, **NO_GPU)
+    assert submitter.wait(intruder, "FAILED", "COMPLETED")["ExitCode"] == "2:0"
+    assert f"slurm-{job}" in submitter.output(intruder) or "writes" in submitter.output(intruder)
+
     submitter.slurm.run("scancel", job)
     wait_for("the end", lambda: not submitter.slurm.run("squeue", "-h", f"--jobs={job}"))
 
@@ -105,13 +109,13 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
 
     smaller = submitter.submit(TWO_GPUS, *PROMISED, *wanted, "--resume", "auto", **NO_GPU)
     assert submitter.wait(smaller, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
-    assert f"going on after update {stopped}" in submitter.output(smaller)
+    assert f"resuming after update {stopped}" in submitter.output(smaller)
     after = Submitter.read_losses(output_dir / "runs" / "structured" / f"slurm-{smaller}" / "train.csv")
     assert after == pytest.approx(curve_of_one[stopped:], abs=1e-4)
 
 
 def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, prepared_data: Path) -> None:
-    wanted = [*tiny_run(prepared_data, 60), "--training.save_interval", "5", "--resume", "auto"]
+    wanted = [*tiny_run(prepared_data, 60), "--training.save_interval", "5"]
     slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "300"}
     job = submitter.submit("--nodes=2", "--gres=gpu:h100:1", *PROMISED, *wanted, **slow)
 

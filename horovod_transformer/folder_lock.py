@@ -1,0 +1,183 @@
+"""One writer per folder: a small file that says who writes here, touched as long as it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from horovod_transformer.errors import UserError
+from horovod_transformer.files import write_text
+
+LOCK = ".lock"
+# The owner touches its lock this often. One on another machine that has not for SILENCE_S is dead.
+TOUCH_EVERY_S = 5.0
+SILENCE_S = 30.0
+
+
+class LockLostError(UserError):
+    """Another process has taken the folder over; nothing more must be written into it."""
+
+
+class FolderLock:
+    """The right to write into a folder, held from `acquire` to `release`.
+
+    The lock file names job, machine and process. It is taken over at once from an earlier start of
+    the same job and from a dead process of this machine; from another machine's after SILENCE_S
+    seconds without a touch, since nobody here can see whether that process lives.
+
+    Args:
+        folder: It must be there.
+        job: Names the job that this process is part of, the same when the job is started again;
+            None if there is none.
+        silence: Seconds without a touch after which a lock of another machine is taken over.
+    """
+
+    def __init__(self, folder: Path, job: str | None = None, silence: float = SILENCE_S) -> None:
+        self.path = folder / LOCK
+        self._job, self._silence = job, silence
+        self._mine = {
+            "job": job,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "token": uuid.uuid4().hex,
+        }
+        self._released = threading.Event()
+
+    def acquire(self, say: Callable[[str], None] = lambda text: None) -> None:
+        """Take the lock, or find out who has it.
+
+        Args:
+            say: Told in a line if a silent owner is waited for.
+
+        Raises:
+            UserError: Somebody else is writing here, or nothing can be written here.
+        """
+        try:
+            self._acquire(say)
+        except OSError as error:
+            raise UserError(f"{self.path.parent}: cannot be written to: {error.strerror or error}") from None
+        threading.Thread(target=self._keep_touching, daemon=True, name="folder lock").start()
+
+    def require(self) -> None:
+        """Make sure that the lock is still ours.
+
+        Raises:
+            LockLostError: It is another's, or gone.
+        """
+        owner = self._read()
+        if owner is None or owner.get("token") != self._mine["token"]:
+            by = f"by {_described(owner)}" if owner else "and its lock file is gone"
+            raise LockLostError(
+                f"{self.path.parent}: was taken over {by}; this process stops before it writes there"
+            )
+
+    def release(self) -> None:
+        """Give the folder up; harmless if it is not ours."""
+        self._released.set()
+        owner = self._read()
+        if owner is not None and owner.get("token") == self._mine["token"]:
+            self.path.unlink(missing_ok=True)
+
+    def _acquire(self, say: Callable[[str], None]) -> None:
+        waited_for = None
+        while not self._create():
+            owner = self._read()
+            if owner is None:
+                continue  # released, or being written: look again
+            if self._may_be_taken(owner):
+                break
+            if owner["host"] == self._mine["host"]:
+                raise UserError(self._refusal(owner))
+            if waited_for != owner["token"]:
+                waited_for, touched, began = owner["token"], self._touched(), time.monotonic()
+                say(
+                    f"{self.path.parent}: {_described(owner)} wrote here; waiting {self._silence:g} s for a "
+                    "sign of life"
+                )
+            if self._touched() != touched:
+                raise UserError(self._refusal(owner))
+            if time.monotonic() - began >= self._silence:
+                break
+            time.sleep(min(1.0, self._silence / 10))
+        else:
+            return
+        write_text(self.path, json.dumps(self._mine))
+        # Two that took over at once: the later rename won.
+        time.sleep(0.1)
+        self.require()
+
+    def _create(self) -> bool:
+        """Write the lock file if there is none."""
+        # Linked into place, so that nobody reads a lock file that is half written.
+        own = self.path.with_name(f"{self.path.name}-{self._mine['token']}")
+        try:
+            own.write_text(json.dumps(self._mine))
+            os.link(own, self.path)
+        except FileExistsError:
+            return False
+        finally:
+            own.unlink(missing_ok=True)
+        return True
+
+    def _may_be_taken(self, owner: dict[str, Any]) -> bool:
+        if self._job is not None and owner["job"] == self._job:
+            return True
+        return owner["host"] == self._mine["host"] and not _lives(owner)
+
+    def _refusal(self, owner: dict[str, Any]) -> str:
+        return (
+            f"{self.path.parent}: {_described(owner)} is writing here; wait for it, end it, or choose "
+            "another folder"
+        )
+
+    def _touched(self) -> float:
+        try:
+            return self.path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+    def _read(self) -> dict[str, Any] | None:
+        """What the lock file says; None if there is none. One that is not ours at all counts as dead."""
+        try:
+            owner = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            owner = None
+        nobody = {"job": None, "host": self._mine["host"], "pid": -1, "started": 0.0, "token": None}
+        return {**nobody, **owner} if isinstance(owner, dict) else nobody
+
+    def _keep_touching(self) -> None:
+        while not self._released.wait(TOUCH_EVERY_S):
+            owner = self._read()
+            if owner is None or owner.get("token") != self._mine["token"]:
+                return  # lost: `require` tells
+            try:
+                os.utime(self.path)
+            except OSError:
+                continue  # a file system that is away for a moment
+
+
+def _described(owner: dict[str, Any]) -> str:
+    job = f"job {owner['job']}, " if owner["job"] else ""
+    return f"{job}process {owner['pid']} on {owner['host']}"
+
+
+def _lives(owner: dict[str, Any]) -> bool:
+    """Whether the process of this machine that wrote the lock is still there."""
+    try:
+        return abs(psutil.Process(int(owner["pid"])).create_time() - float(owner["started"])) < 1.0
+    except (psutil.NoSuchProcess, ValueError, TypeError):
+        return False
+    except psutil.Error:
+        return True
