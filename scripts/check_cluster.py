@@ -320,7 +320,7 @@ class Report:
             lines += [f"- rank {rank}: {each}" for rank, each in enumerate(self.found()["ranks"])]
         lines += ["", verdict, ""]
         (self.folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
-        print("\n".join(lines), flush=True)
+        print("\n".join(lines), end="", flush=True)
         return 1 if self.failed else 0
 
 
