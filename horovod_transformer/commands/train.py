@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from horovod_transformer.command_line import config_parser, parse_with_config
@@ -22,8 +23,8 @@ examples:
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Train as the command line says."""
+def train_parser() -> argparse.ArgumentParser:
+    """The arguments of training, without the config's dotted overrides."""
     parser = config_parser("python -m src.train", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--resume",
@@ -37,7 +38,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--output_dir", metavar="DIR", help="put checkpoints/, logs/ and runs/ in this folder"
     )
-    options, config = parse_with_config(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train as the command line says."""
+    options, config = parse_with_config(train_parser(), arguments)
 
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.distributed import setup_horovod

@@ -259,6 +259,8 @@ RUN_BY = {
     "horovod-transformer evaluate --checkpoint checkpoints/best_model.pt": "tests/docs/test_readme.py",
     "horovod-transformer doctor --config configs/quickstart.yaml": "tests/docs/test_readme.py",
     "sbatch scripts/train_zaratan.sh configs/config.yaml": "tests/slurm/test_train_zaratan.py",
+    "sbatch --nodes=2 scripts/train_zaratan.sh configs/config.yaml": "tests/slurm/test_train_zaratan.py",
+    "sbatch scripts/check_zaratan.sh": "tests/slurm/test_check_zaratan.py",
     "jupyter notebook notebooks/00_data_preprocessing.ipynb": "tests/docs/test_notebook.py",
     "tensorboard --logdir runs/": "tests/docs/test_example_document.py",
     "python horovod_transformer.example.py": "tests/docs/test_example_document.py",
