@@ -168,7 +168,7 @@ class Trainer:
                 ),
                 self.checkpoints,
                 self.config.model,
-                self.data.manifest.get("tokenizer"),
+                self.data,
                 self.decay_updates,
                 request.on_attempt(again),
             )
