@@ -72,6 +72,7 @@ class ModelConfig(_Section):
     n_heads: Positive = 12
     d_ff: Positive = 3072
     max_seq_len: Annotated[int, BeforeValidator(_no_bool), Field(ge=2)] = 512
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     dropout: BelowOne = 0.0
     gradient_checkpointing: bool = False
 
