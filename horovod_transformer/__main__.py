@@ -13,7 +13,8 @@ from horovod_transformer.errors import UserError
 VERBS = {
     "doctor": "what this machine has and lacks, and the command that mends it",
     "prepare": "turn books into fixed blocks of tokens on disk",
-    "train": "train a model on prepared blocks, alone or under horovodrun",
+    "train": "train a model on prepared blocks, alone or on several processes",
+    "launch": "start a command on several processes of this machine, again if they fail",
     "generate": "write text from a checkpoint",
     "evaluate": "measure a checkpoint on held-out books: how it predicts, how it writes",
     "demo": "the whole path in minutes on a laptop: prepare, train, measure, write",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
+import signal
+import sys
 from typing import Any
 
 import torch
@@ -83,6 +86,8 @@ def _start_horovod(launch: Launch, use_cuda: bool) -> Any:
     if not use_cuda:
         os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_TIME_MS)
     meeting = None
+    if launch.launcher == "torchrun":
+        _end_with_parent()
     if launch.launcher != "horovodrun":
         meeting = meet(launch)
         os.environ.update(meeting.variables)
@@ -102,3 +107,10 @@ def _start_horovod(launch: Launch, use_cuda: bool) -> Any:
             "rebuild it with `REBUILD=1 HOROVOD_BUILD=cuda make install`"
         )
     return hvd
+
+
+def _end_with_parent() -> None:
+    """Let Linux kill this rank when torchrun's agent is killed, which cannot end its ranks any more."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
