@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and the exit codes."""
+"""The one exception that means "the user can fix this", and the exit codes."""
 
 # A user's mistake: starting again changes nothing.
 EXIT_MISTAKE = 2
@@ -15,7 +15,7 @@ class UserError(Exception):
     and leave with its exit code; anything else that is raised is a bug and keeps its traceback.
 
     Attributes:
-        only_here: Set when a single rank met the mistake while others went on: then that rank
+        only_here: Set when a single rank met the mistake while others carried on: then that rank
             tells it, and not rank 0 for all.
         exit_code: What the process ends with.
     """

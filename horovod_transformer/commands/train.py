@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from horovod_transformer.command_line import config_parser, parse_with_config
@@ -22,13 +23,13 @@ examples:
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Train as the command line says."""
+def train_parser() -> argparse.ArgumentParser:
+    """The arguments of training, without the config's dotted overrides."""
     parser = config_parser("python -m src.train", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--resume",
         metavar="PATH|auto",
-        help="go on from this checkpoint; auto: from the newest good one, or from the start if there is none",
+        help="resume this checkpoint; auto: the newest good one, or start afresh if there is none",
     )
     parser.add_argument(
         "--init_from", metavar="PATH", help="start a fresh run with the weights of this checkpoint"
@@ -37,13 +38,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--output_dir", metavar="DIR", help="put checkpoints/, logs/ and runs/ in this folder"
     )
-    options, config = parse_with_config(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train as the command line says."""
+    options, config = parse_with_config(train_parser(), arguments)
 
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.distributed import run_on_rank0, setup_horovod
     from horovod_transformer.training.trainer import run_distributed_training
 
-    world_size, rank, local_rank, _ = setup_horovod()
+    world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
     outcome = run_distributed_training(
         config,
         rank,

@@ -13,7 +13,7 @@ import torch
 
 from horovod_transformer.distributed import collectives
 from horovod_transformer.distributed.collectives import get_local_rank, get_rank, get_world_size
-from horovod_transformer.distributed.devices import local_device_index, require_own_devices, set_threads
+from horovod_transformer.distributed.devices import choose_device, set_threads
 from horovod_transformer.distributed.rendezvous import meet
 from horovod_transformer.errors import UserError
 from horovod_transformer.launchers import Launch, this_process
@@ -28,28 +28,30 @@ GLOO_TIMEOUT_S = "90"
 _attempt = 0
 
 
-def setup_horovod(require_distributed: bool = False) -> tuple[int, int, int, bool]:
+def setup_horovod(require_distributed: bool = False, device: str = "auto") -> tuple[int, int, int, bool]:
     """Join the job this process was launched into, or carry on alone. *Collective.*
 
     Picks this rank's GPU, and on a CPU its number of threads.
 
     Args:
         require_distributed: Treat a lone process as a mistake.
+        device: `auto`, `cpu` or `cuda`, as `training.device`.
 
     Returns:
         World size, rank, local rank (rank within this machine), and whether a GPU is used.
 
     Raises:
         UserError: The process is alone though it must not be, the launcher's variables make no
-            sense, other ranks do not come, or Horovod or its GPU support is missing.
+            sense, other ranks do not come, Horovod or its GPU support is missing, or the ranks
+            cannot agree on a device.
     """
     global _attempt
-    use_cuda = torch.cuda.is_available()
     launch = this_process()
     if launch.size > 1:
         if get_world_size() == 1:
             _attempt = launch.attempt
-            collectives.use_horovod(_start_horovod(launch, use_cuda))
+            on_gpus = device != "cpu" and torch.cuda.is_available()
+            collectives.use_horovod(_start_horovod(launch, on_gpus))
     elif require_distributed:
         raise UserError(
             "this is a single process, but distributed training was asked for; launch it with "
@@ -58,13 +60,9 @@ def setup_horovod(require_distributed: bool = False) -> tuple[int, int, int, boo
         )
     else:
         _attempt = launch.attempt
-    if use_cuda:
-        index = local_device_index(get_local_rank(), torch.cuda.device_count())
-        torch.cuda.set_device(index)
-        mine = str(torch.cuda.get_device_properties(index).uuid)
-        require_own_devices(collectives.gather_objects(mine, "device"))
+    chosen, _ = choose_device(device)
     set_threads(None)
-    return get_world_size(), get_rank(), get_local_rank(), use_cuda
+    return get_world_size(), get_rank(), get_local_rank(), chosen.type == "cuda"
 
 
 def attempt() -> int:
@@ -77,13 +75,13 @@ def launch_id() -> str | None:
     return this_process().job
 
 
-def _start_horovod(launch: Launch, use_cuda: bool) -> Any:
+def _start_horovod(launch: Launch, on_gpus: bool) -> Any:
     global _attempt
     if importlib.util.find_spec("horovod") is None:
         raise UserError("launched for several processes, but Horovod is not installed; run `make install`")
     # Horovod reads these once, when it starts.
     os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", GLOO_TIMEOUT_S)
-    if not use_cuda:
+    if not on_gpus:
         os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_TIME_MS)
     meeting = None
     if launch.launcher == "torchrun":
@@ -101,11 +99,6 @@ def _start_horovod(launch: Launch, use_cuda: bool) -> Any:
     if meeting is not None:
         hvd.barrier()  # nobody needs the server any more
         meeting.close()
-    if use_cuda and not hvd.nccl_built():
-        raise UserError(
-            "this machine has a GPU but Horovod was built without NCCL; "
-            "rebuild it with `REBUILD=1 HOROVOD_BUILD=cuda make install`"
-        )
     return hvd
 
 
