@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ VERBS = {
     "train": "train a model on prepared blocks, alone or under horovodrun",
     "generate": "write text from a checkpoint",
     "evaluate": "measure a checkpoint on held-out books: how it predicts, how it writes",
+    "export": "a checkpoint as a Hugging Face folder, for transformers, vLLM and others",
+    "import": "a Hugging Face GPT-2 folder as a checkpoint",
     "demo": "the whole path in minutes on a laptop: prepare, train, measure, write",
 }
 
@@ -33,7 +36,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"no such verb: {verb}; there are {', '.join(VERBS)}")
     # Verbs load torch and datasets: import only the one that was asked for.
-    module = importlib.import_module(f"horovod_transformer.commands.{verb}")
+    # `import` is Python's own word: its module has an underscore more.
+    name = f"{verb}_" if keyword.iskeyword(verb) else verb
+    module = importlib.import_module(f"horovod_transformer.commands.{name}")
     return module.main(rest)
 
 

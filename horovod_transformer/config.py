@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from horovod_transformer.errors import UserError
 
@@ -28,11 +36,25 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _known_encoding(name: str) -> str:
+    """Python also has codecs that are no encodings of text, such as `hex`."""
+    try:
+        b"a".decode(name)
+    except UnicodeError:
+        pass  # of text, but not of this one
+    except LookupError:
+        raise ValueError(
+            "should be an encoding that Python knows, such as latin-1, cp1252 or utf-16"
+        ) from None
+    return name
+
+
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
 PathText = Annotated[str, Field(min_length=1)]
+EncodingName = Annotated[PathText, AfterValidator(_known_encoding)]
 # Probabilities that may not be certain: dropout, Adam's betas.
 BelowOne = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
 
@@ -50,6 +72,7 @@ class ModelConfig(_Section):
     n_heads: Positive = 12
     d_ff: Positive = 3072
     max_seq_len: Annotated[int, BeforeValidator(_no_bool), Field(ge=2)] = 512
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     dropout: BelowOne = 0.0
     gradient_checkpointing: bool = False
 
@@ -117,7 +140,9 @@ class DataConfig(_Section):
     """Where books come from, how they are cut into blocks, how blocks are loaded."""
 
     source: PathText | Annotated[list[PathText], Field(min_length=1)] = "data/bookcorpus"
-    tokenizer: Literal["gpt2", "bpe"] = "gpt2"
+    tokenizer: PathText = "gpt2"
+    encoding: EncodingName | None = None
+    on_bad_book: Literal["stop", "skip"] = "stop"
     data_dir: PathText = "notebooks/data/preprocessed/v1"
     validation_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)] = 0.05
     min_book_characters: Count = 200

@@ -194,8 +194,13 @@ def check_tokenizer(plan: Plan) -> Row:
     """The vocabulary that the data is cut into tokens with."""
     if plan.config.data.tokenizer == "bpe":
         return Row("tokenizer", "ok", "trained on the books by `prepare`, kept with the prepared data")
+    from horovod_transformer.data.tokenizer_choice import read_tokenizer
     from horovod_transformer.tokenizer import gpt2_tokenizer
 
+    if plan.config.data.tokenizer != "gpt2":
+        return Row(
+            "tokenizer", "ok", f"{plan.config.data.tokenizer}: {read_tokenizer(plan.config.data.tokenizer)}"
+        )
     size = gpt2_tokenizer().vocab_size
     return Row("tokenizer", "ok", f"GPT-2's vocabulary, {size:,} entries, its checksum is right")
 
@@ -203,19 +208,32 @@ def check_tokenizer(plan: Plan) -> Row:
 def check_dataset(plan: Plan) -> Row:
     """The prepared blocks, opened as training would."""
     from horovod_transformer.data.dataset import open_prepared_data
-    from horovod_transformer.data.loader import plan_updates
 
     fix = f"horovod-transformer prepare --config {plan.config_path}"
     try:
         data = open_prepared_data(plan.config)
-        updates = plan_updates(plan.config, data.train, 1).total_updates
     except UserError as error:
         return Row("dataset", "fail", str(error), fix)
     found = (
         f"{plan.config.data.data_dir}: {len(data.train):,} training and {len(data.validation):,} validation "
-        f"blocks of {data.train.block_size} tokens, {updates:,} updates"
+        f"blocks of {data.train.block_size} tokens"
     )
     return Row("dataset", "ok", found)
+
+
+def check_run(plan: Plan) -> Row:
+    """What training on this data would be, and whether it can learn."""
+    from horovod_transformer.data.dataset import open_prepared_data
+    from horovod_transformer.data.loader import plan_updates
+    from horovod_transformer.training.run_plan import RunPlan
+
+    try:
+        updates = plan_updates(plan.config, open_prepared_data(plan.config).train, 1)
+    except UserError:
+        return Row("run", "warn", "not known before the data is there", "see dataset")
+    run = RunPlan.of(plan.config, updates)
+    warnings = run.warnings()
+    return Row("run", "warn" if warnings else "ok", run.describe(), "; ".join(warnings))
 
 
 def check_disk(plan: Plan) -> Row:
@@ -318,6 +336,7 @@ CHECKS: dict[str, Callable[[Plan], Row]] = {
     "Horovod": check_horovod,
     "tokenizer": check_tokenizer,
     "dataset": check_dataset,
+    "run": check_run,
     "disk": check_disk,
     "home": check_home,
     "shared memory": check_shared_memory,

@@ -1,4 +1,15 @@
-"""One writer per folder: a small file that says who writes here, touched as long as it does."""
+"""One writer at a time for a folder, also across the machines of a shared file system.
+
+    lock = FolderLock(Path("run/checkpoints/.lock"), "run/checkpoints")
+    lock.acquire()
+    ...
+    lock.require()      # right before what must not happen twice
+    ...
+    lock.release()
+
+The lock is one small file that names job, host and process of its owner, and is touched while the
+owner runs.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +26,7 @@ from typing import Any
 import psutil
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import write_text
 
-LOCK = ".lock"
 # The owner touches its lock this often. One on another machine that has not for SILENCE_S is dead.
 TOUCH_EVERY_S = 5.0
 SILENCE_S = 30.0
@@ -30,22 +39,27 @@ class LockLostError(UserError):
 class FolderLock:
     """The right to write into a folder, held from `acquire` to `release`.
 
-    The lock file names job, machine and process. It is taken over at once from an earlier start of
-    the same job and from a dead process of this machine; from another machine's after SILENCE_S
-    seconds without a touch, since nobody here can see whether that process lives.
+    It is taken over at once from a dead process of this machine and from an earlier start of the
+    same job; from another machine's owner after a silence, since nobody here can see whether that
+    process lives.
 
     Args:
-        folder: It must be there.
+        path: The lock file; its folder is there.
+        what: What is locked, for messages.
         job: Names the job that this process is part of, the same when the job is started again;
             None if there is none.
+        attempt: How often that job was started before.
         silence: Seconds without a touch after which a lock of another machine is taken over.
     """
 
-    def __init__(self, folder: Path, job: str | None = None, silence: float = SILENCE_S) -> None:
-        self.path = folder / LOCK
-        self._job, self._silence = job, silence
+    def __init__(
+        self, path: Path, what: str, job: str | None = None, attempt: int = 0, silence: float = SILENCE_S
+    ) -> None:
+        self.path, self.what = path, what
+        self._silence = silence
         self._mine = {
             "job": job,
+            "attempt": attempt,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
@@ -57,15 +71,13 @@ class FolderLock:
         """Take the lock, or find out who has it.
 
         Args:
-            say: Told in a line if a silent owner is waited for.
+            say: Told in a line if a silent owner is waited for, or a lock is taken over.
 
         Raises:
-            UserError: Somebody else is writing here, or nothing can be written here.
+            UserError: Somebody else is writing here.
+            OSError: Nothing can be written here.
         """
-        try:
-            self._acquire(say)
-        except OSError as error:
-            raise UserError(f"{self.path.parent}: cannot be written to: {error.strerror or error}") from None
+        self._acquire(say)
         threading.Thread(target=self._keep_touching, daemon=True, name="folder lock").start()
 
     def require(self) -> None:
@@ -78,7 +90,7 @@ class FolderLock:
         if owner is None or owner.get("token") != self._mine["token"]:
             by = f"by {_described(owner)}" if owner else "and its lock file is gone"
             raise LockLostError(
-                f"{self.path.parent}: was taken over {by}; this process stops before it writes there"
+                f"{self.what}: was taken over {by}; this process stops before it writes there"
             )
 
     def release(self) -> None:
@@ -95,26 +107,35 @@ class FolderLock:
             if owner is None:
                 continue  # released, or being written: look again
             if self._may_be_taken(owner):
-                break
+                self._put_away(owner, say)
+                continue
             if owner["host"] == self._mine["host"]:
                 raise UserError(self._refusal(owner))
             if waited_for != owner["token"]:
                 waited_for, touched, began = owner["token"], self._touched(), time.monotonic()
                 say(
-                    f"{self.path.parent}: {_described(owner)} wrote here; waiting {self._silence:g} s for a "
+                    f"{self.what}: {_described(owner)} wrote here; waiting {self._silence:g} s for a "
                     "sign of life"
                 )
             if self._touched() != touched:
                 raise UserError(self._refusal(owner))
             if time.monotonic() - began >= self._silence:
-                break
+                self._put_away(owner, say)
+                continue
             time.sleep(min(1.0, self._silence / 10))
-        else:
+
+    def _put_away(self, owner: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Remove a lock of which nobody is the owner any more; of many that try, one does."""
+        stale = self.path.with_name(f"{self.path.name}-stale-{self._mine['token']}")
+        try:
+            self.path.rename(stale)
+        except FileNotFoundError:
             return
-        write_text(self.path, json.dumps(self._mine))
-        # Two that took over at once: the later rename won.
-        time.sleep(0.1)
-        self.require()
+        if self._read(stale) == owner:
+            say(f"{self.what}: taken over from {_described(owner)}, which has ended")
+        else:
+            os.link(stale, self.path)  # somebody was quicker, and this is theirs
+        stale.unlink()
 
     def _create(self) -> bool:
         """Write the lock file if there is none."""
@@ -130,14 +151,14 @@ class FolderLock:
         return True
 
     def _may_be_taken(self, owner: dict[str, Any]) -> bool:
-        if self._job is not None and owner["job"] == self._job:
+        same_job = owner["job"] is not None and owner["job"] == self._mine["job"]
+        if same_job and owner["attempt"] < self._mine["attempt"]:
             return True
         return owner["host"] == self._mine["host"] and not _lives(owner)
 
     def _refusal(self, owner: dict[str, Any]) -> str:
         return (
-            f"{self.path.parent}: {_described(owner)} is writing here; wait for it, end it, or choose "
-            "another folder"
+            f"{self.what}: {_described(owner)} is writing here; wait for it, end it, or choose another folder"
         )
 
     def _touched(self) -> float:
@@ -146,15 +167,22 @@ class FolderLock:
         except FileNotFoundError:
             return 0.0
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self, path: Path | None = None) -> dict[str, Any] | None:
         """What the lock file says; None if there is none. One that is not ours at all counts as dead."""
         try:
-            owner = json.loads(self.path.read_text(encoding="utf-8"))
+            owner = json.loads((path or self.path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
             owner = None
-        nobody = {"job": None, "host": self._mine["host"], "pid": -1, "started": 0.0, "token": None}
+        nobody = {
+            "job": None,
+            "attempt": 0,
+            "host": self._mine["host"],
+            "pid": -1,
+            "started": 0.0,
+            "token": None,
+        }
         return {**nobody, **owner} if isinstance(owner, dict) else nobody
 
     def _keep_touching(self) -> None:

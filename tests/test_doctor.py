@@ -21,6 +21,7 @@ from horovod_transformer.doctor import (
     check_disk,
     check_home,
     check_host_name,
+    check_run,
     check_shared_memory,
     check_slurm,
     check_tokenizer,
@@ -228,12 +229,22 @@ def test_hosts_entry_is_by_whole_names(tmp_path):
 
 def test_dataset(prepared, tmp_path):
     row = check_dataset(Plan(config_of(data={"data_dir": str(prepared)}, training={"global_batch_size": 8})))
-    assert row.state == "ok" and "40 training" in row.found and "5 updates" in row.found
+    assert row.state == "ok" and "40 training" in row.found
+
     row = check_dataset(Plan(config_of(data={"data_dir": str(tmp_path / "absent")}), "my.yaml"))
     assert row.state == "fail" and "absent" in row.found and "prepare --config my.yaml" in row.fix
     short = config_of(model={**TINY, "max_seq_len": 16}, data={"data_dir": str(prepared)})
     row = check_dataset(Plan(short))
     assert row.state == "fail" and "max_seq_len" in row.found
+
+
+def test_a_run_that_cannot_learn_is_a_warning(prepared):
+    config = config_of(data={"data_dir": str(prepared)}, training={"global_batch_size": 8})
+    row = check_run(Plan(config))
+    assert row.state == "warn" and row.found.startswith("5 updates = 1.00 epochs = 1,280 tokens")
+    assert "5 updates are too few to learn much" in row.fix
+    longer = config.with_overrides({"training.epochs": 400})
+    assert check_run(Plan(longer)).state == "ok"
 
 
 def test_tokenizer_data_missing(monkeypatch):

@@ -9,6 +9,8 @@ A checkpoint is a dict saved by `torch.save`, with these keys:
     progress        dict: updates done, tokens seen, best validation loss, run name, ...
     config          nested dicts of the whole configuration
     tokenizer       dict for `tokenizer_from_dict`, or None
+    checksum_without_optimizer
+                    SHA-256 over all of the above but `optimizer`, as hex; older files have none
     checksum        SHA-256 over all of the above, as hex
 """
 
@@ -27,6 +29,7 @@ from horovod_transformer.files import replacing
 
 FORMAT_VERSION = 1
 KEYS = ("format_version", "model", "optimizer", "scheduler", "progress", "config", "tokenizer")
+PART_CHECKSUM = "checksum_without_optimizer"
 
 
 def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
@@ -34,13 +37,14 @@ def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
 
     Args:
         path: The file; its folder is made if need be.
-        contents: The keys above but `format_version` and `checksum`, which are added.
+        contents: The keys above but `format_version` and the checksums, which are added.
 
     Raises:
         OSError: It could not be written; nothing of it is left behind.
     """
     path = Path(path)
     contents = {"format_version": FORMAT_VERSION, **contents}
+    contents[PART_CHECKSUM] = checksum(_without_optimizer(contents))
     contents["checksum"] = checksum(contents)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -77,7 +81,9 @@ class _RememberingWriter:
         self._file.flush()
 
 
-def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def load_checkpoint(
+    path: str | Path, map_location: str | torch.device = "cpu", with_optimizer: bool = True
+) -> dict[str, Any]:
     """Read a checkpoint and prove that it is what was written.
 
     The file is untrusted: only tensors and plain values are accepted (`weights_only=True`), so
@@ -86,9 +92,11 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     Args:
         path: The file.
         map_location: Device to put tensors on.
+        with_optimizer: False leaves out the optimizer's state, two thirds of a file: it is neither
+            read nor checked. (It is, where an older file has one checksum for all.)
 
     Returns:
-        The keys of this module's docstring.
+        The keys of this module's docstring but the checksums.
 
     Raises:
         UserError: The file is missing, unreadable, truncated, altered, not ours, or of a newer
@@ -98,7 +106,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=not with_optimizer)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception:
@@ -118,7 +126,10 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     missing = [key for key in (*KEYS, "checksum") if key not in contents]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}; it is damaged or was made by something else")
-    expected = contents.pop("checksum")
+    expected = contents["checksum"]
+    if not with_optimizer and PART_CHECKSUM in contents:
+        expected = contents[PART_CHECKSUM]
+        contents = _without_optimizer(contents)
     try:
         actual = checksum(contents, largest_tensor=path.stat().st_size)
     except Exception:
@@ -126,7 +137,13 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
         raise UserError(f"{path}: holds what no checkpoint of this program holds") from None
     if not isinstance(expected, str) or expected != actual:
         raise UserError(f"{path}: its checksum does not match: the file was damaged or altered")
+    contents = {key: contents[key] for key in KEYS if with_optimizer or key != "optimizer"}
     return contents if str(map_location) == "cpu" else _moved(contents, map_location)
+
+
+def _without_optimizer(contents: dict[str, Any]) -> dict[str, Any]:
+    left_out = ("optimizer", PART_CHECKSUM)
+    return {key: value for key, value in contents.items() if key not in left_out}
 
 
 def checksum(contents: Any, largest_tensor: int | None = None) -> str:

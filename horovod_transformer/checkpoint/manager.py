@@ -33,7 +33,7 @@ LAUNCH = ".launch"
 
 
 def snapshot(value: Any) -> Any:
-    """Copy nested state to memory of its own, so that training may go on while it is written."""
+    """Copy nested state to memory of its own, so that training may continue while it is written."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -89,7 +89,7 @@ class CheckpointManager:
         return None
 
     def poll(self) -> OSError | None:
-        """As `wait`, but leave a write that is still going on alone."""
+        """As `wait`, but leave a write that has not ended alone."""
         return self.wait() if self._pending is not None and self._pending.done() else None
 
     def _write(self, contents: dict[str, Any], update: int, periodic: bool, best: bool) -> None:

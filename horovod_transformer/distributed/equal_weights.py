@@ -39,9 +39,10 @@ def require_equal_weights(model: nn.Module, when: str) -> None:
     different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if different:
         names = [name for name, _ in model.named_parameters()]
-        places = [i for i, sums in enumerate(zip(*digests, strict=True)) if len(set(sums)) > 1]
+        by_parameter = zip(names, zip(*digests, strict=True), strict=True)
+        places = [name for name, sums in by_parameter if len(set(sums)) > 1]
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         raise RuntimeError(
-            f"after {when} the weights of ranks {different} differ from those of rank 0 "
-            f"({names[places[0]]} and {len(places) - 1} more); nothing more is written, resume from the last "
-            "checkpoint"
+            f"after {when} the weights of ranks {different} differ from those of rank 0, in "
+            f"{places[0]}{more}; nothing more is written, resume from the last checkpoint"
         )

@@ -2,7 +2,8 @@
 
 Pre-norm blocks of causal self-attention and a GELU feed-forward layer, learned token embeddings
 shared with the output projection, and fixed sinusoidal positions (Vaswani et al. 2017,
-arXiv:1706.03762, section 3.5). Initialisation is GPT-2's (Radford et al. 2019, section 2.3).
+arXiv:1706.03762, section 3.5) or, on request, learned ones. Initialisation is GPT-2's (Radford et
+al. 2019, section 2.3).
 
 Shapes in comments: B sequences, T tokens, C = d_model, H heads, D = C / H, V = vocab_size.
 """
@@ -159,6 +160,7 @@ class TransformerLM(nn.Module):
         pad_token_id: Fills rows that ended early in `generate`; None uses the end-of-text token.
         gradient_checkpointing: Recompute each block in the backward pass instead of keeping its
             activations.
+        positions: `sinusoidal`, a fixed table, or `learned`, an embedding of `max_seq_len` rows.
 
     Raises:
         ValueError: The shape does not fit together.
@@ -176,6 +178,7 @@ class TransformerLM(nn.Module):
         dropout: float = 0.0,
         pad_token_id: int | None = None,
         gradient_checkpointing: bool = False,
+        positions: str = "sinusoidal",
     ) -> None:
         super().__init__()
         if d_model % n_heads or d_model % 2:
@@ -187,8 +190,12 @@ class TransformerLM(nn.Module):
         self.pad_token_id = pad_token_id
         self.gradient_checkpointing = gradient_checkpointing
         self.token_embedding = nn.Embedding(vocab_size, d_model)
-        # Derived from the shape, hence not part of the state dict.
-        self.register_buffer("position_table", sinusoidal_positions(max_seq_len, d_model), persistent=False)
+        if positions == "learned":
+            self.position_embedding = nn.Embedding(max_seq_len, d_model)
+        else:
+            # Derived from the shape, hence not part of the state dict.
+            table = sinusoidal_positions(max_seq_len, d_model)
+            self.register_buffer("position_table", table, persistent=False)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)
@@ -205,6 +212,13 @@ class TransformerLM(nn.Module):
                 nn.init.normal_(parameter, std=INITIAL_STD / math.sqrt(2 * len(self.blocks)))
             elif "norm" not in name:
                 nn.init.normal_(parameter, std=INITIAL_STD)
+
+    @property
+    def position_vectors(self) -> Tensor:
+        """What is added to the embedding of a token at each position, float (`max_seq_len`, C)."""
+        if hasattr(self, "position_embedding"):
+            return self.position_embedding.weight
+        return self.get_buffer("position_table")
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
@@ -279,10 +293,10 @@ class TransformerLM(nn.Module):
         end = start + input_ids.shape[1]
         if end > self.max_seq_len:
             raise ValueError(f"{end} tokens do not fit into a context of {self.max_seq_len}")
-        positions: Tensor = self.position_table[start:end]  # type: ignore[index]
+        positions = self.position_vectors[start:end]
         mask = None
         if attention_mask is not None:
-            positions = self.position_table[(attention_mask.long().cumsum(1) - 1).clamp(min=0)]  # type: ignore[index]
+            positions = self.position_vectors[(attention_mask.long().cumsum(1) - 1).clamp(min=0)]
             mask = _causal_mask(attention_mask)
         x = self.dropout(self.token_embedding(input_ids) + positions)
         for layer, block in enumerate(self.blocks):

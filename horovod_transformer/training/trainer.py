@@ -88,7 +88,7 @@ def run_distributed_training(
     if (rank, world_size, local_rank) != known:
         raise ValueError("rank, world_size and local_rank must be those that setup_horovod() returned")
     if resume_checkpoint and init_from:
-        raise UserError("--resume goes on with a run, --init_from starts another: give one of them")
+        raise UserError("--resume continues a run, --init_from starts another: give one of them")
     if output_dir is not None:
         config = _moved_to(config, Path(output_dir))
     distributed.set_threads(config.training.threads_per_rank)
@@ -156,7 +156,8 @@ class Trainer:
         def find() -> Start:
             launch = distributed.launch_id()
             self.checkpoints.make_folder()
-            lock = FolderLock(self.checkpoints.folder, launch)
+            folder = self.checkpoints.folder
+            lock = FolderLock(folder / ".lock", str(folder), launch, distributed.attempt())
             lock.acquire(lambda text: print(text, flush=True))
             self.lock = lock
             again = distributed.attempt() > 0 and self.checkpoints.launch == launch
@@ -167,7 +168,7 @@ class Trainer:
                 ),
                 self.checkpoints,
                 self.config.model,
-                self.data.manifest.get("tokenizer"),
+                self.data,
                 self.decay_updates,
                 request.on_attempt(again),
             )

@@ -304,11 +304,11 @@ def test_an_empty_folder_has_none(tmp_path):
     assert CheckpointManager(tmp_path / "missing").newest_good() is None
 
 
-def test_an_earlier_runs_files_are_set_aside_again_and_again(filled):
+def test_an_earlier_runs_files_are_archived_again_and_again(filled):
     for number in range(3):
-        aside = CheckpointManager(filled).archive()
+        archive = CheckpointManager(filled).archive()
         assert names(filled) == []
-        assert "update_00000003.pt" in names(aside)
+        assert "update_00000003.pt" in names(archive)
         assert len([path for path in filled.iterdir() if path.is_dir()]) == number + 1
         save_checkpoint(filled / "update_00000003.pt", contents_of(3))
     for path in filled.glob("*.pt"):

@@ -64,6 +64,31 @@ def test_positions_are_as_large_as_a_fresh_embedding_and_not_in_the_state_dict(t
     assert not [key for key in tiny_model.state_dict() if "position" in key]
 
 
+def test_learned_positions_are_weights():
+    torch.manual_seed(0)
+    model = build_model(
+        ModelConfig(
+            vocab_size=300, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32, positions="learned"
+        )
+    )
+    table = model.position_vectors
+    assert table is model.state_dict(keep_vars=True)["position_embedding.weight"]
+    assert table.shape == (32, 32) and table.std().item() == pytest.approx(0.02, rel=0.1)
+    # With a sinusoidal table in their place the two kinds are one model.
+    with torch.no_grad():
+        table.copy_(sinusoidal_positions(32, 32))
+    fixed = build_model(
+        ModelConfig(vocab_size=300, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32)
+    )
+    fixed.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("position")})
+    assert torch.equal(fixed(TOKENS)[0], model(TOKENS)[0])
+    mask = torch.ones_like(TOKENS)
+    mask[:, :3] = 0
+    assert torch.equal(fixed(TOKENS, mask)[0], model(TOKENS, mask)[0])
+    model.loss_sums(TOKENS, TOKENS)[0].backward()
+    assert table.grad[:19].ne(0).any(dim=1).all() and table.grad[20:].eq(0).all()
+
+
 def test_initial_weights():
     torch.manual_seed(0)
     model = TransformerLM(vocab_size=500, d_model=128, n_heads=4, n_layers=8, d_ff=256, max_seq_len=16)
