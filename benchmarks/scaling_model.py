@@ -34,7 +34,7 @@ TOKENS_PER_S_OF_ONE_GPU = 468e3  # llm.c on an H100, the same model at a context
 NVLINK = 450e9  # bytes per second and direction
 GPUS_PER_NODE = {
     "8 GPUs, eight ports of 400 Gbit/s": (8, 8 * 50e9),
-    "4 GPUs, one port of 100 Gbit/s": (4, 12.5e9),
+    "4 GPUs, one port of 100 Gbit/s, as on Zaratan": (4, 12.5e9),
 }
 ALPHA_S = 5e-6
 GPUS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
