@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from horovod_transformer.errors import UserError
 
@@ -26,6 +34,19 @@ def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("should be a number, not true/false")
     return value
+
+
+def _known_encoding(name: str) -> str:
+    """Python also has codecs that are no encodings of text, such as `hex`."""
+    try:
+        b"a".decode(name)
+    except UnicodeError:
+        pass  # of text, but not of this one
+    except LookupError:
+        raise ValueError(
+            "should be an encoding that Python knows, such as latin-1, cp1252 or utf-16"
+        ) from None
+    return name
 
 
 def _one_or_more(value: Any) -> Any:
@@ -38,6 +59,7 @@ Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
 PathText = Annotated[str, Field(min_length=1)]
+EncodingName = Annotated[PathText, AfterValidator(_known_encoding)]
 # Probabilities that may not be certain: dropout, Adam's betas.
 BelowOne = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
 
@@ -77,7 +99,7 @@ class TrainingConfig(_Section):
     learning_rate: PositiveFloat = 6e-4
     min_learning_rate_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = 0.1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_updates: Count = 700
+    warmup_updates: Count | None = None
     lr_decay_updates: Positive | None = None
     weight_decay: NonNegativeFloat = 0.1
     adam_beta1: BelowOne = 0.9
@@ -88,6 +110,7 @@ class TrainingConfig(_Section):
     per_gpu_batch_size: Positive = 32
     gradient_accumulation_steps: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)] = 1337
     log_interval: Positive = 10
     eval_interval: Positive = 500
@@ -122,7 +145,9 @@ class DataConfig(_Section):
     """Where books come from, how they are cut into blocks, how blocks are loaded."""
 
     source: PathText | Annotated[list[PathText], Field(min_length=1)] = "data/bookcorpus"
-    tokenizer: Literal["gpt2", "bpe"] = "gpt2"
+    tokenizer: PathText = "gpt2"
+    encoding: EncodingName | None = None
+    on_bad_book: Literal["stop", "skip"] = "stop"
     data_dir: PathText = "notebooks/data/preprocessed/v1"
     validation_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)] = 0.05
     min_book_characters: Count = 200
@@ -294,7 +319,7 @@ def _one_line(error: ValidationError, where: str) -> str:
         else:
             section_type = fields[location[0]].annotation
             assert isinstance(section_type, type) and issubclass(section_type, BaseModel)
-            text = f"{key}: {_unknown(location[1], list(section_type.model_fields), 'key')}"
+            text = f"{key}: {_unknown_key(location[1], section_type)}"
     else:
         message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
         value = "" if len(location) < 2 else f" = {_shorten(problem['input'])}"
@@ -310,6 +335,18 @@ def _unknown(name: str, known: list[str], what: str) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
     return f"no such {what}; {hint}"
+
+
+def _unknown_key(name: str, section: type[BaseModel]) -> str:
+    """Say what may have been meant; a key of another section was put into the wrong one."""
+    elsewhere = [
+        f"{place}.{name}"
+        for place, field in Config.model_fields.items()
+        if name in getattr(field.annotation, "model_fields", {})
+    ]
+    if elsewhere:
+        return f"no such key; did you mean {' or '.join(elsewhere)}?"
+    return _unknown(name, list(section.model_fields), "key")
 
 
 def _shorten(value: Any, limit: int = 60) -> str:

@@ -76,6 +76,17 @@ class Tokenizer:
             special_tokens={END_OF_TEXT: self.eos_token_id},
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 over the bytes of every id, as hex: equal where all ids mean the same."""
+        digest = hashlib.sha256()
+        for piece in self._token_bytes:
+            digest.update(b"%d:" % len(piece) + piece)
+        return digest.hexdigest()
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.vocab_size:,} entries, {self.fingerprint[:8]}"
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; none of them is the end-of-text token."""
         return self.encode_array(text).tolist()

@@ -1,20 +1,25 @@
 """The CUDA half of install_horovod.py: find or gather a CUDA toolkit and NCCL for Horovod's build.
 
-The build was compiled this way (PyTorch for CUDA 13, NCCL 2.30) but never run on a GPU.
+The build was compiled this way (PyTorch for CUDA 13, NCCL) but never run on a GPU.
 """
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 import shutil
+import subprocess
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from horovod_tools import UserMistakeError, pip, say, version_text
 
 # From Turing to Blackwell.
 GPU_ARCHITECTURES = "75,80,86,90,100,120"
+# Where toolkits lie that nothing points at; the newest of a pattern comes first.
+USUAL_PLACES = ("/usr/local/cuda", "/usr/local/cuda-*", "/opt/cuda", "/opt/nvidia/hpc_sdk/Linux_*/*/cuda/*")
 # What compiling Horovod's kernels takes of a toolkit, as NVIDIA publishes it on PyPI from CUDA 13 on.
 TOOLKIT_WHEELS = [
     "nvidia-cuda-nvcc",
@@ -31,25 +36,72 @@ def nvcc_version(nvcc: Path) -> str | None:
     return found[1] if found else None
 
 
-def find_toolkit(torch_cuda: str, environment: Mapping[str, str]) -> Path | None:
+def toolkit_of(nvcc: str | Path) -> Path | None:
+    """Ask an nvcc for the folder of the toolkit it belongs to.
+
+    The nvcc on PATH may be a small program that starts the real one (a module's, ccache's), so that its own
+    place tells nothing.
+
+    Args:
+        nvcc: The program to ask.
+
+    Returns:
+        The toolkit's folder, or None if the program does not answer.
+    """
+    command = [str(nvcc), "--dryrun", "-x", "cu", os.devnull]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    top = re.search(r"^#\$ TOP=(.+)$", answer.stderr + answer.stdout, re.MULTILINE)
+    return Path(top[1].strip()).resolve() if top else None
+
+
+def has_runtime_header(toolkit: Path) -> bool:
+    """Tell whether a toolkit brings the runtime's header, which a compiler alone does not."""
+    places = [toolkit / "include", *toolkit.glob("targets/*/include")]
+    return any((place / "cuda_runtime.h").is_file() for place in places)
+
+
+def why_unfit(toolkit: Path, torch_cuda: str) -> str | None:
+    """Say why Horovod cannot be built with a toolkit, or None if it can.
+
+    Args:
+        toolkit: The toolkit's folder.
+        torch_cuda: The CUDA version that PyTorch was built for.
+    """
+    version = nvcc_version(toolkit / "bin" / "nvcc")
+    if version is None:
+        return "no working bin/nvcc"
+    if version.split(".")[0] != torch_cuda.split(".")[0]:
+        return f"CUDA {version}, but PyTorch has {torch_cuda}"
+    return None if has_runtime_header(toolkit) else "no include/cuda_runtime.h"
+
+
+def find_toolkit(
+    torch_cuda: str, environment: Mapping[str, str], usual_places: Sequence[str] = USUAL_PLACES
+) -> Path | None:
     """Look for an installed toolkit of PyTorch's CUDA major version.
 
     Args:
         torch_cuda: The CUDA version that PyTorch was built for.
-        environment: Asked for CUDA_HOME, CUDA_PATH and PATH.
+        environment: Asked for CUDA_HOME, CUDA_PATH and PATH, in this order.
+        usual_places: Patterns of folders to look at last.
 
     Returns:
         The toolkit's folder, or None.
     """
     folders = [Path(environment[name]) for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)]
     if nvcc := shutil.which("nvcc", path=environment.get("PATH")):
-        folders.append(Path(nvcc).resolve().parent.parent)
-    for folder in folders:
-        version = nvcc_version(folder / "bin" / "nvcc")
-        if version and version.split(".")[0] == torch_cuda.split(".")[0]:
+        told, above = toolkit_of(nvcc), Path(nvcc).resolve().parent.parent
+        folders += [told, above] if told else [above]
+    for pattern in usual_places:
+        folders += sorted((Path(path) for path in glob.glob(pattern)), reverse=True)
+    for folder in dict.fromkeys(folders):
+        reason = why_unfit(folder, torch_cuda)
+        if reason is None:
             return folder
-        reason = f"CUDA {version}, but PyTorch has {torch_cuda}" if version else "no working bin/nvcc"
-        say(f"passing over {folder}: {reason}")
+        say(f"passing over the CUDA toolkit {folder}: {reason}")
     return None
 
 

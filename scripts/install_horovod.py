@@ -4,12 +4,16 @@
 
     .venv/bin/python scripts/install_horovod.py
 
-Only the standard library is used. What can be set, as environment variables:
+With `--optional` a machine that has nothing to compile with is no error: one line says so, and that training
+runs on one process. Only the standard library is used. What can be set, as environment variables:
 
     HOROVOD_BUILD=cpu|cuda       build for this, whatever the installed PyTorch suggests
     REBUILD=1                    compile again even if a wheel was kept from an earlier build
     HOROVOD_TRANSFORMER_CACHE    folder that keeps built wheels (default ~/.cache/horovod_transformer)
     CXX                          C++ compiler (default: the first of g++, c++, clang++ on PATH)
+    CUDA_HOME                    CUDA toolkit (default: that of the nvcc on PATH, the usual places, PyPI)
+
+pip's own variables count as ever: with PIP_NO_INDEX=1 and PIP_FIND_LINKS=folder the network is not asked.
 
 Horovod 0.28.1 asks for C++14, which no recent PyTorch accepts any more. The two files in horovod_cmake/ tell
 CMake, from outside, to use C++20 instead; nothing in Horovod is patched.
@@ -31,6 +35,7 @@ from pathlib import Path
 
 from horovod_cuda import cuda_build_environment, toolkit_in_sight
 from horovod_tools import (
+    MissingToolsError,
     UserMistakeError,
     find_cmake,
     find_compiler,
@@ -201,9 +206,11 @@ def build_wheel(build: str, torch: Torch, environment: Mapping[str, str], folder
         command = [sys.executable, "-m", "pip", "wheel", *options, f"--wheel-dir={scratch}"]
         command.append(f"horovod=={HOROVOD_VERSION}")
         if run_with_progress(command, build_variables) != 0:
-            raise UserMistakeError(
-                f"the build failed: {first_error(BUILD_LOG.read_text(errors='replace'))} (log: {BUILD_LOG})"
-            )
+            reason = first_error(BUILD_LOG.read_text(errors="replace"))
+            used = ""
+            if toolkit := build_variables.get("HOROVOD_CUDA_HOME"):
+                used = f"; it took the CUDA toolkit {toolkit}, CUDA_HOME=/path/to/another changes that"
+            raise UserMistakeError(f"the build failed: {reason}{used} (log: {BUILD_LOG})")
         built = next(scratch.glob("horovod-*.whl"))
         return built.replace(folder / built.name)
 
@@ -301,6 +308,12 @@ def main() -> int:
     """Install, and turn a user's mistake into one line and exit status 2."""
     try:
         install(os.environ)
+    except MissingToolsError as lack:
+        if "--optional" in sys.argv[1:]:
+            print(f"horovod: left out, training runs on one process only: {lack}", file=sys.stderr)
+            return 0
+        print(f"horovod: {lack}", file=sys.stderr)
+        return 2
     except UserMistakeError as mistake:
         print(f"horovod: {mistake}", file=sys.stderr)
         return 2

@@ -19,9 +19,9 @@ if [[ $# -eq 0 ]]; then
 elif [[ ${#missing[@]} -eq 0 ]]; then
   exit 0
 elif ! command -v apt-get >/dev/null; then
-  echo "install_system_packages: no apt-get here, going on without: ${missing[*]}"
+  echo "install_system_packages: no apt-get here, continuing without: ${missing[*]}"
 elif [[ $(id -u) -ne 0 ]]; then
-  echo "install_system_packages: not root, going on without: ${missing[*]} (sudo apt-get install ${missing[*]})"
+  echo "install_system_packages: not root, continuing without: ${missing[*]} (sudo apt-get install ${missing[*]})"
 else
   export DEBIAN_FRONTEND=noninteractive
   log=$(mktemp)
@@ -32,6 +32,6 @@ else
     echo "install_system_packages: installed ${missing[*]}"
   else
     reason=$(grep -m 1 -E '^(E|Err)' "$log" || tail -n 1 "$log")
-    echo "install_system_packages: apt-get failed, going on without: ${missing[*]} ($reason)"
+    echo "install_system_packages: apt-get failed, continuing without: ${missing[*]} ($reason)"
   fi
 fi

@@ -12,9 +12,6 @@ A checkpoint is a dict saved by `torch.save`, with these keys:
     checksum_without_optimizer
                     SHA-256 over all of the above but `optimizer`, as hex; older files have none
     checksum        SHA-256 over all of the above, as hex
-
-A folder holds `update_00000500.pt` (the newest few), `last.pt` (the newest of all, the same file
-under a second name) and `best_model.pt` (lowest validation loss).
 """
 
 from __future__ import annotations
@@ -23,9 +20,7 @@ import contextlib
 import ctypes
 import hashlib
 import mmap
-import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -33,18 +28,15 @@ import torch
 from torch import Tensor
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.files import replacing
 
 FORMAT_VERSION = 1
 KEYS = ("format_version", "model", "optimizer", "scheduler", "progress", "config", "tokenizer")
 PART_CHECKSUM = "checksum_without_optimizer"
-_PARTIAL = ".partial"
 
 
 def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
     """Write a checkpoint so that `path` holds either all of it or what it held before.
-
-    The file is written aside, forced to the disk, and renamed; then the folder is forced, so that
-    the rename itself survives a power failure.
 
     Args:
         path: The file; its folder is made if need be.
@@ -58,16 +50,8 @@ def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
     contents[PART_CHECKSUM] = checksum(_without_optimizer(contents))
     contents["checksum"] = checksum(contents)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}{_PARTIAL}-{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            _save_to(file, contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with replacing(path) as file:
+        _save_to(file, contents)
 
 
 def _save_to(file: IO[bytes], contents: dict[str, Any]) -> None:
@@ -209,20 +193,6 @@ def _feed(digest: Any, value: Any, largest: int | None) -> None:
 def _require_smaller(tensor: Tensor, largest: int) -> None:
     if tensor.nbytes > largest:
         raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is larger than its file")
-
-
-def _sync_folder(folder: Path) -> None:
-    with _opened(folder) as descriptor, contextlib.suppress(OSError):  # not every file system can
-        os.fsync(descriptor)
-
-
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _copied(value: Any, largest: int) -> Any:

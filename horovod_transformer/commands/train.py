@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from horovod_transformer.command_line import config_parser, parse_with_config
+from horovod_transformer.errors import EXIT_START_AGAIN
+from horovod_transformer.launchers import this_process
 
 DESCRIPTION = """\
-Train a model on prepared blocks: alone as one process, under `horovodrun -np N` as N. The same
-global batch walks the same loss curve on any number of processes."""
+Train a model on prepared blocks: alone as one process, under `horovodrun -np N`, `torchrun`, `srun`
+or `horovod-transformer launch -np N` as N. The same global batch walks the same loss curve on any
+number of processes. Stopped by a signal (SIGTERM, SIGUSR1, Ctrl-C) it saves a checkpoint and ends
+with exit code 75, start me again (under horovodrun: 0); a mistake of yours ends with 2."""
 
 EXAMPLES = """\
 examples:
@@ -18,13 +23,13 @@ examples:
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Train as the command line says."""
+def train_parser() -> argparse.ArgumentParser:
+    """The arguments of training, without the config's dotted overrides."""
     parser = config_parser("python -m src.train", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--resume",
         metavar="PATH|auto",
-        help="go on from this checkpoint; auto: from the newest good one, or from the start if there is none",
+        help="resume this checkpoint; auto: the newest good one, or start afresh if there is none",
     )
     parser.add_argument(
         "--init_from", metavar="PATH", help="start a fresh run with the weights of this checkpoint"
@@ -33,14 +38,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--output_dir", metavar="DIR", help="put checkpoints/, logs/ and runs/ in this folder"
     )
-    options, config = parse_with_config(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train as the command line says."""
+    options, config = parse_with_config(train_parser(), arguments)
 
     # Imported late: a mistake on the command line should not wait for torch.
-    from horovod_transformer.distributed import setup_horovod
+    from horovod_transformer.distributed import run_on_rank0, setup_horovod
     from horovod_transformer.training.trainer import run_distributed_training
 
-    world_size, rank, local_rank, _ = setup_horovod()
-    run_distributed_training(
+    world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
+    outcome = run_distributed_training(
         config,
         rank,
         world_size,
@@ -50,4 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         output_dir=options.output_dir,
         init_from=options.init_from,
     )
-    return 0
+    if outcome["finished"] or this_process().launcher == "horovodrun":
+        return 0  # of another code horovodrun would make a traceback
+    # Launchers end all ranks once one has left with such a code: leave together, all files closed.
+    run_on_rank0(lambda: None)
+    return EXIT_START_AGAIN

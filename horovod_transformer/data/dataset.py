@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from horovod_transformer.config import Config
+from horovod_transformer.data.manifest import find_damage, read_manifest
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.losses import IGNORED_LABEL
+from horovod_transformer.paths import readable, user_path
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
 
-MANIFEST = "manifest.json"
+_AGAIN = "prepare it again, `horovod-transformer prepare --force`"
 
 
 def load_preprocessed_data(data_dir: str | Path) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -36,23 +37,27 @@ def load_preprocessed_data(data_dir: str | Path) -> tuple[datasets.Dataset, data
     Raises:
         UserError: There is no such folder, or it holds something else.
     """
-    path = Path(data_dir)
+    path = user_path(data_dir, "data.data_dir")
+    shown = readable(path)
     if not path.exists():
         raise UserError(
-            f"{path}: no prepared data here; run `horovod-transformer prepare --config FILE` with the same "
+            f"{shown}: no prepared data here; run `horovod-transformer prepare --config FILE` with the same "
             "config, or set data.data_dir"
         )
+    damage = find_damage(manifest, path) if (manifest := read_manifest(path)) else None
+    if damage:
+        raise UserError(f"{shown}: {damage}; {_AGAIN}")
     try:
         splits = datasets.load_from_disk(str(path))
     except Exception as error:
         # Arrow, JSON and the operating system each have their own exceptions for a broken folder.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: is not readable as prepared data ({reason}); prepare it again") from None
+        raise UserError(f"{shown}: is not readable as prepared data ({reason}); {_AGAIN}") from None
     for split in ("train", "validation"):
         if split not in splits or "input_ids" not in splits[split].column_names:
-            raise UserError(f"{path}: has no split `{split}` with a column `input_ids`; prepare it again")
+            raise UserError(f"{shown}: has no split `{split}` with a column `input_ids`; {_AGAIN}")
         if not len(splits[split]):
-            raise UserError(f"{path}: the split `{split}` is empty; prepare it again with more books")
+            raise UserError(f"{shown}: the split `{split}` is empty; {_AGAIN}, with more books")
     return splits["train"], splits["validation"]
 
 
@@ -146,7 +151,7 @@ class BlockDataset(Dataset):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Both splits, what `prepare` wrote about them, and the tokenizer.
+    """Both splits, what `prepare` wrote about them, the tokenizer, and the folder they are in.
 
     `bytes_per_token` holds each split's UTF-8 bytes of text per token. Data that came without a
     manifest has an empty one, and None for a tokenizer.
@@ -157,6 +162,7 @@ class PreparedData:
     manifest: dict[str, Any]
     tokenizer: Tokenizer | None
     bytes_per_token: dict[str, float]
+    folder: Path
 
 
 def open_prepared_data(config: Config) -> PreparedData:
@@ -166,9 +172,9 @@ def open_prepared_data(config: Config) -> PreparedData:
         UserError: The data is missing, damaged, or was prepared for another block length or
             vocabulary; both values are named.
     """
-    data_dir = Path(config.data.data_dir)
+    data_dir = user_path(config.data.data_dir, "data.data_dir")
     train, validation = load_preprocessed_data(data_dir)
-    manifest = _read_manifest(data_dir)
+    manifest = read_manifest(data_dir)
     tokenizer = tokenizer_from_dict(manifest["tokenizer"]) if "tokenizer" in manifest else None
     if tokenizer and tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
@@ -177,9 +183,13 @@ def open_prepared_data(config: Config) -> PreparedData:
         )
     opened = {}
     for name, split in (("train", train), ("validation", validation)):
-        padding = int(manifest.get("splits", {}).get(name, {}).get("padding", 0))
+        padding = _padding(manifest, name, data_dir)
         opened[name] = BlockDataset(split, padding, config.model.vocab_size, f"{data_dir}/{name}")
         length = opened[name].block_size
+        if padding >= length:
+            raise UserError(
+                f"{data_dir}: says that {padding} of {length} tokens of a block are padding; {_AGAIN}"
+            )
         if length > config.model.max_seq_len:
             raise UserError(
                 f"{data_dir}: blocks of {length} tokens do not fit into model.max_seq_len = "
@@ -190,17 +200,23 @@ def open_prepared_data(config: Config) -> PreparedData:
         for name, split in manifest.get("splits", {}).items()
         if split.get("bytes") and split.get("tokens")
     }
-    return PreparedData(opened["train"], opened["validation"], manifest, tokenizer, ratios)
+    return PreparedData(opened["train"], opened["validation"], manifest, tokenizer, ratios, data_dir)
 
 
-def _read_manifest(data_dir: Path) -> dict[str, Any]:
-    path = data_dir / MANIFEST
-    if not path.exists():
-        return {}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{path}: cannot be read as JSON; prepare the data again") from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path}: is not a manifest; prepare the data again")
-    return manifest
+def _padding(manifest: dict[str, Any], name: str, data_dir: Path) -> int:
+    """How many tokens at a split's end are filling; blocks without a manifest are full ones.
+
+    Raises:
+        UserError: There is a manifest and it does not say.
+    """
+    if not manifest:
+        return 0
+    splits = manifest.get("splits")
+    split = splits.get(name) if isinstance(splits, dict) else None
+    padding = split.get("padding") if isinstance(split, dict) else None
+    if not isinstance(padding, int) or padding < 0:
+        raise UserError(
+            f"{readable(data_dir)}: its manifest does not say how many tokens at the end of `{name}` are "
+            f"padding, and training must not learn those; {_AGAIN}"
+        )
+    return padding

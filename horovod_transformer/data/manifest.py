@@ -10,32 +10,99 @@ from typing import Any
 from horovod_transformer.config import Config
 from horovod_transformer.data.sources import Books
 from horovod_transformer.errors import UserError
-from horovod_transformer.tokenizer import GPT2_VOCAB_SIZE
+from horovod_transformer.paths import readable
+from horovod_transformer.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation")
 
 
-def settings_of(config: Config) -> dict[str, Any]:
-    """Return the config values that decide what the prepared data is, by dotted key."""
+def settings_of(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Return the config values that decide what the prepared data is, by dotted key.
+
+    Args:
+        config: The configuration.
+        tokenizer: The one that was chosen; None if one is trained on the books.
+    """
     data = config.data
+    name, vocab_size = data.tokenizer, config.model.vocab_size
+    if tokenizer:
+        # Which one, not where it lay; and its tokens are the same for a model that keeps room for more.
+        name = "gpt2" if tokenizer.kind == "gpt2" else str(tokenizer)
+        vocab_size = tokenizer.vocab_size
     return {
-        "data.tokenizer": data.tokenizer,
+        "data.tokenizer": name,
+        "data.encoding": data.encoding,
         "data.validation_fraction": data.validation_fraction,
         "data.min_book_characters": data.min_book_characters,
         "data.split_seed": data.split_seed,
         "model.max_seq_len": config.model.max_seq_len,
-        # GPT-2's tokens are the same for a model that keeps room for more.
-        "model.vocab_size": GPT2_VOCAB_SIZE if data.tokenizer == "gpt2" else config.model.vocab_size,
+        "model.vocab_size": vocab_size,
     }
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of a folder."""
+    """Write the manifest of a folder; the last of its files, whose sizes it lists under `sizes`."""
+    manifest["sizes"] = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(manifest, file, ensure_ascii=False, indent=1)
         file.write("\n")
+
+
+def read_manifest(data_dir: Path) -> dict[str, Any]:
+    """Read the manifest of prepared data; data that came without one has an empty one.
+
+    Raises:
+        UserError: It is damaged, or of a newer version of this program.
+    """
+    path = data_dir / MANIFEST
+    again = "remove that folder and prepare the data again"
+    if not path.exists():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{readable(path)}: cannot be read as JSON; {again}") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{readable(path)}: is not a manifest; {again}")
+    version = manifest.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(
+            f"{readable(path)}: has format version {version}, this program reads {FORMAT_VERSION} and older; "
+            f"update the program, or {again}"
+        )
+    return manifest
+
+
+def find_damage(manifest: dict[str, Any], data_dir: Path) -> str | None:
+    """Say in a few words which file of prepared data is missing or of another size; None if all are well."""
+    sizes = manifest.get("sizes")
+    if not isinstance(sizes, dict):  # of an older version
+        torn = [name for name in SPLITS if not _looks_whole(manifest, data_dir / name, name)]
+        return f"its split {torn[0]} is damaged" if torn else None
+    for name, size in sizes.items():
+        try:
+            found = (data_dir / name).stat().st_size
+        except OSError as error:
+            return f"its file {name} cannot be read: {error.strerror}"
+        if found != size:
+            return f"its file {name} has {found:,} bytes and should have {size:,}"
+    return None
+
+
+def _looks_whole(manifest: dict[str, Any], folder: Path, name: str) -> bool:
+    try:
+        ids = manifest["splits"][name]["blocks"] * manifest["block_size"]
+        needed = ids * (4 if manifest["dtype"] == "uint32" else 2)
+    except (KeyError, TypeError):
+        needed = 0
+    held = sum(path.stat().st_size for path in folder.glob("*.arrow"))
+    return (folder / "state.json").is_file() and held >= needed
 
 
 def find_prepared(data_dir: Path) -> dict[str, Any] | None:
@@ -44,32 +111,35 @@ def find_prepared(data_dir: Path) -> dict[str, Any] | None:
     Raises:
         UserError: Something else is here; it must not be touched.
     """
+    shown = readable(data_dir)
     try:
         if not data_dir.exists():
             return None
         if not data_dir.is_dir():
-            raise UserError(f"{data_dir}: is a file; data.data_dir names a folder")
+            raise UserError(f"{shown}: is a file; data.data_dir names a folder")
         if not os.listdir(data_dir):
             return None
         manifest = json.loads((data_dir / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(manifest["settings"], dict) or not isinstance(manifest["source"]["files"], list):
             raise TypeError
     except PermissionError as error:
-        raise UserError(f"{data_dir}: cannot be read: {error.strerror} (data.data_dir)") from None
+        raise UserError(f"{shown}: cannot be read: {error.strerror} (data.data_dir)") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"{data_dir}: is not empty and not ours (no sound {MANIFEST}); nothing was touched; "
+            f"{shown}: is not empty and not ours (no sound {MANIFEST}); nothing was touched; "
             "choose another data.data_dir or remove that folder"
         ) from None
     return manifest
 
 
-def first_difference(manifest: dict[str, Any], config: Config, books: Books, data_dir: Path) -> str | None:
+def first_difference(manifest: dict[str, Any], settings: dict[str, Any], books: Books) -> str | None:
     """Say in a few words how prepared data differs from what is wanted now; None if it does not."""
     if manifest.get("format_version") != FORMAT_VERSION:
         return f"it has format version {manifest.get('format_version')}, now it is {FORMAT_VERSION}"
-    for key, wanted in settings_of(config).items():
-        had = manifest["settings"].get(key)
+    defaults = settings_of(Config(), None)
+    for key, wanted in settings.items():
+        # A setting that is newer than the data had what is now the default.
+        had = manifest["settings"].get(key, defaults[key])
         if had != wanted:
             return f"{key} was {had}, now it is {wanted}"
     # Names repeat where several folders are given, so lists are compared, not sets of names.
@@ -83,5 +153,4 @@ def first_difference(manifest: dict[str, Any], config: Config, books: Books, dat
             return f"the source file {entry[0]} is gone"
     if before != now:
         return "the source files come in another order"
-    missing = [name for name in SPLITS if not (data_dir / name / "state.json").is_file()]
-    return f"its split {missing[0]} is damaged" if missing else None
+    return None

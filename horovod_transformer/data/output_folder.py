@@ -20,12 +20,14 @@ from pathlib import Path
 from types import FrameType
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.folder_lock import SILENCE_S, FolderLock
+from horovod_transformer.launchers import this_process
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def new_folder(target: Path, replace: bool) -> Iterator[Path]:
+def new_folder(target: Path, replace: bool, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Give a folder to fill, and put it in the place of `target` when the block ends well.
 
     While it is filled it lies beside the target, named after machine and process. When the block
@@ -34,6 +36,7 @@ def new_folder(target: Path, replace: bool) -> Iterator[Path]:
     Args:
         target: Where the folder goes. Missing parents are made; an empty folder there is fine.
         replace: Whether a filled folder at the target goes; it does only after the new one is complete.
+        check: Called right before the new folder takes its place; what it raises keeps it from that.
 
     Raises:
         UserError: The place cannot be written to, or the disk is full.
@@ -42,22 +45,41 @@ def new_folder(target: Path, replace: bool) -> Iterator[Path]:
     mark = f"{socket.gethostname()}-{os.getpid()}"
     unfinished = target.with_name(f"{target.name}.unfinished-{mark}")
     with _explained(target), _terminate_as_exception():
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"{target}: a part of this path is a file (data.data_dir)") from None
+        _make_parents(target)
         unfinished.mkdir()
         try:
             yield unfinished
             _flush(unfinished)
+            check()
             _put_in_place(unfinished, target, replace, mark)
         finally:
             # Nothing is there any more if all went well.
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
+@contextmanager
+def lock_for(target: Path, say: Callable[[str], None], silence_s: float = SILENCE_S) -> Iterator[FolderLock]:
+    """Keep other processes from making the same folder while the block runs.
+
+    Raises:
+        UserError: One is at it, or the place cannot be written to.
+    """
+    target = target.resolve()
+    with _explained(target), _terminate_as_exception():
+        _make_parents(target)
+        launch = this_process()
+        lock = FolderLock(
+            target.with_name(f".{target.name}.lock"), str(target), launch.job, launch.attempt, silence_s
+        )
+        lock.acquire(say)
+        try:
+            yield lock
+        finally:
+            lock.release()
+
+
 def clear_leftovers(target: Path, say: Callable[[str], None]) -> None:
-    """Tidy up after tries that were killed: remove what is unfinished, bring back what was moved aside.
+    """Tidy up after tries that were killed: remove what is unfinished, bring back what was archived.
 
     What another machine left (on a shared file system) may still be in use: it stays.
 
@@ -81,6 +103,13 @@ def clear_leftovers(target: Path, say: Callable[[str], None]) -> None:
                 else:
                     shutil.rmtree(leftover)
                     say(f"{leftover}: removed, an earlier try was cut short")
+
+
+def _make_parents(target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{target}: a part of this path is a file (data.data_dir)") from None
 
 
 def _put_in_place(unfinished: Path, target: Path, replace: bool, mark: str) -> None:

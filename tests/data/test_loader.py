@@ -216,6 +216,31 @@ def test_blocks_longer_than_the_model_are_refused(prepared):
 
 
 def test_padding_comes_from_the_manifest(prepared):
-    manifest = {"splits": {"train": {"padding": 3, "tokens": 21, "bytes": 84}}}
-    data = dataset.open_prepared_data(prepared(split_of(rows_of(4)), manifest=json.dumps(manifest)))
+    splits = {"train": {"padding": 3, "tokens": 21, "bytes": 84}, "validation": {"padding": 0}}
+    config = prepared(split_of(rows_of(4)), manifest=json.dumps({"splits": splits}))
+    data = dataset.open_prepared_data(config)
     assert (data.train.padding, data.validation.padding) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("padding", "said"),
+    [(None, "does not say"), ("3", "does not say"), (-1, "does not say"), (BLOCK, "6 of 6 tokens")],
+)
+def test_padding_that_is_not_known_is_not_taken_for_none(prepared, padding, said):
+    splits = {"train": {"padding": 0}, "validation": {"padding": padding}}
+    with pytest.raises(UserError, match=said):
+        dataset.open_prepared_data(prepared(split_of(rows_of(4)), manifest=json.dumps({"splits": splits})))
+    with pytest.raises(UserError, match="does not say .* `train`"):
+        dataset.open_prepared_data(prepared(split_of(rows_of(4)), manifest='{"format_version": 1}'))
+
+
+def test_a_manifest_of_a_newer_program_is_refused(prepared):
+    with pytest.raises(UserError, match=r"format version 2, this program reads 1 .*update the program"):
+        dataset.open_prepared_data(prepared(split_of(rows_of(4)), manifest='{"format_version": 2}'))
+
+
+def test_home_is_expanded_in_data_dir_too(prepared, tmp_path, monkeypatch):
+    config = prepared(split_of(rows_of(4))).with_overrides({"data.data_dir": "~/data"})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(dataset.open_prepared_data(config).train) == 4
+    assert len(dataset.load_preprocessed_data("~/data")[0]) == 4

@@ -340,7 +340,9 @@ def test_another_order_of_files_is_other_data(library: Path, tmp_path: Path) -> 
 def test_a_lost_split_is_noticed(library: Path, tmp_path: Path) -> None:
     run_quietly(library, tmp_path / "v1")
     (tmp_path / "v1" / "train" / "state.json").unlink()
-    assert "split train is damaged; use --force" in refusal(library, tmp_path / "v1")
+    assert "its file train/state.json cannot be read: No such file or directory; use --force" in refusal(
+        library, tmp_path / "v1"
+    )
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"settings": 1, "source": {"files": []}}'])

@@ -23,15 +23,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.format import load_checkpoint
+from horovod_transformer.checkpoint import manager
+from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training import trainer
+from horovod_transformer.training.resume import StartRequest
+from horovod_transformer.training.step import UpdateStep
 
 
 def train(scene: dict[str, Any]) -> Any:
-    """Train; with `signal`, that signal reaches one rank once some updates are in the table."""
+    """Train, with mishaps.
+
+    `signal` reaches one rank once some updates are in the table; `poison` makes a gradient of one rank
+    NaN in one update; `drift` changes one bit of one rank's weights before one update; `slow_writer`
+    keeps the writer of each checkpoint busy for so many seconds.
+    """
+    trainer.UpdateStep = mishap(scene)
+    if scene.get("slow_writer"):
+        manager.save_checkpoint = slowed(scene["slow_writer"])
     folder = Path(scene["folder"])
     wanted = scene.get("signal")
     if wanted and wanted["rank"] == distributed.get_rank():
@@ -48,8 +59,43 @@ def train(scene: dict[str, Any]) -> Any:
             run_name="run",
             output_dir=folder,
         )
-    except UserError as error:
+    except (UserError, RuntimeError) as error:
         return {"mistake": str(error)}
+    finally:
+        trainer.UpdateStep, manager.save_checkpoint = UpdateStep, save_checkpoint
+
+
+def mishap(scene: dict[str, Any]) -> type[UpdateStep]:
+    """An `UpdateStep` to which what the scene says happens."""
+
+    class Mishap(UpdateStep):
+        def run(self, update: int, *arguments: Any, **more: Any) -> Any:
+            parameter = self.model.blocks[0].feed_forward.expand.bias
+            for what in ("poison", "drift"):
+                wanted = scene.get(what)
+                if not wanted or (wanted["rank"], wanted["update"]) != (distributed.get_rank(), update):
+                    continue
+                if what == "poison":
+                    hook = parameter.register_hook(lambda gradient: gradient * math.nan)
+                    try:
+                        return super().run(update, *arguments, **more)
+                    finally:
+                        hook.remove()
+                with torch.no_grad():
+                    parameter[0] = torch.nextafter(parameter[0], torch.tensor(math.inf))
+            return super().run(update, *arguments, **more)
+
+    return Mishap
+
+
+def slowed(seconds: float) -> Any:
+    """A `save_checkpoint` on a slow disk."""
+
+    def save(path: Path, contents: dict[str, Any]) -> None:
+        time.sleep(seconds)
+        save_checkpoint(path, contents)
+
+    return save
 
 
 def signal_after(table: Path, update: int, number: int) -> None:
@@ -65,23 +111,23 @@ def signal_after(table: Path, update: int, number: int) -> None:
 def set_up(scene: dict[str, Any]) -> Any:
     """Put a run together without training; tell what its weights and optimizer state are then."""
     config = config_from_dict(scene["config"], "scene")
-    config = trainer._moved_to(config, Path(scene["folder"]))
-    run = trainer._Run(config, scene.get("resume"), "set-up", None)
-    run.recorder.close()
+    config = config.with_overrides({"paths.checkpoint_dir": scene["folder"] + "/checkpoints"})
+    run = trainer.Trainer(config, StartRequest(resume=scene.get("resume")))
+    run.close()
     if scene.get("resume"):
         expected = load_checkpoint(scene["resume"])
         model, state = expected["model"], expected["optimizer"]["state"]
     else:
         torch.manual_seed(config.training.seed)
         model, state = build_model(config.model).state_dict(), {}
-    mine = run.optimizer.state_dict()["state"]
+    mine = run.step.optimizer.state_dict()["state"]
     return {
         "digest": distributed.weights_digest(run.model),
         "weights_unchanged": all(torch.equal(model[k], v) for k, v in run.model.state_dict().items()),
         "optimizer_unchanged": mine.keys() == state.keys()
         and all(torch.equal(mine[p][k], state[p][k]) for p in state for k in state[p]),
         "optimizer_steps": sorted({float(entry["step"]) for entry in mine.values()}),
-        "progress": run.progress.update,
+        "progress": run.state.update,
     }
 
 
@@ -145,7 +191,6 @@ def exchange(scene: dict[str, Any]) -> Any:
             results[name] = str(error)
     results["all_well"] = distributed.raise_on_all_ranks(lambda: rank)
     results["main_value"] = distributed.run_on_rank0(lambda: {"rank": rank})
-    distributed.wait_for_all()
     return results
 
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from horovod_transformer import distributed
+from horovod_transformer.distributed import collectives
 from horovod_transformer.training.resume import Start, TrainState
 
 pytestmark = pytest.mark.distributed
@@ -53,14 +53,17 @@ def test_averages_and_sums_are_over_all_ranks(results):
 
 def test_one_ranks_mistake_is_everyones(results):
     for number, rank in enumerate(results):
-        assert rank[0]["together"] == "on rank 1: no such thing"
+        assert rank[0]["raise_on_all_ranks"] == "on rank 1: no such thing"
         assert rank[0]["from_main"] == "only rank 0 looked"
         assert rank[0]["all_well"] == number
 
 
 def test_a_single_changed_bit_is_found_on_every_rank(results):
     for rank in results:
-        assert rank[1]["error"] == "after the change the weights of ranks [1] differ from those of rank 0"
+        assert rank[1]["error"] == (
+            "after the change the weights of ranks [1] differ from those of rank 0, in weight; nothing more "
+            "is written, resume from the last checkpoint"
+        )
     assert results[0][1]["before"] == results[1][1]["before"]
 
 
@@ -99,6 +102,6 @@ def test_tensors_of_a_checkpoint_are_not_pickled():
         TrainState("r", {}), model={"w": torch.ones(3)}, optimizer={"state": {0: {"m": torch.ones(2)}}}
     )
     tensors: list[torch.Tensor] = []
-    outline = pickle.dumps(distributed._outline(start, tensors))
+    outline = pickle.dumps(collectives._outline(start, tensors))
     assert [len(tensor) for tensor in tensors] == [3, 2]
     assert b"torch._utils" not in outline

@@ -181,7 +181,7 @@ def run_to_the_end(
     try:
         output, errors = process.communicate(given, timeout=timeout)
     except BaseException:
-        # horovodrun's ranks are in sessions of their own: take the whole tree down.
+        # horovodrun's ranks are in sessions of their own: end the whole tree.
         for member in [*psutil.Process(process.pid).children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
@@ -241,7 +241,7 @@ def prepared(make_workspace: Callable[[], Path], run_command: Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def workspace(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A module's own copy of `prepared`; its tests go on from one another."""
+    """A module's own copy of `prepared`; each of its tests needs what those before it made."""
     return Path(shutil.copytree(prepared, tmp_path_factory.mktemp("documents") / "workspace"))
 
 
@@ -260,6 +260,8 @@ RUN_BY = {
     "horovod-transformer evaluate --checkpoint checkpoints/best_model.pt": "tests/docs/test_readme.py",
     "horovod-transformer doctor --config configs/quickstart.yaml": "tests/docs/test_readme.py",
     "sbatch scripts/train_zaratan.sh configs/config.yaml": "tests/slurm/test_train_zaratan.py",
+    "sbatch --nodes=2 scripts/train_zaratan.sh configs/config.yaml": "tests/slurm/test_train_zaratan.py",
+    "sbatch scripts/check_zaratan.sh": "tests/slurm/test_check_zaratan.py",
     "jupyter notebook notebooks/00_data_preprocessing.ipynb": "tests/docs/test_notebook.py",
     "tensorboard --logdir runs/": "tests/docs/test_example_document.py",
     "python horovod_transformer.example.py": "tests/docs/test_example_document.py",

@@ -76,6 +76,19 @@ def test_each_command_listed_here_is_in_the_readme(readme, commands_run_by):
     assert set(commands_run_by("test_readme.py")) <= set(readme.commands())
 
 
+def test_the_map_shows_every_file_of_the_package(readme, root):
+    (drawn,) = [fence.text for fence in readme.fences if fence.text.startswith("horovod_transformer/")]
+    words = drawn.split()
+    shown = sorted(word for word in words if word.endswith(".py"))
+    files = (root / "horovod_transformer").rglob("*.py")
+    there = sorted(path.name for path in files if path.name != "__init__.py")
+    assert shown == there, f"README's map and the tree differ: {set(shown) ^ set(there) or 'one name twice'}"
+    folders = {word for word in words if word.endswith("/")}
+    package = (root / "horovod_transformer").iterdir()
+    assert {f"{path.name}/" for path in package if (path / "__init__.py").exists()} <= folders
+    assert all((root / name).is_dir() or (root / "horovod_transformer" / name).is_dir() for name in folders)
+
+
 # --- What is promised
 
 
@@ -144,6 +157,7 @@ def trained_alone(workspace, run_command):
     return losses(workspace)
 
 
+@pytest.mark.slow
 def test_one_process_trains(trained_alone, workspace):
     assert len(trained_alone) == 4
     for name in ("best_model.pt", "last.pt", "update_00000004.pt"):
@@ -153,6 +167,7 @@ def test_one_process_trains(trained_alone, workspace):
     assert set(files) >= {"config.yaml", "environment.json", "train.csv", "val.csv"}
 
 
+@pytest.mark.slow
 def test_generates_from_it(trained_alone, workspace, run_command, commands_run_by):
     (command,) = [line for line in commands_run_by("test_readme.py") if "src.generate" in line]
     result = run_command(command, workspace)
@@ -166,12 +181,14 @@ def test_generates_from_it(trained_alone, workspace, run_command, commands_run_b
     assert talk.returncode == 0 and "O Romeo" in talk.stdout
 
 
+@pytest.mark.slow
 def test_measures_it(trained_alone, workspace, run_command):
     result = run_command("horovod-transformer evaluate --checkpoint checkpoints/best_model.pt", workspace)
     assert result.returncode == 0, result.stderr
     assert (workspace / "evaluation" / "evaluation.html").is_file()
 
 
+@pytest.mark.slow
 def test_doctor(workspace, run_command):
     result = run_command("horovod-transformer doctor --config configs/quickstart.yaml", workspace)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -204,6 +221,7 @@ def test_python_sample(readme, workspace, run_command):
     assert result.stdout.count("\n--- ") == 3 and "2 process(es)" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

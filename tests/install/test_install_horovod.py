@@ -46,11 +46,10 @@ def clean_environment(**changes: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in steering} | changes
 
 
-def run_installer(tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+def run_installer(tmp_path: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     environment = clean_environment(HOROVOD_TRANSFORMER_CACHE=str(tmp_path / "cache"), **changes)
-    return subprocess.run(
-        [sys.executable, str(SCRIPTS / "install_horovod.py")], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, str(SCRIPTS / "install_horovod.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def the_only_line(result: subprocess.CompletedProcess[str]) -> str:
@@ -79,6 +78,29 @@ def test_no_compiler_is_one_line(tmp_path):
     line = the_only_line(run_installer(tmp_path, REBUILD="1", PATH=str(tmp_path / "bin")))
     assert "no C++ compiler" in line
     assert "apt install g++" in line
+
+
+def test_without_a_compiler_horovod_may_be_left_out(tmp_path):
+    (tmp_path / "bin").mkdir()
+    result = run_installer(tmp_path, "--optional", REBUILD="1", PATH=str(tmp_path / "bin"))
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("horovod: left out, training runs on one process only: no C++ compiler")
+    # Who names a compiler wants Horovod.
+    result = run_installer(tmp_path, "--optional", REBUILD="1", CXX="no-such-compiler")
+    assert "no-such-compiler" in the_only_line(result)
+
+
+@pytest.mark.parametrize(
+    ("target", "optional"),
+    [("install", True), ("demo", True), ("check", True), ("test", False), ("chaos", False)],
+)
+def test_only_the_tests_insist_on_horovod(target, optional):
+    planned = subprocess.run(
+        ["make", "-n", target], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=True
+    )
+    (line,) = [line for line in planned.stdout.splitlines() if "install_horovod.py" in line]
+    assert line.endswith("install_horovod.py --optional") == optional
 
 
 def test_compiler_named_by_cxx_is_the_one_tried(tmp_path):
@@ -247,7 +269,7 @@ def test_new_build_that_fails_the_check_is_not_called_installed(installer, steps
 def build(installer, monkeypatch, tmp_path):
     """Run build_wheel with a stand-in for pip that writes what it is told to."""
 
-    def run(log: str, status: int) -> Path:
+    def run(log: str, status: int, **variables: str) -> Path:
         def fake_run(command, environment):
             installer.BUILD_LOG.write_text(log)
             scratch = next(word for word in command if word.startswith("--wheel-dir=")).removeprefix(
@@ -258,7 +280,8 @@ def build(installer, monkeypatch, tmp_path):
             return status
 
         monkeypatch.setattr(installer, "run_with_progress", fake_run)
-        monkeypatch.setattr(installer, "build_environment", lambda *_: {"CXX": "g++", "MAKEFLAGS": "-j2"})
+        variables |= {"CXX": "g++", "MAKEFLAGS": "-j2"}
+        monkeypatch.setattr(installer, "build_environment", lambda *_: variables)
         return installer.build_wheel("cpu", installer.Torch("2.13.0", None), {}, tmp_path / "kept wheels")
 
     return run
@@ -277,6 +300,13 @@ def test_failed_build_names_the_first_error_and_the_log(build, installer, tmp_pa
     assert str(installer.BUILD_LOG) in str(mistake.value)
     assert len(str(mistake.value).splitlines()) == 1
     assert not list((tmp_path / "kept wheels").iterdir())
+
+
+def test_failed_cuda_build_names_its_toolkit_and_what_changes_it(build, installer):
+    with pytest.raises(installer.UserMistakeError) as mistake:
+        build("nvcc fatal : Unsupported gpu architecture", 1, HOROVOD_CUDA_HOME="/opt/cuda-13")
+    assert "the CUDA toolkit /opt/cuda-13, CUDA_HOME=/path/to/another changes that" in str(mistake.value)
+    assert len(str(mistake.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -350,17 +380,61 @@ def test_users_horovod_switches_do_not_reach_the_build(installer, monkeypatch, t
 # CUDA: what can be seen without a GPU
 
 
-def fake_toolkit(folder: Path, version: str) -> Path:
-    write_program(folder / "bin" / "nvcc", f"echo 'Cuda compilation tools, release {version}, V{version}.88'")
+def fake_toolkit(folder: Path, version: str, header: str = "include") -> Path:
+    """A toolkit whose nvcc answers as NVIDIA's does when asked for its version and its place."""
+    write_program(
+        folder / "bin" / "nvcc",
+        f"""case "$1" in
+--version) echo 'Cuda compilation tools, release {version}, V{version}.88' ;;
+--dryrun) echo '#$ _HERE_={folder}/bin' >&2; echo '#$ TOP={folder}/bin/..' >&2 ;;
+esac""",
+    )
+    (folder / header).mkdir(parents=True, exist_ok=True)
+    (folder / header / "cuda_runtime.h").touch()
     return folder
 
 
 def test_toolkit_of_the_same_cuda_major_is_found(cuda, tmp_path):
     wrong, right = fake_toolkit(tmp_path / "cuda-12", "12.4"), fake_toolkit(tmp_path / "cuda-13", "13.1")
-    assert cuda.find_toolkit("13.0", {"CUDA_HOME": str(wrong), "PATH": str(right / "bin")}) == right
-    assert cuda.find_toolkit("12.8", {"CUDA_HOME": str(wrong), "PATH": str(right / "bin")}) == wrong
-    assert cuda.find_toolkit("13.0", {"CUDA_HOME": str(wrong), "PATH": str(tmp_path)}) is None
-    assert cuda.find_toolkit("13.0", {"CUDA_HOME": str(tmp_path / "gone"), "PATH": str(tmp_path)}) is None
+
+    def find(torch_cuda: str, home: Path, path: Path) -> Path | None:
+        return cuda.find_toolkit(torch_cuda, {"CUDA_HOME": str(home), "PATH": str(path)}, ())
+
+    assert find("13.0", wrong, right / "bin") == right
+    assert find("12.8", wrong, right / "bin") == wrong
+    assert find("13.0", wrong, tmp_path) is None
+    assert find("13.0", tmp_path / "gone", tmp_path) is None
+
+
+@pytest.mark.parametrize("header", ["include", "targets/x86_64-linux/include"])
+def test_an_nvcc_that_only_starts_another_leads_to_the_others_toolkit(cuda, tmp_path, header):
+    toolkit = fake_toolkit(tmp_path / "opt" / "cuda-13", "13.0", header)
+    wrapper = write_program(tmp_path / "usr" / "bin" / "nvcc", f'exec {toolkit}/bin/nvcc "$@"')
+    assert cuda.find_toolkit("13.0", {"PATH": str(wrapper.parent)}, ()) == toolkit
+
+
+def test_a_toolkit_without_the_runtimes_header_is_passed_over(cuda, tmp_path, capsys):
+    bare = fake_toolkit(tmp_path / "bare", "13.0")
+    (bare / "include" / "cuda_runtime.h").unlink()
+    whole = fake_toolkit(tmp_path / "usual" / "cuda-13", "13.0")
+    environment = {"PATH": str(bare / "bin")}
+    assert cuda.find_toolkit("13.0", environment, ()) is None
+    assert f"passing over the CUDA toolkit {bare}: no include/cuda_runtime.h" in capsys.readouterr().out
+    assert cuda.find_toolkit("13.0", environment, (f"{tmp_path}/usual/*",)) == whole
+
+
+def test_an_nvcc_that_does_not_tell_its_place_is_taken_to_lie_in_its_toolkit(cuda, tmp_path):
+    silent = fake_toolkit(tmp_path / "silent", "13.0")
+    write_program(silent / "bin" / "nvcc", "echo 'Cuda compilation tools, release 13.0, V13.0.88'")
+    assert cuda.toolkit_of(silent / "bin" / "nvcc") is None
+    assert cuda.find_toolkit("13.0", {"PATH": str(silent / "bin")}, ()) == silent
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
+def test_the_nvcc_of_this_machine_tells_its_place(cuda):
+    toolkit = cuda.toolkit_of(shutil.which("nvcc"))
+    assert toolkit is not None
+    assert (toolkit / "bin" / "nvcc").is_file()
 
 
 def test_toolkit_gathered_from_wheels_has_the_names_cmake_looks_for(cuda, tmp_path, monkeypatch):
@@ -393,6 +467,45 @@ def test_cuda_build_points_horovod_at_the_toolkit_and_nccl(cuda, tmp_path):
 
 
 # The real thing
+
+
+OFFLINE = ["unshare", "--map-root-user", "--net"]
+
+
+def test_without_a_network_pip_takes_horovods_sources_from_a_folder(tmp_path):
+    if shutil.which("g++") is None or subprocess.run([*OFFLINE, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no g++, or this user may not make a network namespace")
+    folder = tmp_path / "wheels"
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    download += ["--no-binary=horovod", f"--dest={folder}", "horovod==0.28.1"]
+    if subprocess.run(download, env=clean_environment()).returncode != 0:
+        pytest.skip("Horovod's sources cannot be fetched here")
+    # Compiling all of it takes minutes. It is enough that the compiler is asked for more than the probe: the
+    # sources were found and unpacked, and their build has begun.
+    compiler = write_program(
+        tmp_path / "bin" / "g++",
+        f'case "$*" in *probe.cpp*) exec {shutil.which("g++")} "$@" ;; esac; touch {tmp_path}/begun; exit 1',
+    )
+    program = (
+        f"import pathlib, sys; sys.path.insert(0, {str(SCRIPTS)!r}); import install_horovod as installer;"
+        f"installer.BUILD_LOG = pathlib.Path({str(tmp_path)!r}, 'build.log');"
+        f"installer.STAMP = pathlib.Path({str(tmp_path)!r}, 'stamp'); sys.exit(installer.main())"
+    )
+
+    def build(**places: str) -> str:
+        environment = clean_environment(
+            REBUILD="1", CXX=str(compiler), HOROVOD_TRANSFORMER_CACHE=str(tmp_path / "cache"), **places
+        )
+        return the_only_line(
+            subprocess.run(
+                [*OFFLINE, sys.executable, "-c", program], env=environment, capture_output=True, text=True
+            )
+        )
+
+    assert "from versions: none" in build(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path / "bin"))
+    assert not (tmp_path / "begun").exists()
+    assert "compiler" in build(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(folder))
+    assert (tmp_path / "begun").exists()
 
 
 @pytest.mark.distributed

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 # Test files import slurm_cluster by its own name.
 sys.path.insert(0, str(HERE))
 
-from slurm_cluster import SlurmCluster, missing_programs  # noqa: E402
+from slurm_cluster import SlurmCluster, Submitter, missing_programs  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +58,9 @@ def checkout(root: Path, tmp_path: Path) -> Path:
         (folder / name).symlink_to(root / name)
     (folder / ".venv").symlink_to(sys.prefix)
     return folder
+
+
+@pytest.fixture
+def submitter(slurm: SlurmCluster, checkout: Path) -> Submitter:
+    """Submits jobs from a checkout of the test's own."""
+    return Submitter(slurm, checkout)

@@ -8,6 +8,7 @@ character device such as /dev/null: jobs are given it, and run on the CPU all th
 from __future__ import annotations
 
 import contextlib
+import csv
 import getpass
 import os
 import shutil
@@ -19,6 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue", "sinfo")
+# Slurm promises GPUs that are none. Where the machine has a real one, jobs must not fall for it: a module
+# that hides it, loaded in the way of every module.
+NO_GPU = {"HT_MODULES": "no-gpu", "BASH_FUNC_module%%": "() { export CUDA_VISIBLE_DEVICES=; }"}
 # Daemons lie here, where PATH does not lead users who are not root.
 SYSTEM_PATH = "/usr/sbin:/sbin"
 NODES = ("n1", "n2")
@@ -164,6 +168,92 @@ class SlurmCluster:
                 timeout=30,
                 check=True,
             )
+
+
+def tiny_run(data: Path, updates: int) -> list[str]:
+    """Overrides that make the default config a run of seconds on a CPU."""
+    values = {
+        "model.vocab_size": 300,
+        "model.d_model": 32,
+        "model.n_layers": 1,
+        "model.n_heads": 2,
+        "model.d_ff": 64,
+        "model.max_seq_len": 32,
+        "training.device": "cpu",
+        "training.max_updates": updates,
+        "training.warmup_updates": 5,
+        "training.epochs": 1000,
+        "training.lr_decay_updates": 1000,
+        "training.global_batch_size": 8,
+        "training.per_gpu_batch_size": 2,
+        "training.log_interval": 1,
+        "training.eval_interval": 1000,
+        "training.eval_blocks": 8,
+        "data.data_dir": data,
+        "data.num_workers": 0,
+    }
+    return [word for key, value in values.items() for word in (f"--{key}", str(value))]
+
+
+class Submitter:
+    """Submits jobs from a checkout and reads what they leave."""
+
+    def __init__(self, slurm: SlurmCluster, checkout: Path) -> None:
+        self.slurm, self.checkout = slurm, checkout
+
+    def submit(self, *command: str, folder: Path | None = None, **variables: str) -> str:
+        """Submit a job, from the checkout if no other folder is named; returns its number."""
+        # Four ranks on two cores: one thread each.
+        environment = {**self.slurm.environment, "OMP_NUM_THREADS": "1", **variables}
+        finished = subprocess.run(
+            ["sbatch", "--parsable", *command],
+            cwd=folder or self.checkout,
+            env=environment,
+            timeout=120,
+            text=True,
+            capture_output=True,
+        )
+        assert finished.stdout, finished.stderr
+        return finished.stdout.split()[0]
+
+    def output(self, job: str, folder: Path | None = None) -> str:
+        path = (folder or self.checkout) / f"slurm-{job}.out"
+        return path.read_text() if path.exists() else ""
+
+    def updates(self, job: str) -> list[int]:
+        """The updates that stand in the job's train.csv, in order."""
+        path = self._table(job)
+        if not path.exists():
+            return []
+        with open(path, newline="") as file:
+            return [int(row["update"]) for row in csv.DictReader(file) if row["update"]]
+
+    def losses(self, job: str) -> list[float]:
+        """Their losses."""
+        return self.read_losses(self._table(job))
+
+    @staticmethod
+    def read_losses(table: Path) -> list[float]:
+        """The losses of a train.csv, in order."""
+        with open(table, newline="") as file:
+            return [float(row["loss"]) for row in csv.DictReader(file)]
+
+    def _table(self, job: str) -> Path:
+        return self.checkout / "runs" / "structured" / f"slurm-{job}" / "train.csv"
+
+    def wait(self, job: str, *states: str, timeout: float = 120) -> dict[str, str]:
+        """Wait until a job is in one of these states; returns all about it."""
+        try:
+            wait_for(f"job {job}", lambda: self.slurm.job(job)["JobState"] in states, timeout)
+        except TimeoutError as error:
+            raise AssertionError(
+                f"{error}: {self.slurm.job(job)['JobState']}; its output:\n{self.output(job)}"
+            ) from None
+        return self.slurm.job(job)
+
+    def warn(self, job: str) -> None:
+        """Send what Slurm sends when the time limit is near."""
+        self.slurm.run("scancel", "--batch", "--signal=USR1", job)
 
 
 def missing_programs() -> list[str]:

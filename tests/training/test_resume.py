@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from horovod_transformer.checkpoint.format import save_checkpoint
+from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.resume import TrainState, find_start
+from horovod_transformer.tokenizer import train_bpe
+from horovod_transformer.training.resume import StartRequest, TrainState, find_start
 from tests.conftest import TINY
 
 IDENTITY = {"seed": 7, "global_batch_size": 8, "data": "abc"}
@@ -21,12 +26,13 @@ IDENTITY = {"seed": 7, "global_batch_size": 8, "data": "abc"}
 def folder(tmp_path):
     """The checkpoints of a run that stopped after update 6."""
     progress = TrainState("first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5)
-    for update, name in ((4, "update_00000004"), (6, "update_00000006"), (6, "last")):
+    names = ((4, "update_00000004"), (6, "update_00000006"), (6, "last"), (5, "best_model"))
+    for update, name in names:
         contents = {
             "model": {"w": torch.full((2,), float(update))},
             "optimizer": {"state": {}},
             "scheduler": {"decay_updates": 20},
-            "progress": {**vars(progress), "update": update},
+            "progress": {**progress.state_dict(), "update": update},
             "config": Config(model=TINY).to_dict(),
             "tokenizer": None,
         }
@@ -34,31 +40,32 @@ def folder(tmp_path):
     return CheckpointManager(tmp_path / "checkpoints")
 
 
-def start(folder, resume=None, init_from=None, name=None, model=TINY, decay=20, **identity):
+def start(folder, resume=None, init_from=None, name=None, model=TINY, decay=20, tokenizer=None, **identity):
     fresh = TrainState(name or "20260101-000000", {**IDENTITY, **identity})
-    return find_start(fresh, folder, model, decay, resume, init_from, name)
+    data = SimpleNamespace(tokenizer=tokenizer, folder="here")
+    return find_start(fresh, folder, model, data, decay, StartRequest(resume, init_from, name))
 
 
-def test_auto_goes_on_with_everything(folder):
+def test_auto_resumes_everything(folder):
     found = start(folder, "auto")
     assert found.model["w"].tolist() == [6, 6]
     assert found.optimizer == {"state": {}}
-    assert found.progress == TrainState(
+    assert found.state == TrainState(
         "first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5
     )
-    assert found.notes == [f"going on after update 6 from {folder.folder / 'update_00000006.pt'}"]
-    assert len(list(folder.folder.glob("*.pt"))) == 3
+    assert found.notes == [f"resuming after update 6 from {folder.folder / 'update_00000006.pt'}"]
+    assert len(list(folder.folder.glob("*.pt"))) == 4
 
 
 def test_a_path_is_taken_at_its_word_and_a_name_wins(folder):
     found = start(folder, str(folder.folder / "update_00000004.pt"), name="second")
-    assert (found.progress.update, found.progress.run_name) == (4, "second")
+    assert (found.state.update, found.state.run_name) == (4, "second")
 
 
 def test_auto_starts_afresh_where_nothing_is(tmp_path):
     found = start(CheckpointManager(tmp_path / "none"), "auto")
-    assert (found.model, found.optimizer, found.progress.update) == (None, None, 0)
-    assert math.isinf(found.progress.best_validation_loss)
+    assert (found.model, found.optimizer, found.state.update) == (None, None, 0)
+    assert math.isinf(found.state.best_validation_loss)
     assert "starting afresh" in found.notes[0]
 
 
@@ -66,26 +73,26 @@ def test_auto_tells_of_what_it_passed_over(folder):
     (folder.folder / "update_00000006.pt").unlink()
     (folder.folder / "update_00000007.pt").write_bytes(b"junk")
     found = start(folder, "auto")
-    assert found.progress.update == 6
+    assert found.state.update == 6
     assert found.notes[0].startswith("passed over a broken checkpoint: ")
 
 
-def test_a_fresh_run_moves_the_earlier_one_aside(folder):
+def test_a_fresh_run_archives_the_earlier_one(folder):
     leftover = folder.folder / ".last.pt.partial-77"
     leftover.write_bytes(b"half")
     found = start(folder)
-    assert (found.model, found.progress.update) == (None, 0)
-    (aside,) = [path for path in folder.folder.iterdir() if path.is_dir()]
-    assert list(folder.folder.iterdir()) == [aside]
-    assert str(aside) in found.notes[0]
-    assert len(list(aside.glob("*.pt"))) == 3
+    assert (found.model, found.state.update) == (None, 0)
+    (archive,) = [path for path in folder.folder.iterdir() if path.is_dir()]
+    assert list(folder.folder.iterdir()) == [archive]
+    assert str(archive) in found.notes[0]
+    assert len(list(archive.glob("*.pt"))) == 4
 
 
 def test_init_from_takes_the_weights_alone(folder):
     found = start(folder, init_from=str(folder.folder / "last.pt"), seed=8, data="other")
     assert found.model["w"].tolist() == [6, 6]
     assert found.optimizer is None
-    assert (found.progress.update, found.progress.identity["seed"]) == (0, 8)
+    assert (found.state.update, found.state.data_fingerprint["seed"]) == (0, 8)
 
 
 def test_another_schedule_is_pointed_out(folder):
@@ -111,7 +118,7 @@ def test_the_weights_must_fit(folder, key, way):
 
 
 def test_a_longer_context_fits_the_same_weights(folder):
-    assert start(folder, "auto", model=TINY.model_copy(update={"max_seq_len": 64})).progress.update == 6
+    assert start(folder, "auto", model=TINY.model_copy(update={"max_seq_len": 64})).state.update == 6
 
 
 def test_a_missing_checkpoint_is_a_mistake(folder):
@@ -125,10 +132,93 @@ def test_strange_progress_is_a_mistake(folder, tmp_path, broken):
         "model": {},
         "optimizer": {},
         "scheduler": {"decay_updates": 1},
-        "progress": vars(TrainState("r", IDENTITY)),
+        "progress": TrainState("r", IDENTITY).state_dict(),
         "config": Config(model=TINY).to_dict(),
         "tokenizer": None,
     }
     save_checkpoint(tmp_path / "strange.pt", {**contents, **broken})
     with pytest.raises(UserError, match="its record of progress is not of this program's making"):
         start(folder, str(tmp_path / "strange.pt"))
+
+
+def test_an_older_checkpoint_stays_resumed_whenever_a_kill_comes(folder, tmp_path, root):
+    # best_model.pt is of update 5, update_00000006.pt and last.pt are the future to be abandoned.
+    folder.folder.rename(tmp_path / "filled")
+    words = [sys.executable, str(root / "tests/training/rewind_program.py"), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=root)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    # The first change writes the intention down; a kill before it leaves everything as it was.
+    for number, killed, update, names in outcomes:
+        before = number == 1 or (killed and names == outcomes[0][3])
+        assert update == (6 if before else 5), (number, killed, names)
+        kept = [name for name in names if "/" not in name]
+        if not before:
+            assert kept == ["best_model.pt", "last.pt", "update_00000004.pt", "update_00000005.pt"]
+            assert any(name.endswith("/update_00000006.pt") for name in names)
+    assert len(outcomes) > 8 and not outcomes[-1][1]
+    assert sum(update == 6 for _, _, update, _ in outcomes) <= 4
+
+
+def test_the_later_start_of_a_launch_means_auto():
+    asked = StartRequest(resume="best_model.pt", run_name="mine")
+    assert asked.on_attempt(again=False) == asked
+    assert asked.on_attempt(again=True) == StartRequest(resume="auto", run_name="mine")
+    assert StartRequest(init_from="x.pt").on_attempt(again=True) == StartRequest(resume="auto")
+
+
+def test_a_launch_is_remembered(folder):
+    assert folder.launch is None
+    folder.record_launch(None)
+    assert folder.launch is None
+    folder.record_launch("slurm-7")
+    assert CheckpointManager(folder.folder).launch == "slurm-7"
+
+
+def test_an_archived_best_is_announced_and_written_anew(folder):
+    found = start(folder, str(folder.folder / "update_00000004.pt"))
+    assert found.state.best_validation_loss == math.inf
+    assert not (folder.folder / "best_model.pt").exists()
+    assert any("the next validation writes one" in note for note in found.notes)
+
+
+def test_a_best_checkpoint_that_a_kill_left_without_its_name_gets_it(folder):
+    # As when the kill came between the writing of update 5 and its second name.
+    path = folder.folder / "update_00000006.pt"
+    contents = load_checkpoint(path)
+    contents["progress"] |= {"validated_at": 6, "best_validation_loss": 1.5}
+    save_checkpoint(path, contents)
+    found = start(folder, "auto")
+    assert found.state.best_validation_loss == 1.5
+    assert (folder.folder / "best_model.pt").samefile(path)
+
+
+def test_a_broken_newer_file_does_not_push_out_a_good_one(folder):
+    (folder.folder / "update_00000009.pt").write_bytes(b"junk")
+    one = CheckpointManager(folder.folder, keep=1)
+    assert start(one, "auto").state.update == 6
+    contents = load_checkpoint(folder.folder / "last.pt")
+    one.save(contents, 7, periodic=True, best=False)
+    one.wait()
+    assert [path.name for path in sorted(folder.folder.glob("update_*.pt"))] == ["update_00000007.pt"]
+
+
+def test_another_runs_checkpoint_takes_the_folder_over(folder, tmp_path):
+    other = tmp_path / "other" / "update_00000006.pt"
+    contents = load_checkpoint(folder.folder / "update_00000006.pt")
+    save_checkpoint(other, {**contents, "model": {"w": torch.zeros(2)}})
+    found = start(folder, str(other))
+    assert found.model["w"].tolist() == [0, 0]
+    assert sorted(path.name for path in folder.folder.glob("*.pt")) == ["last.pt", "update_00000006.pt"]
+    again = start(folder, "auto")
+    assert again.model["w"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("way", ["resume", "init_from"])
+def test_another_tokenizer_is_refused(folder, tmp_path, way, tiny_tokenizer):
+    path = tmp_path / "elsewhere.pt"
+    contents = load_checkpoint(folder.folder / "last.pt")
+    save_checkpoint(path, {**contents, "tokenizer": tiny_tokenizer.to_dict()})
+    assert start(folder, tokenizer=tiny_tokenizer, **{way: str(path)}).model
+    with pytest.raises(UserError, match="was trained with another tokenizer .* --data.tokenizer"):
+        start(folder, tokenizer=train_bpe(["other words " * 50], 262), **{way: str(path)})

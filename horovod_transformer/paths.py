@@ -1,0 +1,43 @@
+"""Paths as users give them: `~` means home everywhere, and what cannot be a path is one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from horovod_transformer.errors import UserError
+
+
+def user_path(text: str | Path, key: str) -> Path:
+    """Return a path that a user gave, with `~` and `~name` expanded; it need not exist.
+
+    Args:
+        text: The path.
+        key: The config key or option it came from, for the message.
+
+    Raises:
+        UserError: No such user's home, a name too long, a character that no path has, or a folder
+            on the way that may not be looked into.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except RuntimeError:
+        raise UserError(f"{readable(text)}: there is no such user, so no such home folder ({key})") from None
+    except ValueError:
+        raise UserError(f"{readable(text)}: is no path: it has a NUL character ({key})") from None
+    except OSError as error:
+        raise UserError(f"{readable(text)}: cannot be looked at: {error.strerror} ({key})") from None
+    return path
+
+
+def readable(path: str | Path) -> str:
+    """Return a path for people and JSON: on one line, and in UTF-8 whatever its bytes are."""
+    try:
+        text = os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        text = str(path).encode("utf-8", "backslashreplace").decode()
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= 200 else f"{text[:120]}…{text[-60:]}"

@@ -1,0 +1,53 @@
+# shellcheck shell=bash
+# What the Slurm scripts of this folder share; they source it in the root of the repository, with their name in $script.
+# It loads the modules, finds the virtual environment, and knows how to start ranks.
+#
+# Environment variables:
+#     HT_MODULES    modules to load, after `module purge`; name those that were loaded for `make install`.
+#                   Not set: the modules of the shell that called sbatch stay as they are.
+#     HT_VENV       the virtual environment; .venv if not set
+#     HT_PROCESSES  processes on each node; as many as the job has GPUs there (without any: tasks) if not set
+
+fail() {
+  echo "${script:?}: $*" >&2
+  exit 2
+}
+
+if [[ -n ${HT_MODULES:-} ]]; then
+  set +eu # `module` and the files of /etc are not made for these
+  # shellcheck disable=SC1091
+  type module >/dev/null 2>&1 || source /etc/profile
+  type module >/dev/null 2>&1 || fail "HT_MODULES is set, but there is no command \`module\` here"
+  module purge
+  # shellcheck disable=SC2086 # a list of names
+  module load $HT_MODULES || fail "could not load the modules $HT_MODULES (HT_MODULES)"
+  set -eu
+fi
+
+venv=${HT_VENV:-$PWD/.venv}
+[[ -x $venv/bin/python ]] || fail "$venv: no virtual environment here; run make install, or set HT_VENV"
+"$venv/bin/python" -c "" 2>/dev/null ||
+  fail "$venv: its Python does not start on $(hostname); set HT_MODULES to the modules it was made with"
+export PATH="$venv/bin:$PATH"
+# Compute nodes have no internet: without these a library might wait for an answer.
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+export PYTHONUNBUFFERED=1
+# What `pip install --user` put into the home folder is no part of the environment.
+export PYTHONNOUSERSITE=1
+
+# shellcheck disable=SC2034 # these are for the scripts that source this one
+nodes=${SLURM_JOB_NUM_NODES:-1}
+ranks_per_node=${HT_PROCESSES:-${SLURM_GPUS_ON_NODE:-${SLURM_NTASKS_PER_NODE:-1}}}
+[[ $ranks_per_node =~ ^[1-9][0-9]*$ ]] || fail "$ranks_per_node is no number of processes (HT_PROCESSES)"
+# shellcheck disable=SC2034
+cores=$((SLURM_CPUS_ON_NODE / ranks_per_node))
+
+# Starts ranks: start_ranks NODES RANKS-PER-NODE CORES PYTHON-ARGUMENTS. One that fails takes the others with it.
+# srun takes the place of the shell, so call this with & or in parentheses. A rank that is still starting up
+# ignores USR1; training catches it. (srun of Slurm 22.05 and newer no longer reads the job's --cpus-per-task.)
+start_ranks() {
+  trap "" USR1
+  exec srun --nodes="$1" --ntasks-per-node="$2" --ntasks=$(($1 * $2)) --cpus-per-task="$(($3 > 0 ? $3 : 1))" \
+    --distribution=block --kill-on-bad-exit=1 --mpi=none --input=none \
+    bash -c 'trap "" USR1; exec "$@"' rank python "${@:4}"
+}

@@ -1,0 +1,31 @@
+"""CONTRIBUTING.md and the documents in docs/: the files, targets, keys and tests that they name are there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+DOCUMENTS = ["CONTRIBUTING.md", "docs/reliability.md", "docs/zaratan.md", "benchmarks/README.md"]
+
+
+def test_names_in_contributing(read_document, check_names, check_commands):
+    document = read_document("CONTRIBUTING.md")
+    check_commands(document)
+    check_names(document, {".venv/", "../old"})
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_tests_named_are_there(root, name):
+    text = (root / name).read_text(encoding="utf-8")
+    file = ""
+    for path, test in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", text):
+        file = path or file  # `::test_name` alone is in the file named last
+        if path:
+            assert (root / path).is_file(), path
+        if test:
+            assert f"def {test}(" in (root / file).read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def test_reliability_names_tests(root):
+    assert (root / "docs/reliability.md").read_text(encoding="utf-8").count("::test_") > 15

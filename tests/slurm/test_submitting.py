@@ -1,0 +1,132 @@
+"""Submitting: what sbatch may change, what the scripts load, and what a mistake looks like."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Submitter
+
+from horovod_transformer.config import load_config
+from horovod_transformer.data.dataset import open_prepared_data
+
+pytestmark = pytest.mark.slurm
+
+TRAIN = ("scripts/train_zaratan.sh", "configs/config.yaml")
+SCRIPTS = ("train_zaratan.sh", "prepare_zaratan.sh", "check_zaratan.sh")
+
+
+def test_sbatch_options_and_variables_override_the_defaults(submitter: Submitter) -> None:
+    default = submitter.slurm.job(submitter.submit("--hold", *TRAIN))
+    other = submitter.slurm.job(
+        submitter.submit(
+            "--hold",
+            "--account=physics",
+            "--partition=gpu",
+            "--gres=gpu:h100:2",
+            *TRAIN,
+            SBATCH_TIMELIMIT="2:00:00",
+        )
+    )
+    for job in (default, other):
+        submitter.slurm.run("scancel", job["JobId"])
+
+    assert default["Partition"] == "gpu-h100"
+    assert default["TresPerNode"].endswith("gpu:h100:4")
+    assert (default["NumNodes"].split("-")[0], default["NumTasks"], default["Requeue"]) == ("1", "4", "1")
+    assert other["Account"] == "physics"
+    assert other["Partition"] == "gpu"
+    assert other["TresPerNode"].endswith("gpu:h100:2")
+    assert other["TimeLimit"] == "02:00:00"
+
+
+def test_modules_are_loaded_before_the_environment_is_looked_at(submitter: Submitter) -> None:
+    module = {"BASH_FUNC_module%%": '() { echo "module $*"; [ "$2" != nonsense ]; }', "HT_VENV": "/no/venv"}
+    job = submitter.submit(*TRAIN, HT_MODULES="gcc/12 cuda/13", **module)
+    submitter.wait(job, "FAILED")
+    assert submitter.output(job).splitlines()[:2] == ["module purge", "module load gcc/12 cuda/13"]
+    assert "/no/venv: no virtual environment here" in submitter.output(job)
+
+    job = submitter.submit(*TRAIN, HT_MODULES="nonsense", **module)
+    submitter.wait(job, "FAILED")
+    assert "train_zaratan.sh: could not load the modules nonsense (HT_MODULES)" in submitter.output(job)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "complaint"),
+    [
+        pytest.param(["configs/absent.yaml"], {}, "configs/absent.yaml", id="config"),
+        pytest.param(["--training.epochs", "none"], {}, "training.epochs", id="value"),
+        pytest.param(["--nonsense"], {}, "unknown argument --nonsense", id="argument"),
+        pytest.param([], {"HT_VENV": "/no/venv"}, "/no/venv: no virtual environment here", id="venv"),
+        pytest.param([], {"HT_PROCESSES": "many"}, "many is no number of processes", id="processes"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    submitter: Submitter, arguments: list[str], variables: dict[str, str], complaint: str
+) -> None:
+    job = submitter.submit(TRAIN[0], *arguments, **variables)
+
+    assert submitter.wait(job, "FAILED")["ExitCode"] == "2:0"
+    assert complaint in submitter.output(job)
+    assert submitter.output(job).count("\n") == 1
+    assert submitter.slurm.job(job)["Restarts"] == "0"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_another_submit_folder_is_refused(submitter: Submitter, tmp_path: Path, script: str) -> None:
+    job = submitter.submit(str(submitter.checkout / "scripts" / script), folder=tmp_path)
+
+    assert submitter.wait(job, "FAILED")["ExitCode"] == "2:0"
+    output = submitter.output(job, folder=tmp_path)
+    assert output.startswith(f"{script}: submit it from the root of the repository: sbatch scripts/{script}")
+    assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_outside_of_slurm_it_says_how_to_submit(submitter: Submitter, script: str) -> None:
+    finished = subprocess.run(
+        [f"scripts/{script}"],
+        cwd=submitter.checkout,
+        env=submitter.slurm.environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert finished.returncode == 2
+    assert f"sbatch scripts/{script}" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
+def test_data_is_prepared_as_a_job(submitter: Submitter, tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "books" / f"{name}.txt").write_text(f"The sea of book {name} was calm. " * 40)
+    job = submitter.submit(
+        "scripts/prepare_zaratan.sh",
+        "configs/config.yaml",
+        "--data.source",
+        f"{tmp_path}/books/*.txt",
+        "--data.data_dir",
+        "data/mine",
+    )
+
+    ended = submitter.wait(job, "COMPLETED", "FAILED")
+    assert ended["JobState"] == "COMPLETED", submitter.output(job)
+    assert ended["Partition"] == "standard"
+    folder = str(submitter.checkout / "data" / "mine")
+    config = load_config(submitter.checkout / "configs" / "config.yaml", {"data.data_dir": folder})
+    assert len(open_prepared_data(config).train) == 1
+
+
+def test_the_scripts_pass_shellcheck(root: Path) -> None:
+    if shutil.which("shellcheck") is None:
+        subprocess.run([root / "scripts" / "install_system_packages.sh", "shellcheck"], timeout=300)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("there is no shellcheck here")
+    scripts = sorted(str(path) for path in (root / "scripts").glob("*.sh"))
+    finished = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout
