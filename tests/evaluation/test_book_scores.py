@@ -21,10 +21,12 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.book_scores import (
     BookScore,
     books_of,
+    interval,
     log_likelihood,
     newest_text,
     relevance,
     score_books,
+    score_each,
     xz_bits_per_byte,
 )
 from horovod_transformer.evaluation.text_quality import MEASURES
@@ -33,6 +35,12 @@ from horovod_transformer.tokenizer import Tokenizer, train_bpe
 from tests.conftest import LINE, TINY, tiny_checkpoint_contents
 
 CONTEXT = TINY.max_seq_len
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """The command sets the number of threads; here it stays as it is."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
@@ -88,6 +96,24 @@ def test_many_books_add_up(model, tiny_tokenizer):
     assert together.nats == pytest.approx(sum(score.nats for score in alone), rel=1e-5)
     assert together.correct == sum(score.correct for score in alone)
     assert together.bytes == sum(score.bytes for score in alone)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_shares_of_many_processes_are_the_same_numbers(model, tiny_tokenizer, world_size):
+    books = [random_book(tiny_tokenizer, length, length) for length in (3, 100, 700, 31, 64)]
+    alone = score_each(model, books, tiny_tokenizer)
+    for rank in range(world_size):
+        assert score_each(model, books[rank::world_size], tiny_tokenizer) == alone[rank::world_size]
+
+
+def test_the_interval_is_over_books():
+    assert interval([BookScore(1, 1, 1)]) is None
+    same = [BookScore(10 * math.log(2), 5, 20) for _ in range(8)]
+    assert interval(same) == pytest.approx((0.5, 0.5))
+    # Books of 1 and of 3 bits per byte: the mean of 100 draws has a standard error of 0.1.
+    mixed = [BookScore(bits * 8 * math.log(2), 5, 8) for bits in [1, 3] * 50]
+    low, high = interval(mixed)
+    assert low == pytest.approx(2 - 1.96 * 0.1, abs=0.02) and high == pytest.approx(2 + 1.96 * 0.1, abs=0.02)
 
 
 def test_an_odd_context_counts_each_token_once_too(tiny_tokenizer):
@@ -269,6 +295,42 @@ def test_the_seed_decides(run_folder, tmp_path, capsys):
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"evaluation.json", "evaluation.html"}
+
+
+def test_text_files_instead_of_books(run_folder, tmp_path, capsys):
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text(LINE, encoding="utf-8-sig")
+    second.write_text(LINE * 3, encoding="utf-8")
+    more = ["--text", str(first), "--text", str(second), "--samples", "3", "--output", str(tmp_path / "out")]
+    assert evaluate.main(command(run_folder, *more)) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    prediction = result["prediction"]
+    assert (prediction["books"], prediction["bytes"]) == (2, 4 * len(LINE.encode()))
+    low, high = prediction["bits_per_byte_interval"]
+    assert low <= prediction["bits_per_byte"] <= high
+    # The model recites its only book, which the training data has, too.
+    for sample in result["samples"]:
+        assert (
+            sample["longest_copy"] == sample["model_tokens"] or sample["longest_copy_text"] in sample["model"]
+        )
+    assert max(sample["longest_copy"] for sample in result["samples"]) > 3
+    assert "longest exact copy from the training text: median" in capsys.readouterr().out
+    # Without any prepared data it goes as well, but for the copies.
+    more += ["--data.data_dir", str(tmp_path / "nowhere")]
+    assert evaluate.main(command(run_folder, *more)) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert result["samples"][0]["longest_copy"] is None and result["prediction"] == prediction
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot be read"), (b"\xff\xfe", "is not text in UTF-8"), (b" \n", "is empty")],
+)
+def test_texts_that_are_none(run_folder, tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"text.txt: {words}"):
+        evaluate.main(command(run_folder, "--text", str(tmp_path / "text.txt")))
 
 
 def test_overrides_and_fewer_books(run_folder, tmp_path, capsys):
