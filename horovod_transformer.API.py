@@ -105,7 +105,7 @@ def show_distributed() -> None:
 
 
 def show_training(config: Config) -> Path:
-    """Train in this process, then go on for a few updates; return the best checkpoint."""
+    """Train in this process, then resume for a few updates; return the best checkpoint."""
     heading("Training")
     world_size, rank, local_rank, _ = setup_horovod()
     run_distributed_training(config, rank, world_size, local_rank, run_name="tour", output_dir="alone")
@@ -125,7 +125,7 @@ def show_training(config: Config) -> Path:
         longer, rank, world_size, local_rank, resume_checkpoint="auto", output_dir="alone"
     )
     best = Path(result["checkpoint_dir"]) / "best_model.pt"
-    print(f"went on to update {result['update']}; {best} holds {', '.join(load_checkpoint(best))}")
+    print(f"resumed, to update {result['update']}; {best} holds {', '.join(load_checkpoint(best))}")
     return best
 
 

@@ -73,8 +73,8 @@ def outcome(
             tree, processes, "src.train", "--config", "configs/quickstart.yaml", "--data.data_dir", data,
             "--output_dir", folder, "--run_name", "same", "--resume", "auto",
             "--model.dropout", 0.1, "--training.optimizer", optimizer, "--training.max_updates", end,
-            "--training.lr_decay_updates", UPDATES, "--training.eval_interval", 4, "--training.eval_blocks", 16,
-            "--training.save_interval", 4, "--training.global_batch_size", 6,
+            "--training.lr_decay_updates", UPDATES, "--training.eval_blocks", 16,
+            "--training.eval_interval", 4, "--training.save_interval", 4, "--training.global_batch_size", 6,
             "--training.per_gpu_batch_size", 2,
         )  # fmt: skip
     contents = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)

@@ -11,7 +11,7 @@ from horovod_transformer.errors import UserError
 
 # Verb -> what it does; its code is the module of that name in horovod_transformer.commands.
 VERBS = {
-    "doctor": "what this machine has and lacks, and the command that mends it",
+    "doctor": "what this machine has and lacks, and the command that fixes it",
     "prepare": "turn books into fixed blocks of tokens on disk",
     "train": "train a model on prepared blocks, alone or under horovodrun",
     "generate": "write text from a checkpoint",

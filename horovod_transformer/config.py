@@ -93,7 +93,7 @@ class TrainingConfig(_Section):
     learning_rate: PositiveFloat = 6e-4
     min_learning_rate_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = 0.1
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_updates: Count = 700
+    warmup_updates: Count | None = None
     lr_decay_updates: Positive | None = None
     weight_decay: NonNegativeFloat = 0.1
     adam_beta1: BelowOne = 0.9
@@ -104,6 +104,7 @@ class TrainingConfig(_Section):
     per_gpu_batch_size: Positive = 32
     gradient_accumulation_steps: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)] = 1337
     log_interval: Positive = 10
     eval_interval: Positive = 500
@@ -310,7 +311,7 @@ def _one_line(error: ValidationError, where: str) -> str:
         else:
             section_type = fields[location[0]].annotation
             assert isinstance(section_type, type) and issubclass(section_type, BaseModel)
-            text = f"{key}: {_unknown(location[1], list(section_type.model_fields), 'key')}"
+            text = f"{key}: {_unknown_key(location[1], section_type)}"
     else:
         message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
         value = "" if len(location) < 2 else f" = {_shorten(problem['input'])}"
@@ -326,6 +327,18 @@ def _unknown(name: str, known: list[str], what: str) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
     return f"no such {what}; {hint}"
+
+
+def _unknown_key(name: str, section: type[BaseModel]) -> str:
+    """Say what may have been meant; a key of another section was put into the wrong one."""
+    elsewhere = [
+        f"{place}.{name}"
+        for place, field in Config.model_fields.items()
+        if name in getattr(field.annotation, "model_fields", {})
+    ]
+    if elsewhere:
+        return f"no such key; did you mean {' or '.join(elsewhere)}?"
+    return _unknown(name, list(section.model_fields), "key")
 
 
 def _shorten(value: Any, limit: int = 60) -> str:

@@ -1,4 +1,4 @@
-"""What this machine has and lacks for training: one small check per row, and what mends it.
+"""What this machine has and lacks for training: one small check per row, and what fixes it.
 
 A check fails only where training could not run, even as a single process; what costs speed, several
 processes or a later surprise is a warning. Everything heavy is imported inside the check that needs
@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from horovod_transformer.config import Config, ModelConfig
+from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 
 State = Literal["ok", "warn", "fail"]
@@ -44,13 +44,13 @@ class Row:
         name: What was looked at.
         state: `ok`; `warn`, training runs but; `fail`, training cannot run.
         found: What is there.
-        mend: What to do about it; empty if nothing.
+        fix: What to do about it; empty if nothing.
     """
 
     name: str
     state: State
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,16 @@ def check_packages(plan: Plan) -> Row:
 
 def check_compiler(plan: Plan) -> Row:
     """A C++ compiler that can build Horovod; training itself needs none."""
-    mend = "apt install g++, dnf install gcc-toolset-12 or module load gcc/11; then make install"
+    fix = "apt install g++, dnf install gcc-toolset-12 or module load gcc/11; then make install"
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
     compiler = next((path for path in map(shutil.which, names) if path), None)
     if compiler is None:
-        return Row("compiler", "warn", f"no {' or '.join(names)} on PATH; Horovod cannot be built", mend)
+        return Row("compiler", "warn", f"no {' or '.join(names)} on PATH; Horovod cannot be built", fix)
     text = _ask(compiler, "-dumpversion")
     version = re.match(r"\d+", text)
     if version is None or int(version[0]) < OLDEST_GCC:
         found = f"{compiler} is version {text or 'unknown'}; C++20 needs {OLDEST_GCC} or newer"
-        return Row("compiler", "warn", found, mend)
+        return Row("compiler", "warn", found, fix)
     return Row("compiler", "ok", f"{compiler} {text}")
 
 
@@ -160,8 +160,8 @@ def check_torch(plan: Plan) -> Row:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = f"CUDA_VISIBLE_DEVICES={hidden}" if hidden is not None else f"for CUDA {torch.version.cuda}"
         found += f" sees no GPU though there is an NVIDIA driver ({why})"
-        mend = "nvidia-smi shows GPUs and driver; a driver older than this CUDA must be updated"
-        return Row("PyTorch", "warn", found, mend)
+        fix = "nvidia-smi shows GPUs and driver; a driver older than this CUDA must be updated"
+        return Row("PyTorch", "warn", found, fix)
     return Row("PyTorch", "ok", f"{found}; no GPU, trains on the CPU")
 
 
@@ -210,12 +210,12 @@ def check_dataset(plan: Plan) -> Row:
     from horovod_transformer.data.dataset import open_prepared_data
     from horovod_transformer.data.loader import plan_updates
 
-    mend = f"horovod-transformer prepare --config {plan.config_path}"
+    fix = f"horovod-transformer prepare --config {plan.config_path}"
     try:
         data = open_prepared_data(plan.config)
         updates = plan_updates(plan.config, data.train, 1).total_updates
     except UserError as error:
-        return Row("dataset", "fail", str(error), mend)
+        return Row("dataset", "fail", str(error), fix)
     found = (
         f"{plan.config.data.data_dir}: {len(data.train):,} training and {len(data.validation):,} validation "
         f"blocks of {data.train.block_size} tokens, {updates:,} updates"
@@ -223,25 +223,10 @@ def check_dataset(plan: Plan) -> Row:
     return Row("dataset", "ok", found)
 
 
-def parameters_of(model: ModelConfig) -> int:
-    """Number of parameters of the model, by arithmetic: even a model too large to build has one."""
-    width = model.d_model
-    attention = 4 * width * width + 4 * width
-    feed_forward = 2 * width * model.d_ff + model.d_ff + width
-    return model.vocab_size * width + model.n_layers * (attention + feed_forward + 4 * width) + 2 * width
-
-
-def checkpoint_bytes(config: Config) -> int:
-    """Size of one checkpoint: weights and the optimizer's moments, all float32.
-
-    AdamW keeps two moments of every parameter (Loshchilov & Hutter 2019, arXiv:1711.05101). Muon
-    keeps one of the blocks' matrices; it is counted like AdamW, as the most it can be.
-    """
-    return 3 * 4 * parameters_of(config.model)
-
-
 def check_disk(plan: Plan) -> Row:
     """Room for checkpoints, and the right to write them."""
+    from horovod_transformer.training.run_plan import checkpoint_bytes
+
     folder = existing_parent(plan.checkpoint_dir)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return Row("disk", "fail", f"{folder} cannot be written to", "another folder with --output_dir")
@@ -254,8 +239,8 @@ def check_disk(plan: Plan) -> Row:
         f"{_size(one)} each), {_size(room)} {kind}"
     )
     if room < need:
-        mend = "make room, --output_dir on a larger disk, or a lower training.keep_checkpoints"
-        return Row("disk", "fail", found, mend)
+        fix = "make room, --output_dir on a larger disk, or a lower training.keep_checkpoints"
+        return Row("disk", "fail", found, fix)
     more = "; training.keep_every adds more with time" if plan.config.training.keep_every else ""
     return Row("disk", "ok", found + more)
 
@@ -280,8 +265,8 @@ def check_shared_memory(plan: Plan) -> Row:
     free = shutil.disk_usage(plan.shared_memory).free
     found = f"{_size(free)} free in {plan.shared_memory}; a rank's loaders take up to {_size(need)}"
     if free < need:
-        mend = "--data.num_workers 0, a smaller training.per_gpu_batch_size, or docker run --shm-size=8g"
-        return Row("shared memory", "fail", found, mend)
+        fix = "--data.num_workers 0, a smaller training.per_gpu_batch_size, or docker run --shm-size=8g"
+        return Row("shared memory", "fail", found, fix)
     return Row("shared memory", "ok", found)
 
 
@@ -298,8 +283,8 @@ def check_host_name(plan: Plan) -> Row:
         return Row("host name", "warn", found, f"add a line `ADDRESS {name}` to {plan.hosts}")
     if address.startswith("127."):
         found = f"{name} is {address} for itself: fine on one machine, on several the ranks cannot connect"
-        mend = f"in {plan.hosts}, give {name} this machine's address on the network instead of {address}"
-        return Row("host name", "warn", found, mend)
+        fix = f"in {plan.hosts}, give {name} this machine's address on the network instead of {address}"
+        return Row("host name", "warn", found, fix)
     return Row("host name", "ok", f"{name} is {address}")
 
 

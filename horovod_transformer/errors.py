@@ -1,4 +1,9 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can fix this", and the exit codes."""
+
+# A user's mistake: starting again changes nothing.
+EXIT_MISTAKE = 2
+# Stopped by a signal with a checkpoint written: start me again (sysexits.h: EX_TEMPFAIL).
+EXIT_START_AGAIN = 75
 
 
 class UserError(Exception):
@@ -8,7 +13,7 @@ class UserError(Exception):
     and leave with exit code 2; anything else that is raised is a bug and keeps its traceback.
 
     Attributes:
-        only_here: Set when a single rank met the mistake while others went on: then that rank
+        only_here: Set when a single rank met the mistake while others carried on: then that rank
             tells it, and not rank 0 for all.
     """
 

@@ -92,22 +92,13 @@ class TransformerTrainingExample:
 
 def write_passages(checkpoint_path: str | Path, config: Config, prompts: Sequence[str]) -> list[str]:
     """Continue each prompt as `config.generation` says; print and return the passages."""
-    from horovod_transformer.generation import generate_text, load_model_for_generation
+    from horovod_transformer.generation import continue_prompt, load_model_for_generation
 
     model, tokenizer, _ = load_model_for_generation(checkpoint_path)
-    wanted = config.generation
+    settings = config.generation.model_copy(update={"num_samples": 1})
     passages = []
     for seed, prompt in enumerate(prompts):
-        text = generate_text(
-            model,
-            tokenizer,
-            prompt,
-            max_new_tokens=wanted.max_new_tokens,
-            temperature=wanted.temperature,
-            top_k=wanted.top_k,
-            top_p=wanted.top_p,
-            seed=seed,
-        )
+        (text,) = continue_prompt(model, tokenizer, prompt, settings, seed)
         print(f"\n--- {prompt or '(no prompt)'} ---\n{text.strip()}")
         passages.append(text)
     return passages

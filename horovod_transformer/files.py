@@ -1,10 +1,71 @@
-"""Names for what an earlier run left, so that a fresh one overwrites nothing."""
+"""Files that are whole or absent, and names for what an earlier run left: the one copy of each."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import IO
+
+PARTIAL = ".partial"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that takes the place of `path` only when it is complete.
+
+    It is written aside, forced to the disk, and renamed; then the folder is forced, so that the
+    rename itself survives a power failure. After an exception `path` is what it was before.
+
+    Args:
+        path: The file; its folder must be there.
+
+    Yields:
+        A binary file to write to.
+
+    Raises:
+        OSError: It could not be written; nothing of it is left behind.
+    """
+    partial = partial_of(path)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all; see `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process writes `path` until it is complete."""
+    return path.with_name(f".{path.name}{PARTIAL}-{os.getpid()}")
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed processes were still writing into a folder."""
+    for path in folder.glob(f".*{PARTIAL}-*"):
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's names to the disk, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def archive_path(stem: Path, files: list[Path]) -> Path:

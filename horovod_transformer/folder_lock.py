@@ -1,158 +1,183 @@
-"""One writer at a time for a folder, also across the machines of a shared file system.
-
-    with FolderLock(Path("data/.v1.lock"), "data/v1") as lock:
-        ...
-        lock.require_held()      # right before what must not happen twice
-        ...
-
-The lock is one small file that names host, process and Slurm job of its owner and is touched while
-the owner runs. A dead process of this host, and an earlier start of the same (requeued) Slurm job,
-lose it at once; another host's owner after SILENCE_S without a touch.
-"""
+"""One writer per folder: a small file that says who writes here, touched as long as it does."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 import socket
 import threading
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.files import write_text
 
-SILENCE_S = 300.0
-_TOUCH_EVERY_S = 20.0
+LOCK = ".lock"
+# The owner touches its lock this often. One on another machine that has not for SILENCE_S is dead.
+TOUCH_EVERY_S = 5.0
+SILENCE_S = 30.0
+
+
+class LockLostError(UserError):
+    """Another process has taken the folder over; nothing more must be written into it."""
 
 
 class FolderLock:
-    """Holds a lock file from `with` to its end.
+    """The right to write into a folder, held from `acquire` to `release`.
+
+    The lock file names job, machine and process. It is taken over at once from an earlier start of
+    the same job and from a dead process of this machine; from another machine's after SILENCE_S
+    seconds without a touch, since nobody here can see whether that process lives.
 
     Args:
-        path: The lock file; its folder exists.
-        what: What is locked, for messages.
-        silence_s: How long an owner on another host may be silent before it counts as dead.
-        say: Told in a line when a lock was taken over.
-
-    Raises:
-        UserError: On entering: another process holds it. From `require_held`: it was lost.
+        folder: It must be there.
+        job: Names the job that this process is part of, the same when the job is started again;
+            None if there is none.
+        silence: Seconds without a touch after which a lock of another machine is taken over.
     """
 
-    def __init__(
-        self, path: Path, what: str, silence_s: float = SILENCE_S, say: Callable[[str], None] = print
-    ) -> None:
-        self.path = path
-        self.what = what
-        self.silence_s = silence_s
-        self.say = say
+    def __init__(self, folder: Path, job: str | None = None, silence: float = SILENCE_S) -> None:
+        self.path = folder / LOCK
+        self._job, self._silence = job, silence
         self._mine = {
+            "job": job,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
-            "job": os.environ.get("SLURM_JOB_ID", ""),
-            "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
-            "token": secrets.token_hex(8),
+            "token": uuid.uuid4().hex,
         }
-        self._ended = threading.Event()
+        self._released = threading.Event()
 
-    def __enter__(self) -> FolderLock:
-        draft = self.path.with_name(f"{self.path.name}.{self._mine['token']}")
-        draft.write_text(json.dumps(self._mine), encoding="utf-8")
-        try:
-            while not self._link(draft):
-                self._take_over_or_refuse(draft)
-        finally:
-            draft.unlink(missing_ok=True)
-        self._toucher = threading.Thread(target=self._touch, daemon=True)
-        self._toucher.start()
-        return self
+    def acquire(self, say: Callable[[str], None] = lambda text: None) -> None:
+        """Take the lock, or find out who has it.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._toucher.join()
-        if self._owner() == self._mine:
-            self.path.unlink(missing_ok=True)
-
-    def require_held(self) -> None:
-        """Check that nobody has taken the lock over.
+        Args:
+            say: Told in a line if a silent owner is waited for.
 
         Raises:
-            UserError: Somebody has; this process must not write.
+            UserError: Somebody else is writing here, or nothing can be written here.
         """
-        owner = self._owner()
-        if owner != self._mine:
-            raise UserError(f"{self.what}: was taken over by {_name(owner)}; this process stops, unwritten")
-
-    def _link(self, draft: Path) -> bool:
         try:
-            os.link(draft, self.path)  # whole or not at all, and only if there is none: on NFS, too
+            self._acquire(say)
+        except OSError as error:
+            raise UserError(f"{self.path.parent}: cannot be written to: {error.strerror or error}") from None
+        threading.Thread(target=self._keep_touching, daemon=True, name="folder lock").start()
+
+    def require(self) -> None:
+        """Make sure that the lock is still ours.
+
+        Raises:
+            LockLostError: It is another's, or gone.
+        """
+        owner = self._read()
+        if owner is None or owner.get("token") != self._mine["token"]:
+            by = f"by {_described(owner)}" if owner else "and its lock file is gone"
+            raise LockLostError(
+                f"{self.path.parent}: was taken over {by}; this process stops before it writes there"
+            )
+
+    def release(self) -> None:
+        """Give the folder up; harmless if it is not ours."""
+        self._released.set()
+        owner = self._read()
+        if owner is not None and owner.get("token") == self._mine["token"]:
+            self.path.unlink(missing_ok=True)
+
+    def _acquire(self, say: Callable[[str], None]) -> None:
+        waited_for = None
+        while not self._create():
+            owner = self._read()
+            if owner is None:
+                continue  # released, or being written: look again
+            if self._may_be_taken(owner):
+                break
+            if owner["host"] == self._mine["host"]:
+                raise UserError(self._refusal(owner))
+            if waited_for != owner["token"]:
+                waited_for, touched, began = owner["token"], self._touched(), time.monotonic()
+                say(
+                    f"{self.path.parent}: {_described(owner)} wrote here; waiting {self._silence:g} s for a "
+                    "sign of life"
+                )
+            if self._touched() != touched:
+                raise UserError(self._refusal(owner))
+            if time.monotonic() - began >= self._silence:
+                break
+            time.sleep(min(1.0, self._silence / 10))
+        else:
+            return
+        write_text(self.path, json.dumps(self._mine))
+        # Two that took over at once: the later rename won.
+        time.sleep(0.1)
+        self.require()
+
+    def _create(self) -> bool:
+        """Write the lock file if there is none."""
+        # Linked into place, so that nobody reads a lock file that is half written.
+        own = self.path.with_name(f"{self.path.name}-{self._mine['token']}")
+        try:
+            own.write_text(json.dumps(self._mine))
+            os.link(own, self.path)
         except FileExistsError:
             return False
+        finally:
+            own.unlink(missing_ok=True)
         return True
 
-    def _take_over_or_refuse(self, draft: Path) -> None:
-        owner = self._owner()
-        try:
-            os.utime(draft)  # both times come from the file server's clock
-            silent = draft.stat().st_mtime - self.path.stat().st_mtime
-        except FileNotFoundError:
-            return  # just given back
-        if not self._is_dead(owner, silent):
-            raise UserError(
-                f"{self.what}: {_name(owner)} is at work on it, last sign of life {max(0, silent):.0f} s "
-                f"ago; wait for it, or end it (one on another host counts as dead after "
-                f"{self.silence_s:.0f} s of silence)"
-            )
-        stale = self.path.with_name(f"{self.path.name}.stale-{self._mine['token']}")
-        try:
-            self.path.rename(stale)
-        except FileNotFoundError:
-            return
-        if self._owner(stale) == owner:
-            self.say(f"{self.what}: taken over from {_name(owner)}, which has ended")
-        else:  # somebody else was quicker, and this is theirs
-            os.link(stale, self.path)
-        stale.unlink()
-
-    def _is_dead(self, owner: dict[str, Any], silent: float) -> bool:
-        if silent > self.silence_s:
+    def _may_be_taken(self, owner: dict[str, Any]) -> bool:
+        if self._job is not None and owner["job"] == self._job:
             return True
-        if owner.get("host") == self._mine["host"]:
-            try:
-                return psutil.Process(owner["pid"]).create_time() != owner["started"]
-            except psutil.NoSuchProcess:
-                return True
-            except (psutil.Error, TypeError, ValueError, KeyError):
-                return False
-        requeued = owner.get("job") and owner.get("job") == self._mine["job"]
-        return bool(requeued) and owner.get("restart") != self._mine["restart"]
+        return owner["host"] == self._mine["host"] and not _lives(owner)
 
-    def _owner(self, path: Path | None = None) -> dict[str, Any]:
+    def _refusal(self, owner: dict[str, Any]) -> str:
+        return (
+            f"{self.path.parent}: {_described(owner)} is writing here; wait for it, end it, or choose "
+            "another folder"
+        )
+
+    def _touched(self) -> float:
         try:
-            owner = json.loads((path or self.path).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return owner if isinstance(owner, dict) else {}
+            return self.path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
-    def _touch(self) -> None:
-        while not self._ended.wait(_TOUCH_EVERY_S):
+    def _read(self) -> dict[str, Any] | None:
+        """What the lock file says; None if there is none. One that is not ours at all counts as dead."""
+        try:
+            owner = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            owner = None
+        nobody = {"job": None, "host": self._mine["host"], "pid": -1, "started": 0.0, "token": None}
+        return {**nobody, **owner} if isinstance(owner, dict) else nobody
+
+    def _keep_touching(self) -> None:
+        while not self._released.wait(TOUCH_EVERY_S):
+            owner = self._read()
+            if owner is None or owner.get("token") != self._mine["token"]:
+                return  # lost: `require` tells
             try:
-                if self._owner() != self._mine:
-                    return
                 os.utime(self.path)
             except OSError:
-                pass  # a file server that is away for a while; `require_held` is what decides
+                continue  # a file system that is away for a moment
 
 
-def _name(owner: dict[str, Any]) -> str:
-    if not owner:
-        return "another process"
-    job = f", Slurm job {owner['job']}" if owner.get("job") else ""
-    return f"process {owner.get('pid')} on {owner.get('host')}{job}"
+def _described(owner: dict[str, Any]) -> str:
+    job = f"job {owner['job']}, " if owner["job"] else ""
+    return f"{job}process {owner['pid']} on {owner['host']}"
+
+
+def _lives(owner: dict[str, Any]) -> bool:
+    """Whether the process of this machine that wrote the lock is still there."""
+    try:
+        return abs(psutil.Process(int(owner["pid"])).create_time() - float(owner["started"])) < 1.0
+    except (psutil.NoSuchProcess, ValueError, TypeError):
+        return False
+    except psutil.Error:
+        return True

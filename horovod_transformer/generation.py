@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -54,7 +54,7 @@ def load_model_for_generation(
         UserError: A file is missing or damaged, the device does not exist, or the given config
             describes another model than the checkpoint's.
     """
-    target = _choose_device(device)
+    target = choose_device(device)
     given = None if config_path is None else load_config(config_path)
     contents = load_checkpoint(checkpoint_path, map_location="cpu")
     config = config_from_dict(contents["config"], f"{checkpoint_path}: config")
@@ -77,6 +77,7 @@ def load_model_for_generation(
     return model.to(target).eval(), _stored_tokenizer(contents, config, f"{checkpoint_path}"), config
 
 
+@overload
 def generate_text(
     model: TransformerLM,
     tokenizer: Tokenizer,
@@ -86,30 +87,13 @@ def generate_text(
     top_k: int = 50,
     top_p: float = 0.9,
     seed: int | None = None,
-) -> str:
-    """Continue a prompt.
-
-    Args:
-        model: From `load_model_for_generation`.
-        tokenizer: The one the model was trained with.
-        prompt: Text to go on from. Empty text starts as a new book does, after an end-of-text
-            token; of a text longer than the context the newest part counts.
-        max_new_tokens: Write at most this many tokens; fewer where the text comes to an end.
-        temperature: Below 1 plays safe, above 1 ventures; 0 always takes the likeliest token.
-        top_k: Sample among the k likeliest tokens; 0 among all.
-        top_p: Sample within this probability mass; 1 within all of it.
-        seed: The same seed gives the same text; None draws from torch's own generator.
-
-    Returns:
-        The prompt and its continuation. Bytes that form no character become U+FFFD.
-
-    Raises:
-        UserError: A value is out of its range, or model and tokenizer do not belong together.
-    """
-    return generate_texts(model, tokenizer, prompt, max_new_tokens, temperature, top_k, top_p, seed)[0]
+    num_samples: None = None,
+    device: str | torch.device | None = None,
+) -> str: ...
 
 
-def generate_texts(
+@overload
+def generate_text(
     model: TransformerLM,
     tokenizer: Tokenizer,
     prompt: str,
@@ -118,22 +102,78 @@ def generate_texts(
     top_k: int = 50,
     top_p: float = 0.9,
     seed: int | None = None,
-    num_samples: int = 1,
-) -> list[str]:
-    """Continue one prompt several times at once; see `generate_text` for the rest."""
+    *,
+    num_samples: int,
+    device: str | torch.device | None = None,
+) -> list[str]: ...
+
+
+def generate_text(
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    top_p: float = 0.9,
+    seed: int | None = None,
+    num_samples: int | None = None,
+    device: str | torch.device | None = None,
+) -> str | list[str]:
+    """Continue a prompt.
+
+    Args:
+        model: From `load_model_for_generation`.
+        tokenizer: The one the model was trained with.
+        prompt: Text to continue. Empty text starts as a new book does, after an end-of-text
+            token; of a text longer than the context the newest part counts.
+        max_new_tokens: Write at most this many tokens; fewer where the text comes to an end.
+        temperature: Below 1 plays safe, above 1 ventures; 0 always takes the likeliest token.
+        top_k: Sample among the k likeliest tokens; 0 among all.
+        top_p: Sample within this probability mass; 1 within all of it.
+        seed: The same seed gives the same text; None draws from torch's own generator.
+        num_samples: Continue the prompt so many times at once, and return a list.
+        device: Move the model there first, and leave it there; None writes where it is.
+
+    Returns:
+        The prompt and its continuation; with `num_samples` a list of them. Bytes that form no
+        character become U+FFFD.
+
+    Raises:
+        UserError: A value is out of its range, there is no such device, or model and tokenizer do
+            not belong together.
+    """
     values = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
-        "num_samples": num_samples,
+        "num_samples": 1 if num_samples is None else num_samples,
     }
     settings = config_from_dict({"generation": values}, "generation settings").generation
-    start, samples = continue_prompt(model, tokenizer, prompt, settings, seed)
-    return [tokenizer.decode(start + new) for new in samples]
+    if device is not None:
+        model.to(choose_device(device))
+    texts = continue_prompt(model, tokenizer, prompt, settings, seed)
+    return texts if num_samples is not None else texts[0]
 
 
 def continue_prompt(
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    settings: GenerationConfig,
+    seed: int | None = None,
+) -> list[str]:
+    """`generate_text` with settings that have been checked: `settings.num_samples` texts.
+
+    Raises:
+        UserError: As `generate_text`.
+    """
+    start, samples = continue_tokens(model, tokenizer, prompt, settings, seed)
+    return [tokenizer.decode(start + new) for new in samples]
+
+
+def continue_tokens(
     model: TransformerLM,
     tokenizer: Tokenizer,
     prompt: str,
@@ -156,15 +196,7 @@ def continue_prompt(
     end_of_text = tokenizer.eos_token_id
     start = tokenizer.encode(prompt)
     rows = torch.tensor([start or [end_of_text]], device=device).expand(settings.num_samples, -1)
-    output = model.generate(
-        rows,
-        settings.max_new_tokens,
-        settings.temperature,
-        settings.top_k,
-        settings.top_p,
-        end_of_text,
-        generator=_generator(seed, device),
-    )
+    output = model.continue_rows(rows, settings, end_of_text, generator=_generator(seed, device))
     samples = [
         list(itertools.takewhile(lambda token: token != end_of_text, new))
         for new in output[:, rows.shape[1] :].tolist()
@@ -193,7 +225,7 @@ def interactive_generation(
             if line.startswith("/"):
                 settings = _obey(line, settings)
                 continue
-            texts = generate_texts(model, tokenizer, line, **settings.model_dump(), seed=seed)
+            texts = continue_prompt(model, tokenizer, line, settings, seed)
             print("\n\n".join(texts) + "\n", flush=True)
             seed = None if seed is None else seed + 1
     except (EOFError, KeyboardInterrupt):
@@ -216,7 +248,12 @@ def _obey(line: str, settings: GenerationConfig) -> GenerationConfig:
     return settings
 
 
-def _choose_device(device: str | torch.device | None) -> torch.device:
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Find the device a user names; None takes a GPU if there is one.
+
+    Raises:
+        UserError: There is no such device.
+    """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device is None:
         return torch.device("cuda" if available else "cpu")

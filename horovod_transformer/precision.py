@@ -24,7 +24,11 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if wanted == "auto":
         fast = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
         return "bf16" if fast else "fp32"
-    if wanted == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if (
+        wanted == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise UserError("training.precision = bf16: this GPU has no bfloat16; use fp16, fp32 or auto")
     return wanted
 

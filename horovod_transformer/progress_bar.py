@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-import psutil
 from tqdm import tqdm
+
+from horovod_transformer.launchers import stderr_reaches_terminal
 
 # Seconds between progress lines where there is no terminal to draw a bar on.
 LINE_INTERVAL_S = 15.0
@@ -29,7 +29,7 @@ class ProgressBar:
         self._done = start
         self._began = self._last_line = time.monotonic()
         self._bar: tqdm | None = None
-        if terminal_behind_stderr():
+        if stderr_reaches_terminal():
             stream: Any = sys.stderr if sys.stderr.isatty() else _CarriageReturnLast()
             self._bar = tqdm(
                 total=total,
@@ -72,25 +72,6 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def terminal_behind_stderr() -> bool:
-    """Whether what we write to stderr ends up on a terminal.
-
-    `horovodrun` puts a pipe between its ranks and the terminal, and passes a bar through it: then
-    the answer is where horovodrun's own stderr goes.
-    """
-    if sys.stderr.isatty():
-        return True
-    try:
-        for process in psutil.Process().parents():
-            name = " ".join(process.cmdline()[:2])
-            if "horovodrun" in name:
-                target = Path(f"/proc/{process.pid}/fd/2").readlink()
-                return str(target).startswith(("/dev/pts/", "/dev/tty"))
-    except (psutil.Error, OSError):
-        pass  # not Linux, or the process is gone: no bar
-    return False
 
 
 class _CarriageReturnLast:

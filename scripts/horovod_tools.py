@@ -36,6 +36,10 @@ class UserMistakeError(Exception):
     """Something the user can put right; shown as one line."""
 
 
+class MissingToolsError(UserMistakeError):
+    """This machine has nothing to compile Horovod with; all else works without Horovod, on one process."""
+
+
 def say(message: str) -> None:
     """Print one line of progress."""
     print(f"horovod: {message}", flush=True)
@@ -63,18 +67,18 @@ def find_compiler(environment: Mapping[str, str]) -> str:
     """
     advice = "(Debian: apt install g++, Red Hat: dnf install gcc-toolset-12, cluster: module load gcc/11)"
     names = [environment["CXX"]] if environment.get("CXX") else ["g++", "c++", "clang++"]
+    # Who names a compiler wants Horovod.
+    missing = UserMistakeError if environment.get("CXX") else MissingToolsError
     on_path = (shutil.which(name, path=environment.get("PATH")) for name in names)
     compiler = next((found for found in on_path if found), None)
     if compiler is None:
-        raise UserMistakeError(
-            f"no C++ compiler ({', '.join(names)}) on PATH; install gcc 10 or newer {advice}"
-        )
+        raise missing(f"no C++ compiler ({', '.join(names)}) on PATH; install gcc 10 or newer {advice}")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text(CXX20_PROBE)
         command = [compiler, "-std=c++20", "-c", str(source), "-o", f"{folder}/probe.o"]
         if subprocess.run(command, env=dict(environment), capture_output=True).returncode != 0:
-            raise UserMistakeError(
+            raise missing(
                 f"{compiler} cannot compile C++20, which PyTorch's headers need; get gcc 10 or newer {advice}"
             )
     return compiler
@@ -84,12 +88,12 @@ def require_headers_and_make(environment: Mapping[str, str]) -> None:
     """Complain if Python's headers or make are missing."""
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         python = "python{}.{}".format(*sys.version_info[:2])
-        raise UserMistakeError(
+        raise MissingToolsError(
             f"Python.h is missing; install Python's headers (Debian: apt install {python}-dev, "
             f"Red Hat: dnf install {python}-devel, cluster: module load python)"
         )
     if shutil.which("make", path=environment.get("PATH")) is None:
-        raise UserMistakeError(
+        raise MissingToolsError(
             "make is not on PATH; install it (Debian: apt install make, Red Hat: dnf install make)"
         )
 

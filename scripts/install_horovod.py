@@ -4,7 +4,8 @@
 
     .venv/bin/python scripts/install_horovod.py
 
-Only the standard library is used. What can be set, as environment variables:
+With `--optional` a machine that has nothing to compile with is no error: one line says so, and that training
+runs on one process. Only the standard library is used. What can be set, as environment variables:
 
     HOROVOD_BUILD=cpu|cuda       build for this, whatever the installed PyTorch suggests
     REBUILD=1                    compile again even if a wheel was kept from an earlier build
@@ -31,6 +32,7 @@ from pathlib import Path
 
 from horovod_cuda import cuda_build_environment, toolkit_in_sight
 from horovod_tools import (
+    MissingToolsError,
     UserMistakeError,
     find_cmake,
     find_compiler,
@@ -301,6 +303,12 @@ def main() -> int:
     """Install, and turn a user's mistake into one line and exit status 2."""
     try:
         install(os.environ)
+    except MissingToolsError as lack:
+        if "--optional" in sys.argv[1:]:
+            print(f"horovod: left out, training runs on one process only: {lack}", file=sys.stderr)
+            return 0
+        print(f"horovod: {lack}", file=sys.stderr)
+        return 2
     except UserMistakeError as mistake:
         print(f"horovod: {mistake}", file=sys.stderr)
         return 2

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from horovod_transformer.command_line import config_parser, parse_with_config, run_command
+from horovod_transformer.command_line import (
+    config_keys,
+    config_parser,
+    parse_options,
+    parse_with_config,
+    run_command,
+)
+from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
 
 
@@ -42,12 +49,9 @@ def fail(arguments):
     raise UserError("x: is wrong; do y")
 
 
-@pytest.mark.parametrize(("rank", "told"), [(None, True), ("0", True), ("1", False)])
+@pytest.mark.parametrize(("rank", "told"), [(0, True), (1, False)])
 def test_a_mistake_is_one_line_from_one_rank(monkeypatch, capsys, rank, told):
-    if rank is None:
-        monkeypatch.delenv("HOROVOD_RANK", raising=False)
-    else:
-        monkeypatch.setenv("HOROVOD_RANK", rank)
+    monkeypatch.setattr("horovod_transformer.command_line.launched_rank", lambda: rank)
     assert run_command(fail, []) == 2
     assert capsys.readouterr() == ("", "error: x: is wrong; do y\n" if told else "")
 
@@ -58,7 +62,7 @@ def test_a_mistake_of_one_rank_is_told_by_it(monkeypatch, capsys):
         error.only_here = True
         raise error
 
-    monkeypatch.setenv("HOROVOD_RANK", "1")
+    monkeypatch.setattr("horovod_transformer.command_line.launched_rank", lambda: 1)
     assert run_command(fail_alone, []) == 2
     assert capsys.readouterr().err == "error: row 3 is bad\n"
 
@@ -84,3 +88,49 @@ def test_help_teaches_the_overrides(run_python):
     assert done.returncode == 0
     for word in ("--resume", "--run_name", "--output_dir", "--training.learning_rate 1e-4"):
         assert word in done.stdout
+
+
+def test_help_lists_every_key_with_its_default(root):
+    _, _, table = config_parser("test", "A test.").format_help().partition("The keys, ")
+    lines = table.splitlines()
+    for section, values in Config().to_dict().items():
+        for key in values:
+            assert sum(line.split()[:1] == [f"--{section}.{key}"] for line in lines) == 1, key
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  --") and "." in line}
+    assert rows["--training.precision"] == ["auto|fp32|bf16|fp16", "auto"]
+    assert rows["--training.max_updates"] == ["int|null", "null"]
+    assert rows["--model.gradient_checkpointing"] == ["true|false", "false"]
+    assert max(map(len, lines)) <= 110
+
+
+def test_a_default_in_the_help_is_one_that_can_be_given(root):
+    config = load_config(root / "configs" / "quickstart.yaml")
+    for key, (_, default) in config_keys().items():
+        section, _, name = key.partition(".")
+        if name != "gradient_accumulation_steps":  # null beside it the global batch
+            given = config.with_overrides({key: default}).to_dict()[section][name]
+            assert given == Config().to_dict()[section][name], key
+
+
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        ("--learning_rate", "did you mean --training.learning_rate?"),
+        ("--learning-rate=1", "did you mean --training.learning_rate?"),
+        ("--max_updats", "did you mean --training.max_updates?"),
+        ("--resum", "did you mean --resume?"),
+        ("--wat", "--help lists what there is"),
+        ("seed", "--help lists what there is"),
+    ],
+)
+def test_an_unknown_argument_gets_a_suggestion(word, advice):
+    parser = config_parser("test", "A test.")
+    parser.add_argument("--resume")
+    with pytest.raises(UserError) as error:
+        parse_options(parser, [word, "1"])
+    assert str(error.value) == f"unknown argument {word}; {advice}"
+
+
+def test_a_key_in_the_wrong_section_is_found_in_its_own():
+    with pytest.raises(UserError, match=r"model\.seed: no such key; did you mean training\.seed\?"):
+        Config().with_overrides({"model.seed": "1"})

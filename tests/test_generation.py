@@ -15,7 +15,6 @@ from horovod_transformer.config import Config, GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import (
     generate_text,
-    generate_texts,
     interactive_generation,
     load_model_for_generation,
 )
@@ -124,7 +123,23 @@ def test_it_recites_its_book_and_stops_where_it_ends(loaded):
     for prompt in ("The sea", "The sea was calm — so said the captain, né", BOOK, ""):
         text = generate_text(model, tokenizer, prompt, max_new_tokens=200, temperature=0)
         assert text == BOOK
-    assert generate_texts(model, tokenizer, "The sea", 200, temperature=0, num_samples=3) == [BOOK] * 3
+    assert generate_text(model, tokenizer, "The sea", 200, temperature=0, num_samples=3) == [BOOK] * 3
+
+
+def test_one_text_or_a_list_and_where_to_write(loaded, monkeypatch):
+    model, tokenizer, _ = loaded
+    cool = {"max_new_tokens": 3, "temperature": 0}
+    text = generate_text(model, tokenizer, "The", **cool, device="cpu")
+    assert generate_text(model, tokenizer, "The", **cool, num_samples=1) == [text]
+    assert generate_text(model, tokenizer, "The", **cool, num_samples=2) == [text, text]
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(model, "to", moved.append)
+    generate_text(model, tokenizer, "The", **cool, device="cuda:0")
+    assert moved == [torch.device("cuda:0")]
+    with pytest.raises(UserError, match="there is no cuda:1"):
+        generate_text(model, tokenizer, "The", **cool, device="cuda:1")
 
 
 def test_nothing_is_computed_after_the_end(loaded, monkeypatch):
@@ -157,7 +172,7 @@ def test_seeds(loaded):
     torch.manual_seed(8)
     assert unseeded[0] != unseeded[1]
     assert generate_text(model, tokenizer, "The", **hot) == unseeded[0]
-    samples = generate_texts(model, tokenizer, "The", seed=1, num_samples=4, **hot)
+    samples = generate_text(model, tokenizer, "The", seed=1, num_samples=4, **hot)
     assert len(set(samples)) == 4
 
 
@@ -194,7 +209,7 @@ def test_settings_reach_the_sampler(loaded):
 def test_values_out_of_range(loaded, values, message):
     model, tokenizer, _ = loaded
     with pytest.raises(UserError) as caught:
-        generate_texts(model, tokenizer, **{"prompt": "The", **values})
+        generate_text(model, tokenizer, **{"prompt": "The", **values})
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -209,10 +224,9 @@ def test_a_tokenizer_of_another_model(tiny_model, loaded):
 
 
 def test_defaults_are_the_config_defaults():
-    for function in (generate_text, generate_texts):
-        parameters = inspect.signature(function).parameters
-        for key, value in GenerationConfig().model_dump().items():
-            assert key not in parameters or parameters[key].default == value
+    parameters = inspect.signature(generate_text).parameters
+    for key, value in GenerationConfig().model_dump().items():
+        assert parameters[key].default == value or key == "num_samples"
 
 
 # --- at the terminal
@@ -268,7 +282,7 @@ def test_ctrl_c_while_writing_leaves_too(monkeypatch, loaded):
     def interrupted(*_arguments, **_settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generation, "generate_texts", interrupted)
+    monkeypatch.setattr(generation, "continue_prompt", interrupted)
     assert converse(monkeypatch, loaded, ["The sea", "never read"]) == ["never read"]
 
 
@@ -346,7 +360,7 @@ def test_prompts_from_files_and_stdin(capsys, run_python, tiny_checkpoint, tmp_p
         (["--temperature", "-1"], "generation.temperature = -1: should be greater"),
         (["--generation.top_q", "1"], "generation.top_q: no such key; did you mean top_p?"),
         (["--seed", "x"], "--seed x: should be a whole number"),
-        (["--seed", "-5"], "seed: should be a whole number from 0"),
+        (["--seed", "-5"], "--seed -5: should be a whole number from 0"),
         (["--model.n_layers", "3"], "--model.n_layers: a checkpoint's model is as it was trained"),
         (["--prompt_file", "nowhere.txt"], "--prompt_file nowhere.txt: cannot be read: No such file"),
         (["--device", "tpu"], "device: should be cpu, cuda or cuda:N, not tpu"),

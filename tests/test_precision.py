@@ -29,7 +29,7 @@ def test_products_run_in_the_precision(precision, dtype):
 
 
 def test_an_overflow_halves_the_scale_and_long_peace_doubles_it():
-    scale = LossScale("fp16")
+    scale = LossScale(dynamic=True)
     assert scale.factor == 65536
     scale.update(finite=False)
     assert scale.factor == 32768
@@ -51,17 +51,17 @@ def test_an_overflow_halves_the_scale_and_long_peace_doubles_it():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_other_precisions_are_not_scaled(precision):
-    scale = LossScale(precision)
+    scale = LossScale(dynamic=False)
     scale.update(finite=False)
-    scale.restore({"factor": 8.0, "good_updates": 3})
+    scale.load_state_dict({"factor": 8.0, "good_updates": 3})
     assert scale.factor == 1
 
 
-def test_a_restored_scale_goes_on_counting():
-    one, other = LossScale("fp16"), LossScale("fp16")
+def test_a_restored_scale_keeps_counting():
+    one, other = LossScale(dynamic=True), LossScale(dynamic=True)
     one.update(finite=False)
     for _ in range(LossScale.GROWTH_INTERVAL - 1):
         one.update(finite=True)
-    other.restore(one.state())
+    other.load_state_dict(one.state_dict())
     other.update(finite=True)
     assert other.factor == 65536

@@ -10,18 +10,12 @@ A checkpoint is a dict saved by `torch.save`, with these keys:
     config          nested dicts of the whole configuration
     tokenizer       dict for `tokenizer_from_dict`, or None
     checksum        SHA-256 over all of the above, as hex
-
-A folder holds `update_00000500.pt` (the newest few), `last.pt` (the newest of all, the same file
-under a second name) and `best_model.pt` (lowest validation loss).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -29,17 +23,14 @@ import torch
 from torch import Tensor
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.files import replacing
 
 FORMAT_VERSION = 1
 KEYS = ("format_version", "model", "optimizer", "scheduler", "progress", "config", "tokenizer")
-_PARTIAL = ".partial"
 
 
 def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
     """Write a checkpoint so that `path` holds either all of it or what it held before.
-
-    The file is written aside, forced to the disk, and renamed; then the folder is forced, so that
-    the rename itself survives a power failure.
 
     Args:
         path: The file; its folder is made if need be.
@@ -52,16 +43,8 @@ def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
     contents = {"format_version": FORMAT_VERSION, **contents}
     contents["checksum"] = checksum(contents)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}{_PARTIAL}-{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            _save_to(file, contents)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    with replacing(path) as file:
+        _save_to(file, contents)
 
 
 def _save_to(file: IO[bytes], contents: dict[str, Any]) -> None:
@@ -184,20 +167,6 @@ def _feed(digest: Any, value: Any, largest: int | None) -> None:
         digest.update(b"float" + struct.pack("<d", value))
     else:
         digest.update(f"{type(value).__name__} {value!r};".encode())
-
-
-def _sync_folder(folder: Path) -> None:
-    with _opened(folder) as descriptor, contextlib.suppress(OSError):  # not every file system can
-        os.fsync(descriptor)
-
-
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _moved(value: Any, device: str | torch.device) -> Any:

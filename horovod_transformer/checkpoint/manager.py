@@ -1,26 +1,35 @@
 """The checkpoints of one run: written in the background, pruned, archived, found again.
 
 A folder holds `update_00000500.pt` (the newest few), `last.pt` (the newest of all, the same file
-under a second name) and `best_model.pt` (lowest validation loss).
+under a second name) and `best_model.pt` (lowest validation loss). What is in nobody's way any more
+is archived: moved to a subfolder `previous-<time>`, never deleted.
 """
 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from horovod_transformer.checkpoint.format import _PARTIAL, _sync_folder, load_checkpoint, save_checkpoint
+from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import archive_path
+from horovod_transformer.files import archive_path, partial_of, remove_partials, sync_folder, write_text
 
 LAST, BEST = "last.pt", "best_model.pt"
+# Names the checkpoint that the run is being rewound to, while that takes.
+REWIND = ".rewind.json"
+# Names the launch (a Slurm job, say) that began or resumed the run here last.
+LAUNCH = ".launch"
 
 
 def snapshot(value: Any) -> Any:
@@ -35,7 +44,7 @@ def snapshot(value: Any) -> Any:
 
 
 class CheckpointManager:
-    """The checkpoints of one run, on rank 0: written in the background, pruned, found again.
+    """The checkpoints of one run, on rank 0.
 
     Args:
         folder: Where they lie; made when first written to.
@@ -68,16 +77,9 @@ class CheckpointManager:
         self._pending = self._thread.submit(self._write, snapshot(contents), update, periodic, best)
         return failure
 
-    def wait(self, wait: bool = True) -> OSError | None:
-        """Look how the last write went.
-
-        Args:
-            wait: Wait until it has ended; otherwise one still going on is left alone.
-
-        Returns:
-            Why it failed, told once; None if it went well or goes on.
-        """
-        if self._pending is None or not (wait or self._pending.done()):
+    def wait(self) -> OSError | None:
+        """Wait until the last write has ended; return why it failed, told once."""
+        if self._pending is None:
             return None
         pending, self._pending = self._pending, None
         try:
@@ -86,34 +88,40 @@ class CheckpointManager:
             return error
         return None
 
+    def poll(self) -> OSError | None:
+        """As `wait`, but leave a write that is still going on alone."""
+        return self.wait() if self._pending is not None and self._pending.done() else None
+
     def _write(self, contents: dict[str, Any], update: int, periodic: bool, best: bool) -> None:
         if not periodic:
             save_checkpoint(self.folder / BEST, contents)
             return
-        newest = self.folder / f"update_{update:08d}.pt"
+        newest = self._numbered(update)
         save_checkpoint(newest, contents)
         for name in [LAST, BEST] if best else [LAST]:
             _give_second_name(newest, self.folder / name)
         self._prune()
 
+    def _numbered(self, update: int) -> Path:
+        return self.folder / f"update_{update:08d}.pt"
+
     def _prune(self) -> None:
-        numbered = _numbered(self.folder)
+        numbered = numbered_checkpoints(self.folder)
         for update, path in numbered[: -self._keep]:
             if not (self._keep_every and update % self._keep_every == 0):
                 path.unlink(missing_ok=True)
 
     def clear_leftovers(self) -> None:
-        """Remove what a killed process was still writing."""
-        for path in self.folder.glob(f".*{_PARTIAL}-*"):
-            path.unlink(missing_ok=True)
+        """Remove what a killed process was still writing; for the owner of the folder."""
+        remove_partials(self.folder)
 
-    def require_writable(self) -> None:
-        """Find out now rather than at the first checkpoint.
+    def make_folder(self) -> None:
+        """Make the folder, and find out now whether checkpoints can be written to it.
 
         Raises:
             UserError: Nothing can be written there.
         """
-        probe = self.folder / f".probe{_PARTIAL}-{os.getpid()}"
+        probe = partial_of(self.folder / "probe")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe.touch()
@@ -121,59 +129,145 @@ class CheckpointManager:
         except OSError as error:
             raise UserError(f"{self.folder}: cannot write checkpoints here: {error.strerror}") from None
 
-    def archive(self, after_update: int | None = None) -> Path | None:
-        """Move checkpoints into a subfolder, so that a run that starts anew overwrites nothing.
+    def archive(self, files: Iterable[Path] | None = None) -> Path | None:
+        """Move checkpoints into a subfolder, so that nothing is overwritten or lost.
 
         Args:
-            after_update: Move only the periodic ones of later updates; None moves all.
+            files: Which; None moves all.
 
         Returns:
             The subfolder, or None if there was nothing to move.
         """
-        if after_update is None:
-            files = [path for path in self.folder.glob("*.pt") if path.is_file()]
-        else:
-            files = [path for update, path in _numbered(self.folder) if update > after_update]
-        if not files:
+        chosen = [path for path in self.folder.glob("*.pt") if files is None or path in files]
+        if not chosen:
             return None
-        aside = archive_path(self.folder / "previous", files)
-        aside.mkdir(parents=True)
-        for path in files:
-            path.rename(aside / path.name)
-        return aside
+        target = archive_path(self.folder / "previous", chosen)
+        target.mkdir(parents=True)
+        for path in chosen:
+            path.rename(target / path.name)
+        return target
 
+    def archive_numbered(self, after_update: int) -> Path | None:
+        """Archive periodic checkpoints of later updates: broken ones, when a good one was chosen."""
+        return self.archive([path for n, path in numbered_checkpoints(self.folder) if n > after_update])
 
-def newest_good_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """Find the checkpoint to resume from, passing over broken ones.
-
-    Args:
-        folder: A run's checkpoint folder.
-
-    Returns:
-        Path, contents and one line for each newer file that was broken; None if the folder has no
-        checkpoint at all.
-
-    Raises:
-        UserError: There are checkpoints but none is good. Starting afresh is for the user to say.
-    """
-    folder = Path(folder)
-    complaints: list[str] = []
-    # last.pt is the newest numbered one under another name, unless a kill came between the two.
-    numbered = [path for _, path in reversed(_numbered(folder))]
-    candidates = [*numbered[:1], folder / LAST, *numbered[1:], folder / BEST]
-    for path in candidates:
-        if not path.is_file():
-            continue
+    @property
+    def launch(self) -> str | None:
+        """The launch that began or resumed the run here last, as `record_launch` was told."""
         try:
-            return path, load_checkpoint(path), complaints
-        except UserError as error:
-            complaints.append(str(error))
-    if complaints:
-        raise UserError(f"{folder}: no checkpoint here is good; the newest: {complaints[0]}")
-    return None
+            return (self.folder / LAUNCH).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def record_launch(self, launch: str | None) -> None:
+        """Remember which launch has begun or resumed the run: its later starts carry on from here."""
+        if launch is not None:
+            write_text(self.folder / LAUNCH, launch)
+
+    def best_loss(self) -> float:
+        """Validation loss of `best_model.pt`, nats; infinite if there is none or it is broken."""
+        progress = _progress_of(self.folder / BEST)
+        loss = progress.get("best_validation_loss") if progress else None
+        return loss if isinstance(loss, float) else math.inf
+
+    def make_best(self, path: Path) -> None:
+        """Give a checkpoint the name `best_model.pt`, too."""
+        _give_second_name(path, self.folder / BEST)
+
+    def rewind(self, path: Path, update: int) -> Path | None:
+        """Make a checkpoint the newest of the folder, and archive what is later or of another run.
+
+        The intention is written down first. A process that is killed in between leaves it, and
+        `finish_rewind` carries it out: the abandoned later checkpoints never come back.
+
+        Args:
+            path: The checkpoint, in this folder or elsewhere.
+            update: Updates done in it.
+
+        Returns:
+            The subfolder that other checkpoints went to, or None.
+        """
+        write_text(self.folder / REWIND, json.dumps({"path": str(path.absolute()), "update": update}))
+        return self._rewind(path, update)
+
+    def finish_rewind(self) -> None:
+        """Carry out a rewind that was cut short, if one was.
+
+        Raises:
+            UserError: Its note is damaged, or its checkpoint has gone.
+        """
+        note = self.folder / REWIND
+        if not note.is_file():
+            return
+        try:
+            wanted = json.loads(note.read_text(encoding="utf-8"))
+            path, update = Path(wanted["path"]), int(wanted["update"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{note}: a resume from an older checkpoint was cut short and its note is damaged; remove "
+                "the file and say again --resume PATH"
+            ) from None
+        # Once it is linked in, the file it came from is no longer needed.
+        path = path if path.is_file() else self._numbered(update)
+        if not path.is_file():
+            raise UserError(
+                f"{wanted['path']}: no such checkpoint file, and a resume from it was cut short; remove "
+                f"{note} to resume from the newest checkpoint instead"
+            )
+        self._rewind(path, update)
+
+    def _rewind(self, path: Path, update: int) -> Path | None:
+        numbered, last = self._numbered(update), self.folder / LAST
+        if not path.absolute().parent.samefile(self.folder):
+            # Another run's checkpoint: nothing here belongs to it but what an earlier try linked in.
+            kept = [file for file in (numbered, last) if file.is_file() and file.samefile(path)]
+            others = [file for file in self.folder.glob("*.pt") if file not in kept]
+        else:
+            others = [file for n, file in numbered_checkpoints(self.folder) if n > update]
+            if numbered.is_file() and not numbered.samefile(path):
+                others.append(numbered)
+            # last.pt and best_model.pt do not tell their update by their name; broken ones tell none.
+            others += [
+                file
+                for file in (last, self.folder / BEST)
+                if file.is_file() and not file.samefile(path) and update_of(file) not in range(update + 1)
+            ]
+        archived = self.archive(others)
+        if not numbered.is_file():
+            _give_second_name(path, numbered)
+        _give_second_name(numbered, last)
+        (self.folder / REWIND).unlink()
+        sync_folder(self.folder)
+        return archived
+
+    def newest_good(self) -> tuple[Path, dict[str, Any], list[str]] | None:
+        """Find the checkpoint to resume from, passing over broken ones.
+
+        Returns:
+            Path, contents and one line for each newer file that was broken; None if the folder has
+            no checkpoint at all.
+
+        Raises:
+            UserError: There are checkpoints but none is good. Starting afresh is for the user to say.
+        """
+        complaints: list[str] = []
+        # last.pt is the newest numbered one under another name, unless a kill came between the two.
+        numbered = [path for _, path in reversed(numbered_checkpoints(self.folder))]
+        candidates = [*numbered[:1], self.folder / LAST, *numbered[1:], self.folder / BEST]
+        for path in candidates:
+            if not path.is_file():
+                continue
+            try:
+                return path, load_checkpoint(path), complaints
+            except UserError as error:
+                complaints.append(str(error))
+        if complaints:
+            raise UserError(f"{self.folder}: no checkpoint here is good; the newest: {complaints[0]}")
+        return None
 
 
-def _numbered(folder: Path) -> list[tuple[int, Path]]:
+def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """The periodic checkpoints of a folder with their updates, oldest first."""
     found = []
     for path in folder.glob("update_*.pt"):
         match = re.fullmatch(r"update_(\d+)\.pt", path.name)
@@ -182,16 +276,31 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def update_of(path: Path) -> int | None:
+    """Updates done in a checkpoint, read without its tensors; None if the file is broken."""
+    update = (_progress_of(path) or {}).get("update")
+    return update if isinstance(update, int) else None
+
+
+def _progress_of(path: Path) -> dict[str, Any] | None:
+    try:
+        progress = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["progress"]
+    except Exception:  # torch raises half a dozen types for a damaged file
+        return None
+    return progress if isinstance(progress, dict) else None
+
+
 def _give_second_name(path: Path, name: Path) -> None:
     """Make `name` the same file as `path`, replacing in one step what it was."""
-    partial = name.with_name(f".{name.name}{_PARTIAL}-{os.getpid()}")
+    partial = partial_of(name)
     partial.unlink(missing_ok=True)
     try:
         try:
             os.link(path, partial)
         except OSError as error:
-            # Some file systems know no second names.
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+            # Some file systems know no second names, and none reaches across two of them.
+            unknown = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
+            if error.errno not in unknown:
                 raise
             shutil.copyfile(path, partial)
             with open(partial, "rb") as file:
@@ -199,4 +308,4 @@ def _give_second_name(path: Path, name: Path) -> None:
         os.replace(partial, name)
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(name.parent)
+    sync_folder(name.parent)

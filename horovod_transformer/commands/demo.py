@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-import shutil
+import importlib.util
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\
 The whole path on the plays that come with the installation: prepare, train on two Horovod
-processes, draw the loss curve, score held-out plays beside `xz -9`, write three passages."""
+processes (one where Horovod is missing), draw the loss curve, score held-out plays beside `xz -9`,
+write three passages. Everything goes to demo/; an earlier demo's run is archived there, not removed."""
 
 FOLDER = Path("demo")
+RUN = FOLDER / "run"
 # Enough updates to be past the warm-up of caches and of Horovod's own.
 CALIBRATION_UPDATES = 12
 PROMPTS = ("", "To be, or not to be", "Enter the KING and the CLOWN.")
@@ -27,13 +30,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = config_parser("horovod-transformer demo", DESCRIPTION)
     parser.set_defaults(config="configs/quickstart.yaml")
     parser.add_argument("--minutes", type=float, default=5.0, help="training time (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=2, help="Horovod processes (default: %(default)s)")
+    parser.add_argument("--processes", type=int, help="Horovod processes (default: 2, without Horovod 1)")
     options, overrides = parse_options(parser, arguments)
     config = load_config(options.config, overrides)
     if not 0 < options.minutes < 24 * 60:
         raise UserError(f"--minutes {options.minutes:g}: should be above 0 and below a day")
-    if options.processes < 1:
+    if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes {options.processes}: should be at least 1")
+    processes = options.processes or (2 if _horovod_is_installed() else 1)
     # What the training processes need to find the same config.
     shared = ["--config", options.config]
     for key, value in overrides.items():
@@ -44,23 +48,33 @@ def main(arguments: Sequence[str]) -> int:
 
     prepare(config)
 
-    _heading(f"2/5  Training on {options.processes} processes")
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    updates = _affordable_updates(options.processes, options.minutes, shared)
-    print(f"about {updates} updates fit into {options.minutes:g} minutes here", flush=True)
-    _train(options.processes, shared, "run", updates)
-    run = FOLDER / "run" / "runs" / "structured" / "demo"
+    on_processes = f"on {processes} process{'' if processes == 1 else 'es'}"
+    _heading(f"2/5  Training {on_processes}")
+    if options.processes is None and processes == 1:
+        print(
+            "Horovod is not installed here, so one process trains. Left out: the second process, and the\n"
+            "summing of gradients between the two. `horovod-transformer doctor` says what Horovod needs."
+        )
+    print(
+        f"first a calibration: {CALIBRATION_UPDATES} updates, thrown away, to learn how many "
+        f"fit into {options.minutes:g} minutes here",
+        flush=True,
+    )
+    updates = _affordable_updates(processes, options.minutes, shared)
+    print(f"\nabout {updates} updates fit; now the run itself", flush=True)
+    _train(processes, shared, RUN, updates)
+    run = RUN / "runs" / "structured" / "demo"
 
     _heading("3/5  Loss curve")
     from horovod_transformer.plotting import draw_curve, terminal_curve
 
     picture = FOLDER / "loss.png"
-    draw_curve(run, picture, f"demo: {options.minutes:g} minutes on {options.processes} processes")
+    draw_curve(run, picture, f"demo: {options.minutes:g} minutes {on_processes}")
     print(terminal_curve(run))
     print(f"also in {picture}")
 
     _heading("4/5  Held-out plays, in bits per byte")
-    checkpoint = FOLDER / "run" / "checkpoints" / "best_model.pt"
+    checkpoint = RUN / "checkpoints" / "best_model.pt"
     _score(config, checkpoint)
 
     _heading("5/5  Text")
@@ -76,8 +90,12 @@ def _heading(text: str) -> None:
     print(f"\n=== {text} ===", flush=True)
 
 
-def _train(processes: int, shared: list[str], folder: str, updates: int, *more: str) -> None:
-    arguments = [*shared, "--output_dir", str(FOLDER / folder), "--run_name", "demo"]
+def _horovod_is_installed() -> bool:
+    return importlib.util.find_spec("horovod") is not None
+
+
+def _train(processes: int, shared: list[str], folder: Path, updates: int, *more: str) -> None:
+    arguments = [*shared, "--output_dir", str(folder), "--run_name", "demo"]
     run_verb(
         processes,
         "train",
@@ -87,18 +105,12 @@ def _train(processes: int, shared: list[str], folder: str, updates: int, *more: 
 
 def _affordable_updates(processes: int, minutes: float, shared: list[str]) -> int:
     """Measure the speed of this machine on a few updates, and reckon how many fit."""
-    _train(
-        processes,
-        shared,
-        "calibration",
-        CALIBRATION_UPDATES,
-        "--training.eval_blocks",
-        "1",
-        "--training.log_interval",
-        "1",
-    )
-    with open(FOLDER / "calibration/runs/structured/demo/train.csv", newline="", encoding="utf-8") as file:
-        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    with tempfile.TemporaryDirectory(prefix="horovod-transformer-demo-") as name:
+        folder = Path(name)
+        few = ("--training.eval_blocks", "1", "--training.log_interval", "1")
+        _train(processes, shared, folder, CALIBRATION_UPDATES, *few)
+        with open(folder / "runs/structured/demo/train.csv", newline="", encoding="utf-8") as file:
+            seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     middle = len(seconds) // 3
     per_update = (seconds[-1] - seconds[middle]) / (len(seconds) - 1 - middle)
     return max(20, int(minutes * 60 / per_update))

@@ -9,7 +9,7 @@ from horovod_transformer.command_line import config_parser, parse_with_config
 from horovod_transformer.doctor import Plan, examine
 
 DESCRIPTION = """\
-Look over this machine before a training run: what it has, what it lacks, and the command that mends
+Look over this machine before a training run: what it has, what it lacks, and the command that fixes
 each. `fail` means that training could not run here, `warn` that it runs but something will cost you.
 Exit code 0 if training could run, 1 if not."""
 
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     width = max(len(row.name) for row in rows)
     for row in rows:
         print(f"{row.state:<5} {row.name:<{width}}  {row.found}")
-        if row.mend:
-            print(f"{'':6}{'':{width}}  -> {row.mend}")
+        if row.fix:
+            print(f"{'':6}{'':{width}}  -> {row.fix}")
     failed = [row.name for row in rows if row.state == "fail"]
     print(f"\ntraining cannot run here: {', '.join(failed)}" if failed else "\ntraining can run here")
     return 1 if failed else 0

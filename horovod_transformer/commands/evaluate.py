@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from horovod_transformer.command_line import CommandParser, parse_options
-from horovod_transformer.config import Config, load_config
+from horovod_transformer.command_line import (
+    check_overrides,
+    checkpoint_parser,
+    parse_options,
+    whole_number,
+)
+from horovod_transformer.config import load_config
 from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\
@@ -34,17 +39,11 @@ PROMPT_TOKENS = 32
 def main(arguments: Sequence[str]) -> int:
     """Evaluate as the command line says."""
     options, overrides = parse_options(_parser(), arguments)
-    for key in overrides:
-        if not key.startswith("generation.") and key != "data.data_dir":
-            raise UserError(
-                f"--{key}: a checkpoint's model is as it was trained; only --generation.* and "
-                "--data.data_dir can change"
-            )
-    samples = _number("--samples", options.samples, 2, 100_000)
-    seed = _number("--seed", options.seed, 0, 2**63 - 1)
-    limit = None if options.books is None else _number("--books", options.books, 1, 2**31)
+    check_overrides(overrides, "generation.", "data.data_dir")
+    samples = whole_number("--samples", options.samples, 2, 100_000)
+    seed = whole_number("--seed", options.seed)
+    limit = None if options.books is None else whole_number("--books", options.books, 1)
     given = None if options.config is None else load_config(options.config)
-    Config().with_overrides(overrides, "command line")  # before a large file is read
     folder = Path(options.output) if options.output else _beside(Path(options.checkpoint))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: is a file; it names a folder")
@@ -139,32 +138,14 @@ def _beside(checkpoint: Path) -> Path:
     return checkpoint.absolute().parent.parent / "evaluation"
 
 
-def _number(name: str, text: str, least: int, most: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if not least <= number <= most:
-        raise UserError(f"{name} {text}: should be a whole number from {least} to {most}")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="horovod-transformer evaluate",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = checkpoint_parser(
+        "horovod-transformer evaluate",
+        DESCRIPTION,
+        EXAMPLES,
+        "YAML config that names data and generation settings (default: the checkpoint's own)",
     )
-    parser.add_argument(
-        "--checkpoint", default="checkpoints/best_model.pt", metavar="FILE", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="YAML config that names data and generation settings (default: the checkpoint's own)",
-    )
+    parser.set_defaults(seed="0")
     parser.add_argument(
         "--samples", default="20", metavar="N", help="prompts to continue (default: %(default)s)"
     )
@@ -175,8 +156,4 @@ def _parser() -> argparse.ArgumentParser:
         "--xz", action="store_true", help="also compress the books with xz -9, given the training books"
     )
     parser.add_argument("--output", metavar="DIR", help="where the report goes")
-    parser.add_argument("--seed", default="0", metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
-    )
     return parser

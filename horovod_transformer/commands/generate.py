@@ -9,10 +9,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import CommandParser, parse_options
+from horovod_transformer.command_line import (
+    check_overrides,
+    checkpoint_parser,
+    parse_options,
+    whole_number,
+)
 from horovod_transformer.config import Config, GenerationConfig
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation import continue_prompt, interactive_generation, load_model_for_generation
+from horovod_transformer.generation import continue_tokens, interactive_generation, load_model_for_generation
 
 SEPARATOR = "-" * 40
 
@@ -38,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         interactive_generation(model, tokenizer, config, options.seed)
         return 0
     began = time.perf_counter()
-    start, samples = continue_prompt(model, tokenizer, prompt, config.generation, options.seed)
+    start, samples = continue_tokens(model, tokenizer, prompt, config.generation, options.seed)
     seconds = time.perf_counter() - began
     print(f"\n{SEPARATOR}\n".join(tokenizer.decode(start + new) for new in samples), flush=True)
     tokens = sum(map(len, samples))
@@ -49,40 +54,22 @@ def main(arguments: Sequence[str]) -> int:
 
 def _read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """The options, and the settings among them as config overrides."""
-    parser = _parser()
-    options, overrides = parse_options(parser, arguments)
-    for key in overrides:
-        if not key.startswith("generation."):
-            raise UserError(
-                f"--{key}: a checkpoint's model is as it was trained; only --generation.* can change"
-            )
+    options, overrides = parse_options(_parser(), arguments)
     if options.seed is not None:
-        try:
-            options.seed = int(options.seed)
-        except ValueError:
-            raise UserError(f"--seed {options.seed}: should be a whole number") from None
+        options.seed = whole_number("--seed", options.seed)
     # As text: the config's own checks read it, and say in one line what is wrong with it.
     flags = {f"generation.{key}": getattr(options, key) for key in GenerationConfig.model_fields}
     settings = overrides | {key: value for key, value in flags.items() if value is not None}
-    Config().with_overrides(settings, "command line")  # before a large file is read
+    check_overrides(settings, "generation.")
     return options, settings
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="horovod-transformer generate",
-        description="Write text from a checkpoint.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--checkpoint", default="checkpoints/best_model.pt", metavar="FILE", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="YAML config to take the defaults below from (default: the checkpoint's)",
+    parser = checkpoint_parser(
+        "horovod-transformer generate",
+        "Write text from a checkpoint.",
+        _EXAMPLES,
+        "YAML config to take the defaults below from (default: the checkpoint's)",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -106,12 +93,6 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{key}", metavar="N", help=f"{text} (config: generation.{key}, {getattr(defaults, key)})"
         )
-    parser.add_argument(
-        "--seed", metavar="N", help="the same seed gives the same text (default: a new one each time)"
-    )
-    parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
-    )
     return parser
 
 

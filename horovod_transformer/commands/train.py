@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from horovod_transformer.command_line import config_parser, parse_with_config
+from horovod_transformer.errors import EXIT_START_AGAIN
+from horovod_transformer.launchers import this_process
 
 DESCRIPTION = """\
-Train a model on prepared blocks: alone as one process, under `horovodrun -np N` as N. The same
-global batch walks the same loss curve on any number of processes."""
+Train a model on prepared blocks: alone as one process, under `horovodrun -np N`, `torchrun`, `srun`
+or `horovod-transformer launch -np N` as N. The same global batch walks the same loss curve on any
+number of processes. Stopped by a signal (SIGTERM, SIGUSR1, Ctrl-C) it saves a checkpoint and ends
+with exit code 75, start me again (under horovodrun: 0); a mistake of yours ends with 2."""
 
 EXAMPLES = """\
 examples:
@@ -24,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--resume",
         metavar="PATH|auto",
-        help="go on from this checkpoint; auto: from the newest good one, or from the start if there is none",
+        help="resume this checkpoint; auto: the newest good one, or start afresh if there is none",
     )
     parser.add_argument(
         "--init_from", metavar="PATH", help="start a fresh run with the weights of this checkpoint"
@@ -39,8 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.distributed import setup_horovod
     from horovod_transformer.training.trainer import run_distributed_training
 
-    world_size, rank, local_rank, _ = setup_horovod()
-    run_distributed_training(
+    world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
+    outcome = run_distributed_training(
         config,
         rank,
         world_size,
@@ -50,4 +54,6 @@ def main(arguments: Sequence[str]) -> int:
         output_dir=options.output_dir,
         init_from=options.init_from,
     )
-    return 0
+    # horovodrun would make a traceback of it.
+    stopped = not outcome["finished"] and this_process().launcher != "horovodrun"
+    return EXIT_START_AGAIN if stopped else 0

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
 from horovod_transformer import distributed
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import BlockDataset, open_prepared_data
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import MicroBatchSampler, UpdatePlan, UpdateSampler
 from horovod_transformer.errors import UserError
 
 
@@ -26,34 +25,11 @@ def plan_updates(config: Config, train: BlockDataset, world_size: int) -> Update
     return UpdatePlan.from_config(config, len(train), train.block_size, train.padding, world_size)
 
 
-class UpdateSampler(DistributedSampler):
-    """A rank's micro-batches in order, as lists of block indices, from a given update to the end.
-
-    A `DistributedSampler` whose partition is by update rather than by epoch; used as a batch
-    sampler. A list may be empty, see `BlockDataset.__getitems__`.
-    """
-
-    def __init__(self, plan: UpdatePlan, rank: int, updates: range) -> None:
-        # The parent's constructor would cut the corpus by epoch; only the rank's share is ours to say.
-        self.plan = plan
-        self.num_replicas = plan.world_size
-        self.rank = rank
-        self.updates = updates
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for update in self.updates:
-            for number in range(self.plan.micro_batches):
-                yield self.plan.block_indices(self.plan.micro_batch(update, self.rank, number))
-
-    def __len__(self) -> int:
-        return len(self.updates) * self.plan.micro_batches
-
-
 def training_loader(
     config: Config, train: BlockDataset, plan: UpdatePlan, rank: int, updates: range
 ) -> DataLoader:
     """Load a rank's micro-batches of these updates, `plan.micro_batches` for each."""
-    return _loader(config, train, UpdateSampler(plan, rank, updates))
+    return _loader(config, train, MicroBatchSampler(UpdateSampler(train, plan, rank, updates)))
 
 
 def validation_loader(config: Config, validation: BlockDataset, rank: int, world_size: int) -> DataLoader:

@@ -7,6 +7,7 @@ with new_folder(Path("data/v1"), replace=False) as unfinished:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.folder_lock import SILENCE_S, FolderLock
+from horovod_transformer.folder_lock import FolderLock
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -57,17 +58,28 @@ def new_folder(target: Path, replace: bool, check: Callable[[], None] = lambda: 
 
 
 @contextmanager
-def lock_for(target: Path, say: Callable[[str], None], silence_s: float = SILENCE_S) -> Iterator[FolderLock]:
+def lock_for(target: Path, say: Callable[[str], None]) -> Iterator[FolderLock]:
     """Keep other processes from making the same folder while the block runs.
 
     Raises:
         UserError: One is at it, or the place cannot be written to.
     """
     target = target.resolve()
+    # The target itself appears only when it is complete: the lock lies beside it.
+    beside = target.with_name(f"{target.name}.unfinished")
     with _explained(target), _terminate_as_exception():
         _make_parents(target)
-        with FolderLock(target.with_name(f".{target.name}.lock"), str(target), silence_s, say) as lock:
+        beside.mkdir(exist_ok=True)
+        job = os.environ.get("SLURM_JOB_ID")
+        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+        lock = FolderLock(beside, f"{job} (restart {restart})" if job else None)
+        lock.acquire(say)
+        try:
             yield lock
+        finally:
+            lock.release()
+            with contextlib.suppress(OSError):
+                beside.rmdir()
 
 
 def clear_leftovers(target: Path, say: Callable[[str], None]) -> None:

@@ -81,7 +81,7 @@ def prepare(config: Config, force: bool = False, progress: bool = True) -> dict[
         if existing:
             say(f"{data_dir}: was prepared meanwhile")
             return existing
-        with new_folder(data_dir, find_prepared(data_dir) is not None, lock.require_held) as folder:
+        with new_folder(data_dir, find_prepared(data_dir) is not None, lock.require) as folder:
             manifest = _fill(folder, config, tokenizer, books, progress)
             manifest["seconds"] = round(time.monotonic() - started, 1)
             write_manifest(folder, manifest)

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
+from torch.utils.data import Dataset, Sampler
+from torch.utils.data.distributed import DistributedSampler
 
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
@@ -121,6 +125,57 @@ class UpdatePlan:
         """Seed of one forward pass's random numbers, derived rather than saved."""
         micro_batch = self.micro_batch(update, rank, number)
         return derive_seed(self.seed, "dropout", update, micro_batch.start)
+
+
+class UpdateSampler(DistributedSampler):
+    """This rank's block indices, one after the other, from a given update to the end of the run.
+
+    A `DistributedSampler` that shares out updates rather than epochs: its partition of the corpus
+    does not depend on the number of ranks.
+
+    Args:
+        blocks: The training split.
+        plan: Which blocks each rank contributes to each update.
+        rank: This process's.
+        updates: Updates to sample, counted from 0.
+    """
+
+    def __init__(self, blocks: Dataset, plan: UpdatePlan, rank: int, updates: range) -> None:
+        super().__init__(blocks, num_replicas=plan.world_size, rank=rank, seed=plan.seed)
+        self.plan = plan
+        self.updates = updates
+
+    def micro_batches(self) -> Iterator[range]:
+        """Places of this rank's blocks in the line of all epochs, by forward pass; may be empty."""
+        for update in self.updates:
+            for number in range(self.plan.micro_batches):
+                yield self.plan.micro_batch(update, self.rank, number)
+
+    def __iter__(self) -> Iterator[int]:
+        for places in self.micro_batches():
+            yield from self.plan.block_indices(places)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.micro_batches()))
+
+
+class MicroBatchSampler(Sampler[list[int]]):
+    """Cuts what an `UpdateSampler` yields into the batches of single forward passes.
+
+    Every update has `plan.micro_batches` of them on every rank. One may be empty, see
+    `BlockDataset.__getitems__`.
+    """
+
+    def __init__(self, sampler: UpdateSampler) -> None:
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = iter(self.sampler)
+        for places in self.sampler.micro_batches():
+            yield list(islice(indices, len(places)))
+
+    def __len__(self) -> int:
+        return len(self.sampler.updates) * self.sampler.plan.micro_batches
 
 
 def derive_seed(*parts: int | str) -> int:

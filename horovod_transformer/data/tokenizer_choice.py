@@ -1,4 +1,4 @@
-"""Which tokenizer `data.tokenizer` names, and whether a checkpoint's is the one of prepared data."""
+"""Which tokenizer `data.tokenizer` names: GPT-2's, one to be trained, or one that was made earlier."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.config import Config
-from horovod_transformer.data.dataset import PreparedData
 from horovod_transformer.data.manifest import MANIFEST, read_manifest
 from horovod_transformer.errors import UserError
 from horovod_transformer.paths import readable, user_path
@@ -80,30 +79,6 @@ def read_tokenizer(source: str | Path) -> Tokenizer:
         return tokenizer_from_dict(description)
     except UserError as error:
         raise UserError(f"{readable(path)}: {error}") from None
-
-
-def require_same_tokenizer(before: dict[str, Any] | None, data: PreparedData, checkpoint: str | Path) -> None:
-    """Check that the ids of prepared data mean to a checkpoint's weights what they were trained on.
-
-    Nothing can be compared where either side has no tokenizer: blocks that were made elsewhere.
-
-    Args:
-        before: The checkpoint's `tokenizer`.
-        data: The data that training is to go on with.
-        checkpoint: The checkpoint's path, for the message.
-
-    Raises:
-        UserError: The tokenizers differ.
-    """
-    if before is None or data.tokenizer is None:
-        return
-    old = tokenizer_from_dict(before)
-    if old.fingerprint != data.tokenizer.fingerprint:
-        raise UserError(
-            f"{readable(checkpoint)}: was trained with another tokenizer ({old}) than "
-            f"{readable(data.folder)} was prepared with ({data.tokenizer}): its ids would "
-            f"mean other words; prepare the books with --data.tokenizer {readable(checkpoint)}"
-        )
 
 
 def _read_tokenizer_file(path: Path) -> Any:

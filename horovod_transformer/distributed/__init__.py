@@ -4,12 +4,13 @@ Every function also works in a lone process, where nothing is exchanged and Horo
 be installed. A function marked *collective* must be called by all ranks, in the same order.
 """
 
-from horovod_transformer.distributed.bootstrap import setup_horovod
+from horovod_transformer.distributed.bootstrap import attempt, launch_id, setup_horovod
 from horovod_transformer.distributed.collectives import (
     allreduce,
     allreduce_async,
     broadcast,
     distribute_optimizer,
+    gather_objects,
     get_local_rank,
     get_local_size,
     get_rank,
@@ -21,30 +22,32 @@ from horovod_transformer.distributed.collectives import (
     run_on_rank0,
     skip_synchronize,
     synchronize,
-    wait_for_allreduce,
 )
-from horovod_transformer.distributed.devices import set_threads
+from horovod_transformer.distributed.devices import choose_device, set_threads
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
 
 __all__ = [
+    "allreduce",
+    "allreduce_async",
+    "attempt",
     "broadcast",
+    "choose_device",
     "distribute_optimizer",
-    "synchronize",
-    "wait_for_allreduce",
-    "run_on_rank0",
+    "gather_objects",
     "get_local_rank",
     "get_local_size",
     "get_rank",
     "get_world_size",
-    "skip_synchronize",
     "is_main_process",
+    "launch_id",
     "lost_ranks_explained",
     "metric_average",
+    "raise_on_all_ranks",
     "require_equal_weights",
+    "run_on_rank0",
     "set_threads",
     "setup_horovod",
-    "allreduce_async",
-    "allreduce",
-    "raise_on_all_ranks",
+    "skip_synchronize",
+    "synchronize",
     "weights_digest",
 ]

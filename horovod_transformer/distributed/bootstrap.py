@@ -1,4 +1,4 @@
-"""How ranks find each other: started by horovodrun, or alone."""
+"""How ranks find each other, whoever started them: horovodrun, torchrun, srun, or nobody."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 
 from horovod_transformer.distributed import collectives
 from horovod_transformer.distributed.collectives import get_local_rank, get_rank, get_world_size
-from horovod_transformer.distributed.devices import local_device_index, require_own_devices, set_threads
+from horovod_transformer.distributed.devices import choose_device, set_threads
+from horovod_transformer.distributed.rendezvous import meet
 from horovod_transformer.errors import UserError
+from horovod_transformer.launchers import Launch, this_process
 
 # Horovod's background thread wakes this often (milliseconds) to look for work. Its default of
 # 1 ms takes a quarter of a CPU run's speed: the thread competes with the ranks for the cores.
@@ -20,74 +22,76 @@ CPU_CYCLE_TIME_MS = "10"
 # for 8 ranks on two cores, too close to Gloo's own 30.
 GLOO_TIMEOUT_S = "90"
 
+_attempt = 0
 
-def setup_horovod(require_distributed: bool = False) -> tuple[int, int, int, bool]:
-    """Join the Horovod job this process was launched into, or carry on alone. *Collective.*
+
+def setup_horovod(require_distributed: bool = False, device: str = "auto") -> tuple[int, int, int, bool]:
+    """Join the job this process was launched into, or carry on alone. *Collective.*
 
     Picks this rank's GPU, and on a CPU its number of threads.
 
     Args:
         require_distributed: Treat a lone process as a mistake.
+        device: `auto`, `cpu` or `cuda`, as `training.device`.
 
     Returns:
         World size, rank, local rank (rank within this machine), and whether a GPU is used.
 
     Raises:
-        UserError: The process is alone though it must not be, was started by a launcher that
-            Horovod does not know, or Horovod or its GPU support is missing.
+        UserError: The process is alone though it must not be, the launcher's variables make no
+            sense, other ranks do not come, Horovod or its GPU support is missing, or the ranks
+            cannot agree on a device.
     """
-    announced = int(os.environ.get("HOROVOD_SIZE", "1"))
-    use_cuda = torch.cuda.is_available()
-    if announced > 1:
+    global _attempt
+    launch = this_process()
+    if launch.size > 1:
         if get_world_size() == 1:
-            collectives.use_horovod(_start_horovod(announced, use_cuda))
+            _attempt = launch.attempt
+            on_gpus = device != "cpu" and torch.cuda.is_available()
+            collectives.use_horovod(_start_horovod(launch, on_gpus))
+    elif require_distributed:
+        raise UserError(
+            "this is a single process, but distributed training was asked for; launch it with "
+            "`horovodrun -np 2 python ...` or `horovod-transformer launch -np 2 -- python ...` "
+            "(2 is the number of processes)"
+        )
     else:
-        _refuse_foreign_launchers()
-        if require_distributed:
-            raise UserError(
-                "this is a single process, but distributed training was asked for; launch it with "
-                "`horovodrun -np 2 python ...` (2 is the number of processes)"
-            )
-    if use_cuda:
-        index = local_device_index(get_local_rank(), torch.cuda.device_count())
-        torch.cuda.set_device(index)
-        mine = str(torch.cuda.get_device_properties(index).uuid)
-        require_own_devices(collectives.gather_objects(mine, "device"))
+        _attempt = launch.attempt
+    chosen, _ = choose_device(device)
     set_threads(None)
-    return get_world_size(), get_rank(), get_local_rank(), use_cuda
+    return get_world_size(), get_rank(), get_local_rank(), chosen.type == "cuda"
 
 
-def _start_horovod(announced: int, use_cuda: bool) -> Any:
+def attempt() -> int:
+    """0 on the first start of a launch, more when Slurm or torchrun has started it again."""
+    return _attempt
+
+
+def launch_id() -> str | None:
+    """A name that every start of one launch shares: Slurm's job, torchrun's run id; None without one."""
+    return this_process().job
+
+
+def _start_horovod(launch: Launch, on_gpus: bool) -> Any:
+    global _attempt
     if importlib.util.find_spec("horovod") is None:
         raise UserError("launched for several processes, but Horovod is not installed; run `make install`")
     # Horovod reads these once, when it starts.
     os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", GLOO_TIMEOUT_S)
-    if not use_cuda:
+    if not on_gpus:
         os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_TIME_MS)
+    meeting = None
+    if launch.launcher != "horovodrun":
+        meeting = meet(launch)
+        os.environ.update(meeting.variables)
+        _attempt = meeting.attempt
     import horovod.torch as hvd
 
     hvd.init()
-    if hvd.size() != announced:
+    if hvd.size() != launch.size:
         # Otherwise each process would train alone and overwrite the others' files.
-        raise UserError(f"the launcher announced {announced} processes but Horovod found {hvd.size()}")
-    if use_cuda and not hvd.nccl_built():
-        raise UserError(
-            "this machine has a GPU but Horovod was built without NCCL; "
-            "rebuild it with `REBUILD=1 HOROVOD_BUILD=cuda make install`"
-        )
+        raise UserError(f"the launcher announced {launch.size} processes but Horovod found {hvd.size()}")
+    if meeting is not None:
+        hvd.barrier()  # nobody needs the server any more
+        meeting.close()
     return hvd
-
-
-def _refuse_foreign_launchers() -> None:
-    """N processes that do not know of each other would each train alone, on the same files."""
-    for variable, launcher in (
-        ("OMPI_COMM_WORLD_SIZE", "mpirun"),
-        ("PMI_SIZE", "mpiexec"),
-        ("SLURM_STEP_NUM_TASKS", "srun"),
-        ("WORLD_SIZE", "torchrun"),
-    ):
-        if os.environ.get(variable, "1") not in ("", "1"):
-            raise UserError(
-                f"{launcher} started {os.environ[variable]} processes ({variable}) that Horovod does not "
-                "know of; launch with `horovodrun -np N python ...`"
-            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -14,6 +15,9 @@ from torch.optim import Optimizer
 from horovod_transformer.errors import UserError
 
 T = TypeVar("T")
+
+# Seconds between two meetings of the ranks while they wait for rank 0: far below every time-out.
+MEET_EVERY_S = 0.5
 _hvd: Any = None  # horovod.torch, once there is more than one process
 
 
@@ -21,6 +25,11 @@ def use_horovod(hvd: Any) -> None:
     """Let everything here go through `horovod.torch`, which has been started."""
     global _hvd
     _hvd = hvd
+
+
+def lacks_nccl() -> bool:
+    """Whether there are several processes and a Horovod that cannot join their GPUs."""
+    return bool(_hvd) and not _hvd.nccl_built()
 
 
 def get_world_size() -> int:
@@ -67,21 +76,23 @@ def allreduce(values: Tensor, name: str) -> Tensor:
     return _hvd.allreduce(values, op=_hvd.Sum, name=f"sum.{name}") if _hvd else values
 
 
-def allreduce_async(values: Tensor, name: str) -> tuple[Any, Tensor]:
-    """Begin `allreduce` in the background; `wait_for_allreduce` waits for it. *Collective.*"""
-    return (_hvd.allreduce_async_(values, op=_hvd.Sum, name=f"sum.{name}") if _hvd else None), values
+def allreduce_async(values: Tensor, name: str) -> PendingSum:
+    """Begin `allreduce` in the background. *Collective.*"""
+    return PendingSum(
+        values, _hvd.allreduce_async_(values, op=_hvd.Sum, name=f"sum.{name}") if _hvd else None
+    )
 
 
-def wait_for_allreduce(pending: tuple[Any, Tensor]) -> Tensor:
-    """Wait for a sum that was begun, and return it."""
-    handle, values = pending
-    return _hvd.synchronize(handle) if handle is not None else values
+@dataclasses.dataclass(frozen=True)
+class PendingSum:
+    """A sum over ranks that is on its way."""
 
+    values: Tensor
+    handle: Any
 
-def wait_for_all() -> None:
-    """Return when every rank has come here. *Collective.*"""
-    if _hvd:
-        _hvd.barrier()
+    def wait(self) -> Tensor:
+        """Return the sum once it is there."""
+        return self.values if self.handle is None else _hvd.synchronize(self.handle)
 
 
 def gather_objects(value: T, name: str) -> list[T]:
@@ -129,22 +140,47 @@ def raise_on_all_ranks(action: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def run_on_rank0(action: Callable[[], T]) -> T:
+def run_on_rank0(action: Callable[[], T], on_wait: Callable[[], None] = lambda: None) -> T:
     """Do something on rank 0 alone and give its result to every rank. *Collective.*
+
+    It may take as long as it likes: the ranks meet every half a second until it is done, so no
+    collective times out on a healthy job, and a rank or a link that is lost is still noticed.
+
+    Args:
+        action: Runs in a thread of rank 0, so it must not call a collective.
+        on_wait: Called on every rank each time they meet.
 
     Raises:
         UserError: It was a user's mistake, on every rank.
     """
-    outcome: tuple[T | None, str | None] = (None, None)
-    if is_main_process():
+    result: T | None = None
+    failure: BaseException | None = None
+    threads = torch.get_num_threads()
+
+    def act() -> None:
+        nonlocal result, failure
+        torch.set_num_threads(threads)  # a new thread would begin with all cores
         try:
-            outcome = (action(), None)
-        except UserError as error:
-            outcome = (None, str(error))
-    result, mistake = broadcast(outcome)
+            result = action()
+        except BaseException as error:
+            failure = error
+
+    worker = threading.Thread(target=act, name="rank 0")
+    if is_main_process():
+        worker.start()
+    busy = True
+    while busy:
+        if is_main_process():
+            worker.join(MEET_EVERY_S)
+        mine = torch.tensor([int(worker.is_alive())])
+        busy = bool(allreduce(mine, "busy").item())
+        on_wait()
+    if failure is not None and not isinstance(failure, UserError):
+        raise failure  # a bug: the other ranks learn of it when this one has ended
+    result, mistake = broadcast((result, None if failure is None else str(failure)))
     if mistake is not None:
         raise UserError(mistake)
-    return result
+    return cast(T, result)
 
 
 @contextlib.contextmanager

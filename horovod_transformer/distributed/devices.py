@@ -1,14 +1,115 @@
-"""One GPU per rank, and on a CPU its share of the cores."""
+"""What each rank computes on: a GPU of its own, or its share of the cores; decided by all together."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from horovod_transformer.distributed.collectives import get_local_size
+from horovod_transformer.distributed.collectives import (
+    gather_objects,
+    get_local_rank,
+    get_local_size,
+    lacks_nccl,
+)
 from horovod_transformer.errors import UserError
+
+# Slurm says by these that it granted GPUs to this process.
+SLURM_GPU_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+
+
+@dataclass(frozen=True)
+class RankDevice:
+    """What one rank has found.
+
+    Attributes:
+        kind: `cpu` or `cuda`.
+        name: The card's name; empty on a CPU.
+        uuid: Tells cards of one model apart; empty on a CPU.
+        problem: Why this rank cannot do what was asked; empty if it can.
+    """
+
+    kind: str
+    name: str = ""
+    uuid: str = ""
+    problem: str = ""
+
+
+def choose_device(wanted: str = "auto") -> tuple[torch.device, list[str]]:
+    """Choose this rank's device, alike on all ranks. *Collective.*
+
+    Args:
+        wanted: `auto` takes GPUs where every rank has one; `cpu` and `cuda` are taken at their word.
+
+    Returns:
+        The device, already set as the current one if it is a GPU, and the names of all ranks'
+        cards, by rank; empty on CPUs.
+
+    Raises:
+        UserError: On every rank: one has no usable GPU though others have, or Slurm granted it
+            one, or `cuda` was asked for; or two ranks share a card.
+    """
+    found = gather_objects(_look(wanted), "device")
+    require_alike(found)
+    if found[0].kind == "cpu":
+        return torch.device("cpu"), []
+    return torch.device("cuda", torch.cuda.current_device()), [rank.name for rank in found]
+
+
+def require_alike(found: Sequence[RankDevice]) -> None:
+    """Refuse ranks that cannot train together.
+
+    Args:
+        found: Each rank's device, by rank.
+
+    Raises:
+        UserError: They differ in kind, one has a problem, or two share a card.
+    """
+    for rank, device in enumerate(found):
+        if device.problem:
+            raise UserError(f"rank {rank}: {device.problem}")
+    lacking = [rank for rank, device in enumerate(found) if device.kind == "cpu"]
+    if lacking and len(lacking) < len(found):
+        raise UserError(
+            f"ranks {lacking} see no usable GPU, the others do; look at nvidia-smi on their machines, or "
+            "train on CPUs with --training.device cpu"
+        )
+    if found[0].kind == "cuda":
+        require_own_devices([device.uuid for device in found])
+
+
+def _look(wanted: str) -> RankDevice:
+    """Find this rank's device and, if it is a GPU, make it the current one."""
+    if wanted == "cpu":
+        return RankDevice("cpu")
+    try:
+        usable = torch.cuda.is_available()
+        if usable and lacks_nccl():
+            return RankDevice(
+                "cpu",
+                problem="this machine has a GPU but Horovod was built without NCCL; rebuild it with "
+                "`REBUILD=1 HOROVOD_BUILD=cuda make install`, or train on CPUs with --training.device cpu",
+            )
+        if usable:
+            index = local_device_index(get_local_rank(), torch.cuda.device_count())
+            torch.cuda.set_device(index)
+            card = torch.cuda.get_device_properties(index)
+            return RankDevice("cuda", card.name, str(card.uuid))
+    except (UserError, RuntimeError) as error:
+        return RankDevice("cpu", problem=str(error).splitlines()[0])
+    granted = next(
+        (name for name in SLURM_GPU_VARIABLES if os.environ.get(name) not in (None, "", "0")), None
+    )
+    if wanted == "cuda" or granted:
+        why = "training.device = cuda" if wanted == "cuda" else f"Slurm granted a GPU ({granted})"
+        return RankDevice(
+            "cpu",
+            problem=f"{why}, but torch {torch.__version__} sees none; `horovod-transformer doctor` tells "
+            "more, --training.device cpu trains on CPUs",
+        )
+    return RankDevice("cpu")
 
 
 def local_device_index(local_rank: int, visible: int) -> int:

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from horovod_transformer.distributed.collectives import gather_objects
 
 
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the names and exact bytes of a model's parameters, as hex."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+@torch.no_grad()
+def weights_digest(model: nn.Module) -> list[int]:
+    """One whole number per parameter: the sum of its values' bit patterns, computed on the device.
+
+    Whole numbers add up exactly in any order, and one changed bit changes the sum. It is a check
+    against drift, not against an enemy: two changes may cancel each other.
+
+    Args:
+        model: Its parameters are float32.
+    """
+    sums: list[Tensor] = [
+        parameter.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
+        for parameter in model.parameters()
+    ]
+    return torch.stack(sums).tolist() if sums else []
 
 
-def require_equal_weights(model: nn.Module, when: str) -> str:
+def require_equal_weights(model: nn.Module, when: str) -> None:
     """Prove that every rank holds the same weights, bit for bit. *Collective.*
 
     Args:
         model: The model to compare.
         when: What just happened, for the message.
 
-    Returns:
-        The common digest.
-
     Raises:
         RuntimeError: Ranks differ; the message names them. They would drift apart in silence.
     """
-    mine = weights_digest(model)
-    digests = gather_objects(mine, "digest")
+    digests = gather_objects(weights_digest(model), "digest")
     different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if different:
-        raise RuntimeError(f"after {when} the weights of ranks {different} differ from those of rank 0")
-    return mine
+        names = [name for name, _ in model.named_parameters()]
+        places = [i for i, sums in enumerate(zip(*digests, strict=True)) if len(set(sums)) > 1]
+        raise RuntimeError(
+            f"after {when} the weights of ranks {different} differ from those of rank 0 "
+            f"({names[places[0]]} and {len(places) - 1} more); nothing more is written, resume from the last "
+            "checkpoint"
+        )

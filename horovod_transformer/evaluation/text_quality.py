@@ -224,15 +224,8 @@ def write_samples(
     for start in range(0, len(passages), BATCH):
         part = passages[start : start + BATCH]
         prompts = torch.tensor([prompt for prompt, _, _ in part], device=device)
-        written = model.generate(
-            prompts,
-            settings.max_new_tokens,
-            settings.temperature,
-            settings.top_k,
-            settings.top_p,
-            end,
-            generator=generator,
-        )[:, prompts.shape[1] :].tolist()
+        rows = model.continue_rows(prompts, settings, end, generator=generator)
+        written = rows[:, prompts.shape[1] :].tolist()
         for (prompt, human, human_ended), new in zip(part, written, strict=True):
             ended = end in new
             samples.append(Sample(prompt, human, human_ended, new[: new.index(end)] if ended else new, ended))

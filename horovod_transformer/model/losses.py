@@ -14,7 +14,9 @@ IGNORED_LABEL = -100
 CHUNK_ROWS = 512
 
 
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, gradient_scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Next-token loss of an output projection, computed a few hundred rows at a time.
 
     The full logits of 16 blocks of 512 tokens over GPT-2's vocabulary take 1.6 GB, and their
@@ -26,18 +28,21 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> tup
         hidden: Final hidden states, float of shape (rows, d_model).
         weight: Output projection, float of shape (vocab_size, d_model).
         labels: The token that follows each row, int64 of shape (rows,); -100 rows do not count.
+        gradient_scale: What the caller is going to multiply the loss with before `backward`. The
+            gradient is formed with it at once: in fp16 most of it would be lost without.
 
     Returns:
         The summed loss in nats (float32 scalar, differentiable), the number of rows that count
-        and the number of them whose likeliest token is the label (int64 scalars).
+        and the number of them whose likeliest token is the label (int64 scalars). Of tokens that
+        are likeliest alike the one with the lowest id counts, as in `argmax` and greedy generation.
     """
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, torch.is_grad_enabled())
+    return _ChunkedCrossEntropy.apply(hidden, weight, labels, gradient_scale, torch.is_grad_enabled())
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, with_gradient: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, gradient_scale: float, with_gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         counted = labels != IGNORED_LABEL
         targets = labels.masked_fill(~counted, 0)
@@ -50,9 +55,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + CHUNK_ROWS)
             count, target = counted[rows], targets[rows, None]
             logits = torch.nn.functional.linear(hidden[rows], weight).float()
-            largest = logits.amax(dim=1, keepdim=True)
+            # The index and not the value: in half precision a label often ties with another token.
+            largest, likeliest = logits.max(dim=1, keepdim=True)
             target_logit = logits.gather(1, target)
-            correct += ((target_logit == largest).squeeze(1) & count).sum()
+            correct += ((likeliest == target).squeeze(1) & count).sum()
             exponentials = logits.sub_(largest).exp_()
             total = exponentials.sum(dim=1, keepdim=True)
             row_loss = (total.log() + largest - target_logit).squeeze(1)
@@ -62,7 +68,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 assert hidden_gradient is not None and weight_gradient is not None
                 slope = exponentials.div_(total)
                 slope.scatter_add_(1, target, -torch.ones_like(target_logit))
-                slope = slope.masked_fill_(~count[:, None], 0.0).to(weight.dtype)
+                slope = slope.masked_fill_(~count[:, None], 0.0)
+                if gradient_scale != 1.0:
+                    slope *= gradient_scale
+                slope = slope.to(weight.dtype)
                 hidden_gradient[rows] = slope @ weight
                 if slope.dtype == weight_gradient.dtype and not torch.is_autocast_enabled(slope.device.type):
                     weight_gradient.addmm_(slope.t(), hidden[rows])
@@ -71,6 +80,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     weight_gradient += slope.t() @ hidden[rows]
 
         ctx.save_for_backward(hidden_gradient, weight_gradient)
+        ctx.gradient_scale = gradient_scale
         number = counted.sum()
         ctx.mark_non_differentiable(number, correct)
         return loss, number, correct
@@ -80,4 +90,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         scale = gradients[0]
-        return hidden_gradient * scale, weight_gradient * scale, None, None
+        if ctx.gradient_scale != 1.0:
+            scale = scale / ctx.gradient_scale
+        return hidden_gradient * scale, weight_gradient * scale, None, None, None

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from horovod_transformer.config import ModelConfig
+from horovod_transformer.config import GenerationConfig, ModelConfig
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
 from horovod_transformer.model.sampling import next_tokens
 
@@ -29,9 +29,19 @@ POSITION_SCALE = INITIAL_STD * math.sqrt(2)
 
 
 class KeyValueCache:
-    """Keys and values of the tokens seen so far, so that generation computes each only once."""
+    """Keys and values of the tokens seen so far, so that generation computes each only once.
+
+    Room for a whole context is taken at once: 2 x layers x batch x `max_seq_len` x `d_model`
+    numbers of the model's dtype, on its device. What lies beyond `length` is not initialised.
+
+    Attributes:
+        keys: One tensor per layer, (B, H, `max_seq_len`, D).
+        values: The same for values.
+        length: Tokens held, the same number in every row; set to 0 to forget them all.
+    """
 
     def __init__(self, model: TransformerLM, batch_size: int) -> None:
+        """Take memory for `batch_size` rows of `model`; nothing is held yet."""
         parameter = model.token_embedding.weight
         shape = (batch_size, model.n_heads, model.max_seq_len, model.d_model // model.n_heads)
         self.keys = [parameter.new_empty(shape) for _ in model.blocks]
@@ -39,7 +49,18 @@ class KeyValueCache:
         self.length = 0
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's new keys and values, (B, H, T, D) each; return all of them so far."""
+        """Store what one layer has computed for T new tokens.
+
+        `length` stays as it is: it moves on once all layers have stored theirs.
+
+        Args:
+            layer: Which one, from 0.
+            keys: (B, H, T, D).
+            values: (B, H, T, D).
+
+        Returns:
+            This layer's keys and values of old and new tokens, (B, H, `length` + T, D) each; views.
+        """
         end = self.length + keys.shape[2]
         self.keys[layer][:, :, self.length : end] = keys
         self.values[layer][:, :, self.length : end] = values
@@ -59,6 +80,19 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
     ) -> Tensor:
+        """Mix each position with those it may see.
+
+        Args:
+            x: Normalised hidden states, float (B, T, C).
+            mask: Bool, broadcast to (B, H, T, T): True where a query (third axis) may see a key
+                (fourth axis). None: each position sees itself and all before it.
+            cache: Keys and values of earlier tokens, which are seen, too; this layer's new ones
+                are added. None: `x` is the whole text.
+            layer: This block's place in the cache.
+
+        Returns:
+            Float (B, T, C), to be added to the residual stream.
+        """
         batch, length, width = x.shape
         # (B, T, 3C) -> three of (B, H, T, D)
         query, key, value = self.qkv(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
@@ -87,6 +121,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map hidden states, float (..., C), to float (..., C)."""
         # The tanh form is GPT-2's own.
         return self.output(F.gelu(self.expand(x), approximate="tanh"))
 
@@ -105,6 +140,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
     ) -> Tensor:
+        """Run the block on the residual stream, float (B, T, C); see `CausalSelfAttention.forward`."""
         x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache, layer))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
@@ -177,10 +213,11 @@ class TransformerLM(nn.Module):
 
         Args:
             input_ids: Token ids, int64 (B, T), T at most `max_seq_len`.
-            attention_mask: (B, T), 1 for tokens and 0 for padding on either side; positions count
-                tokens only. Labels at masked positions do not count.
-            labels: Usually `input_ids` itself, (B, T): the model does the shift, position t is
-                scored on label t + 1. -100 is left out.
+            attention_mask: Bool or whole numbers, (B, T), 1 for tokens and 0 for padding on either
+                side; positions count tokens only. Labels at masked positions do not count, and
+                logits there mean nothing. None: all are tokens.
+            labels: Usually `input_ids` itself, int64 (B, T): the model does the shift, position t
+                is scored on label t + 1. -100 is left out.
 
         Returns:
             Logits, float (B, T, V), and the mean loss in nats (float32 scalar; None without
@@ -199,12 +236,16 @@ class TransformerLM(nn.Module):
         )
         return logits, total / (targets != IGNORED_LABEL).sum().clamp(min=1)
 
-    def loss_sums(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def loss_sums(
+        self, input_ids: Tensor, labels: Tensor, gradient_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The training path: the same loss as `forward`, summed, without materialising all logits.
 
         Args:
-            input_ids: Token ids, int64 (B, T).
+            input_ids: Token ids, int64 (B, T), T at most `max_seq_len`; no padding but at the
+                end, where labels are -100.
             labels: As in `forward`.
+            gradient_scale: See `chunked_cross_entropy`.
 
         Returns:
             Summed loss in nats (float32 scalar), tokens that count and tokens predicted right
@@ -212,15 +253,15 @@ class TransformerLM(nn.Module):
         """
         hidden = self._hidden(input_ids)
         return chunked_cross_entropy(
-            hidden.flatten(0, 1), self.token_embedding.weight, _shifted(labels).flatten()
+            hidden.flatten(0, 1), self.token_embedding.weight, _shifted(labels).flatten(), gradient_scale
         )
 
     def cached_logits(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits after the last token, reading earlier tokens from the cache and adding these.
 
         Args:
-            input_ids: (B, T) to fill an empty cache, or (B, 1) to continue one.
-            cache: Extended in place.
+            input_ids: Int64, (B, T) to fill an empty cache, or (B, 1) to continue one.
+            cache: For B rows of this model; extended in place by T.
 
         Returns:
             Logits, float (B, V).
@@ -266,13 +307,13 @@ class TransformerLM(nn.Module):
     ) -> Tensor:
         """Continue each row of `input_ids`.
 
-        Once the context is full the model goes on from the newest half of it, so text of any
+        Once the context is full the model continues from the newest half of it, so text of any
         length can be written at a bounded cost per token.
 
         Args:
             input_ids: Prompts of one length, int64 (B, T) with T >= 1; any length.
             max_new_tokens: How many tokens to add at most.
-            temperature: See `horovod_transformer.model.sampling.next_tokens`, also for the next two.
+            temperature: Divides the logits; 0 takes the likeliest token. `model.sampling` has more.
             top_k: Keep the k likeliest tokens; 0 keeps all.
             top_p: Keep this probability mass; 1 keeps all.
             eos_token_id: A row that draws this token has ended and is filled with padding; when
@@ -282,23 +323,37 @@ class TransformerLM(nn.Module):
 
         Returns:
             Prompt and continuation, int64 (B, T + new).
+
+        Raises:
+            ValueError: A setting is out of its range, or there is no token to start from.
         """
+        settings = GenerationConfig(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p
+        )
+        return self.continue_rows(input_ids, settings, eos_token_id, use_cache=use_cache, generator=generator)
+
+    @torch.no_grad()
+    def continue_rows(
+        self,
+        input_ids: Tensor,
+        settings: GenerationConfig,
+        eos_token_id: int | None = None,
+        *,
+        use_cache: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """`generate` with settings that have been checked."""
         was_training = self.training
         self.eval()
         try:
-            return self._generate(
-                input_ids, max_new_tokens, temperature, top_k, top_p, eos_token_id, use_cache, generator
-            )
+            return self._continue_rows(input_ids, settings, eos_token_id, use_cache, generator)
         finally:
             self.train(was_training)
 
-    def _generate(
+    def _continue_rows(
         self,
         tokens: Tensor,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
+        settings: GenerationConfig,
         eos_token_id: int | None,
         use_cache: bool,
         generator: torch.Generator | None,
@@ -309,14 +364,14 @@ class TransformerLM(nn.Module):
         padding = self.pad_token_id if self.pad_token_id is not None else eos_token_id or 0
         window = tokens[:, -self.max_seq_len :]
         cache = KeyValueCache(self, len(tokens))
-        for _ in range(max_new_tokens):
+        for _ in range(settings.max_new_tokens):
             if window.shape[1] > self.max_seq_len:
                 window = window[:, -max(1, self.max_seq_len // 2) :]
                 cache.length = 0
             if not use_cache:
                 cache.length = 0
             logits = self.cached_logits(window[:, cache.length :], cache)
-            new = next_tokens(logits, temperature, top_k, top_p, generator)
+            new = next_tokens(logits, settings, generator)
             if eos_token_id is not None:
                 new = torch.where(ended, padding, new)
                 ended |= new == eos_token_id

@@ -1,21 +1,24 @@
-"""The fp16 loss scale."""
+"""The loss scale: keeps gradients that pass through fp16 from vanishing."""
 
 from __future__ import annotations
 
 
 class LossScale:
-    """Dynamic loss scaling (Micikevicius et al. 2018, arXiv:1710.03740): keeps fp16 gradients from vanishing.
+    """Dynamic loss scaling (Micikevicius et al. 2018, arXiv:1710.03740).
 
     The factor is halved when a gradient overflows and doubled after a long time without.
 
+    Args:
+        dynamic: Whether anything passes through fp16; otherwise the factor is 1 for ever.
+
     Attributes:
-        factor: What the loss is multiplied with; 1 for ever unless the precision is fp16.
+        factor: What the loss is multiplied with.
     """
 
     GROWTH_INTERVAL = 2000  # good updates before the factor is doubled
 
-    def __init__(self, precision: str) -> None:
-        self._dynamic = precision == "fp16"
+    def __init__(self, dynamic: bool) -> None:
+        self._dynamic = dynamic
         self.factor = 2.0**16 if self._dynamic else 1.0
         self._good_updates = 0
 
@@ -32,12 +35,17 @@ class LossScale:
             self.factor *= 2
             self._good_updates = 0
 
-    def state(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
-        return {"factor": self.factor, "good_updates": self._good_updates}
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps; nothing if the factor never changes."""
+        return {"factor": self.factor, "good_updates": self._good_updates} if self._dynamic else {}
 
-    def restore(self, state: dict[str, float]) -> None:
-        """Go on from `state()`."""
-        if self._dynamic:
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Resume from `state_dict()`.
+
+        A run that had no scale and now has one begins with the default. Early checkpoints of such
+        runs hold a factor of 1, from which it would take tens of thousands of updates to recover.
+        """
+        without = {"factor": 1.0, "good_updates": 0}
+        if self._dynamic and state and state != without:
             self.factor = float(state["factor"])
             self._good_updates = int(state["good_updates"])

@@ -10,6 +10,7 @@ runs/structured/<run name>/config.yaml, environment.json
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,28 +29,66 @@ import yaml
 from horovod_transformer import distributed
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import archive_path
+from horovod_transformer.files import archive_path, write_text
 from horovod_transformer.progress_bar import ProgressBar
 
-TRAIN_COLUMNS = [
-    "update",
-    "epoch",
-    "loss",
-    "perplexity",
-    "bits_per_byte",
-    "accuracy",
-    "learning_rate",
-    "gradient_norm",
-    "tokens",
-    "skipped_updates",
-    # From here on the clock decides; a repeated run differs.
-    "updates_per_second",
-    "tokens_per_second",
-    "mfu",
-    "memory_gib",
-    "seconds",
-]
-VALIDATION_COLUMNS = ["update", "loss", "perplexity", "bits_per_byte", "accuracy", "tokens", "seconds"]
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """A row of `train.csv`. Sums and means are over all ranks.
+
+    Attributes:
+        update: Optimizer updates done.
+        epoch: Passes over the training blocks done.
+        loss: Mean loss per token of this update, nats.
+        perplexity: exp(loss).
+        bits_per_byte: The loss in bits per byte of text; None where bytes are not known.
+        accuracy: Share of tokens predicted right.
+        learning_rate: Of this update.
+        gradient_norm: Global norm before clipping.
+        tokens: Tokens predicted since the first update.
+        skipped_updates: Updates so far whose gradients were not finite.
+        updates_per_second: Averaged over the latest updates.
+        tokens_per_second: Likewise.
+        mfu: Model FLOPs utilisation, 0 to 1; None on a device whose peak is not known.
+        memory_gib: Most memory this process has used.
+        seconds: Since this start of the run.
+    """
+
+    update: int
+    epoch: float
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    accuracy: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    skipped_updates: int
+    updates_per_second: float
+    tokens_per_second: float
+    mfu: float | None
+    memory_gib: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ValidationMetrics:
+    """A row of `val.csv`; see `UpdateMetrics`. `seconds` is how long the validation took."""
+
+    update: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    accuracy: float
+    tokens: int
+    seconds: float
+
+
+TRAIN_COLUMNS = [field.name for field in fields(UpdateMetrics)]
+VALIDATION_COLUMNS = [field.name for field in fields(ValidationMetrics)]
+# The clock decides these; a repeated run differs in them.
+CLOCK_COLUMNS = ("updates_per_second", "tokens_per_second", "mfu", "memory_gib", "seconds")
 
 
 class CsvTable:
@@ -74,12 +114,11 @@ class CsvTable:
                         continue
                     if int(row["update"]) <= keep_until:
                         rows.append({column: row.get(column, "") for column in columns})
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        partial.replace(path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, text.getvalue())
         self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._writer = csv.DictWriter(self._file, columns)
 
@@ -93,19 +132,22 @@ class CsvTable:
 
 
 class MetricLogger:
-    """Takes down what happens in a run. Rank 0 writes everything, other ranks their log file.
+    """Records what happens in a run. Rank 0 writes everything, other ranks their log file.
 
     Args:
         config: Of the run, kept beside the tables.
         run_name: Names the run's folders.
         start: Updates done before; later rows of an earlier try are dropped.
         total: Updates in all.
+        facts: What was decided at the start (device, precision, ...), for `environment.json`.
 
     Raises:
         UserError: A folder cannot be written to.
     """
 
-    def __init__(self, config: Config, run_name: str, start: int, total: int) -> None:
+    def __init__(
+        self, config: Config, run_name: str, start: int, total: int, facts: dict[str, Any] | None = None
+    ) -> None:
         self.main = distributed.is_main_process()
         self._told = False
         try:
@@ -116,8 +158,11 @@ class MetricLogger:
                 if start == 0:
                     _archive(folder, events)
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-                (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=2) + "\n")
+                write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+                write_text(
+                    folder / "environment.json",
+                    json.dumps(describe_environment(facts or {}), indent=2) + "\n",
+                )
                 self._train = CsvTable(folder / "train.csv", TRAIN_COLUMNS, start)
                 self._validation = CsvTable(folder / "val.csv", VALIDATION_COLUMNS, start)
                 # Imported here: it takes a second, and only rank 0 needs it.
@@ -139,29 +184,34 @@ class MetricLogger:
         if self._bar is not None:
             self._bar.message(text)
 
-    def update(self, row: dict[str, Any]) -> None:
-        """Take down one update; see TRAIN_COLUMNS."""
+    def log_update(self, metrics: UpdateMetrics) -> None:
+        """Record one update."""
         if not self.main:
             return
-        self._keep_going(self._train.append, row)
+        self._keep_going(self._train.append, vars(metrics))
         self._log.info(
-            "update %d: loss %.4f, accuracy %.4f, gradient norm %.3f, lr %.3g, %.0f tokens/s",
-            *(row[key] for key in ("update", "loss", "accuracy", "gradient_norm", "learning_rate")),
-            row["tokens_per_second"],
+            "update %d: loss %.4f, accuracy %.4f, gradient norm %.3f, lr %.3g, %.0f tokens/s%s",
+            metrics.update,
+            metrics.loss,
+            metrics.accuracy,
+            metrics.gradient_norm,
+            metrics.learning_rate,
+            metrics.tokens_per_second,
+            "" if metrics.mfu is None else f", MFU {metrics.mfu:.1%}",
         )
-        self._add_scalars("train", row)
+        self._add_scalars("train", vars(metrics))
 
-    def validation(self, row: dict[str, Any]) -> None:
-        """Take down one validation; see VALIDATION_COLUMNS."""
+    def log_validation(self, metrics: ValidationMetrics) -> None:
+        """Record one validation."""
         if not self.main:
             return
-        self._keep_going(self._validation.append, row)
-        self._add_scalars("validation", row)
-        bits = f", {row['bits_per_byte']:.4f} bits per byte" if row["bits_per_byte"] is not None else ""
-        self.say(f"update {row['update']}: validation loss {row['loss']:.4f}{bits}")
+        self._keep_going(self._validation.append, vars(metrics))
+        self._add_scalars("validation", vars(metrics))
+        bits = "" if metrics.bits_per_byte is None else f", {metrics.bits_per_byte:.4f} bits per byte"
+        self.say(f"update {metrics.update}: validation loss {metrics.loss:.4f}{bits}")
 
-    def sample(self, update: int, prompt: str, text: str) -> None:
-        """Take down a text that the model wrote."""
+    def log_sample(self, update: int, prompt: str, text: str) -> None:
+        """Record a text that the model wrote."""
 
         def write() -> None:
             with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
@@ -222,7 +272,7 @@ def _archive(*folders: Path) -> None:
             folder.rename(archive_path(folder.with_name(f"{folder.name}.previous"), [folder]))
 
 
-def describe_environment() -> dict[str, Any]:
+def describe_environment(facts: dict[str, Any]) -> dict[str, Any]:
     """Versions and hardware, enough to tell later what a run ran on; no environment variables."""
     packages: dict[str, str | None] = {}
     for name in ("horovod_transformer", "torch", "horovod", "numpy", "datasets", "tiktoken", "tokenizers"):
@@ -239,6 +289,7 @@ def describe_environment() -> dict[str, Any]:
         "gpus": gpus,
         "cuda": torch.version.cuda,
         "world_size": distributed.get_world_size(),
+        **facts,
         "threads_per_rank": torch.get_num_threads(),
         "packages": packages,
         "git_commit": _git_commit(),

@@ -1,36 +1,59 @@
-"""What a run starts from: nothing, an earlier checkpoint's weights, or all of an earlier run's state."""
+"""What a run starts from: nothing, another run's weights, or all of an earlier run's state.
+
+What makes a resumed run the same, bit for bit, as one that was never stopped:
+
+- restored from the checkpoint: weights, the optimizer's state (`Start.optimizer`), and `TrainState`:
+  updates and tokens done, the fp16 loss scale, the best validation loss, which validation came last;
+- derived from (seed, update), hence not saved: which blocks an update has and who computes them
+  (`data.sampler.UpdatePlan`), the learning rate (`training.schedule`), the seeds of dropout
+  (`UpdatePlan.dropout_seed`), the seeds of sample texts;
+- refused if it is not the same: model shape, seed, global batch, data, tokenizer, optimizer (every
+  check is in this file);
+- dropped and computed again: rows of the tables and TensorBoard events after the checkpoint
+  (`training.metric_logger`);
+- archived: checkpoints after the one that is resumed (`checkpoint.manager`).
+
+Another number of processes keeps the curve but not the last bits: sums are then rounded in another
+order.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from horovod_transformer.checkpoint.format import load_checkpoint
-from horovod_transformer.checkpoint.manager import CheckpointManager, newest_good_checkpoint
+from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config import ModelConfig, config_from_dict
+from horovod_transformer.data.dataset import PreparedData
+from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.errors import UserError
+
+# In a checkpoint TrainState.data_fingerprint has the name it was born with: keys never change.
+_KEY_IN_FILE = {"data_fingerprint": "identity"}
 
 
 @dataclass
 class TrainState:
-    """How far a run has come; all of it is in every checkpoint.
+    """How far a run has come; all of it is in every checkpoint, under `progress`.
 
     Attributes:
         run_name: Names the run's folders.
-        identity: What must not change in mid-run: seed, global batch and data.
+        data_fingerprint: What must not change in mid-run: seed, global batch and data.
         update: Optimizer updates done, skipped ones included.
         tokens: Tokens predicted so far.
         skipped_updates: Updates whose gradients were not finite.
         skipped_in_a_row: How many of these came last.
         best_validation_loss: Lowest so far, nats; infinite before the first.
         validated_at: Update of the latest validation.
-        loss_scale: State of the fp16 loss scale.
+        loss_scale: State of the fp16 loss scale; empty where there is none.
     """
 
     run_name: str
-    identity: dict[str, Any]
+    data_fingerprint: dict[str, Any]
     update: int = 0
     tokens: int = 0
     skipped_updates: int = 0
@@ -39,76 +62,136 @@ class TrainState:
     validated_at: int = 0
     loss_scale: dict[str, float] = field(default_factory=dict)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps under `progress`."""
+        return {_KEY_IN_FILE.get(key, key): value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_state_dict(cls, values: dict[str, Any]) -> TrainState:
+        """Read `state_dict()` back.
+
+        Raises:
+            TypeError, AttributeError: It is not one.
+        """
+        names = {name: key for key, name in _KEY_IN_FILE.items()}
+        return cls(**{names.get(key, key): value for key, value in values.items()})
+
 
 @dataclass
 class Start:
     """The state a run begins with; None means fresh.
 
     Attributes:
-        progress: Zero for a fresh run.
+        state: Zero for a fresh run.
         model: State dict.
         optimizer: State dict.
         notes: Lines for the user about how it was found.
     """
 
-    progress: TrainState
+    state: TrainState
     model: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class StartRequest:
+    """What the user wants a run to start from.
+
+    Attributes:
+        resume: Checkpoint to resume, or `auto`.
+        init_from: Checkpoint whose weights a fresh run takes.
+        run_name: Name that overrides the checkpoint's.
+    """
+
+    resume: str | Path | None = None
+    init_from: str | Path | None = None
+    run_name: str | None = None
+
+    def on_attempt(self, again: bool) -> StartRequest:
+        """The request on a later start of the same launch: resume what the first start has begun.
+
+        A requeued job runs its command line again. Taken at its word, `--resume PATH` would rewind
+        the run each time, and `--init_from` would begin anew.
+        """
+        return dataclasses.replace(self, resume="auto", init_from=None) if again else self
+
+
+def data_fingerprint(plan: UpdatePlan, data: PreparedData) -> dict[str, Any]:
+    """What decides which data each update sees, and so must not change in mid-run."""
+    return {
+        "seed": plan.seed,
+        "global_batch_size": plan.global_batch_size,
+        "data": data.manifest.get("fingerprint") or f"{plan.blocks} x {plan.block_size}",
+    }
+
+
 def find_start(
     fresh: TrainState,
-    folder: CheckpointManager,
+    manager: CheckpointManager,
     model: ModelConfig,
+    tokenizer: dict[str, Any] | None,
     decay_updates: int,
-    resume: str | Path | None,
-    init_from: str | Path | None,
-    new_name: str | None,
+    request: StartRequest,
 ) -> Start:
-    """Read what a run starts from; on rank 0.
+    """Read what a run starts from; on rank 0, which owns the folder.
 
-    A fresh run moves what an earlier one left in the checkpoint folder aside.
+    Nothing is moved before every check has passed. Then a fresh run archives what an earlier one
+    left in the folder, and one that resumes an older checkpoint archives what came later.
 
     Args:
-        fresh: TrainState of a run that begins now.
-        folder: The run's checkpoints.
+        fresh: State of a run that begins now.
+        manager: The run's checkpoints.
         model: Shape that the weights must fit.
+        tokenizer: The data's, as in its manifest; None if it is not known.
         decay_updates: Where the learning rate schedule ends now.
-        resume: Checkpoint to go on from, or `auto`.
-        init_from: Checkpoint whose weights a fresh run takes.
-        new_name: Run name that overrides the checkpoint's.
+        request: What was asked for.
 
     Raises:
-        UserError: No such checkpoint, a broken one, or one of another model, batch or corpus.
+        UserError: No such checkpoint, a broken one, or one of another model, batch, tokenizer or
+            corpus.
     """
     start = Start(fresh)
-    folder.require_writable()
-    folder.clear_leftovers()
-    path, contents = _read(folder.folder, resume, init_from, start.notes)
-    if contents is None or init_from:
-        aside = folder.archive()
-        if aside:
-            start.notes.append(f"moved the earlier run's checkpoints to {aside}")
-    if contents is None:
-        return start
-    _require_same_model(config_from_dict(contents["config"], str(path)).model, model, path)
-    start.model = contents["model"]
-    if init_from:
-        start.notes.append(f"starting with the weights of {path}")
+    manager.clear_leftovers()
+    if request.resume == "auto":
+        manager.finish_rewind()
+    path, contents = _read(manager, request, start.notes)
+    if contents is not None:
+        config = config_from_dict(contents["config"], str(path))
+        require_same_model(config.model, model, path)
+        require_same_tokenizer(contents["tokenizer"], tokenizer, path)
+        start.model = contents["model"]
+    if contents is None or request.init_from:
+        archived = manager.archive()
+        if archived:
+            start.notes.append(f"archived the earlier run's checkpoints in {archived}")
+        if contents is not None:
+            start.notes.append(f"starting with the weights of {path}")
         return start
     try:
-        start.progress = TrainState(**contents["progress"])
+        start.state = TrainState.from_state_dict(contents["progress"])
         aimed_at = contents["scheduler"]["decay_updates"]
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: its record of progress is not of this program's making") from None
-    _require_same_run(start.progress.identity, fresh.identity, path)
-    start.progress.run_name = new_name or start.progress.run_name
+    require_same_run(start.state.data_fingerprint, fresh.data_fingerprint, path)
+    start.state.run_name = request.run_name or start.state.run_name
     start.optimizer = contents["optimizer"]
-    start.notes.append(f"going on after update {start.progress.update} from {path}")
-    abandoned = folder.archive(after_update=start.progress.update) if resume != "auto" else None
-    if abandoned:
-        start.notes.append(f"moved later checkpoints to {abandoned}")
+    start.notes.append(f"resuming after update {start.state.update} from {path}")
+    if request.resume == "auto":
+        archived = manager.archive_numbered(after_update=start.state.update)
+    else:
+        archived = manager.rewind(path, start.state.update)
+    if archived:
+        start.notes.append(f"archived other checkpoints in {archived}")
+    if manager.best_loss() > start.state.best_validation_loss:
+        # Archived with the later ones, or a kill came before the best checkpoint got its second name.
+        if start.state.validated_at == start.state.update:
+            manager.make_best(path)
+        else:
+            start.state.best_validation_loss = math.inf
+            start.notes.append(
+                "best_model.pt was of a later update or is gone; the next validation writes one"
+            )
     if aimed_at != decay_updates:
         start.notes.append(
             f"the learning rate schedule now ends at update {decay_updates}, no longer at {aimed_at}"
@@ -117,21 +200,26 @@ def find_start(
 
 
 def _read(
-    folder: Path, resume: str | Path | None, init_from: str | Path | None, notes: list[str]
+    manager: CheckpointManager, request: StartRequest, notes: list[str]
 ) -> tuple[Path, dict[str, Any] | None]:
-    if resume == "auto":
-        found = newest_good_checkpoint(folder)
+    if request.resume == "auto":
+        found = manager.newest_good()
         if not found:
-            notes.append(f"--resume auto: no checkpoint in {folder} yet, starting afresh")
-            return folder, None
+            notes.append(f"--resume auto: no checkpoint in {manager.folder} yet, starting afresh")
+            return manager.folder, None
         path, contents, complaints = found
         notes += [f"passed over a broken checkpoint: {text}" for text in complaints]
         return path, contents
-    chosen = resume or init_from
-    return (Path(chosen), load_checkpoint(chosen)) if chosen else (folder, None)
+    chosen = request.resume or request.init_from
+    return (Path(chosen), load_checkpoint(chosen)) if chosen else (manager.folder, None)
 
 
-def _require_same_model(before: ModelConfig, now: ModelConfig, path: Path) -> None:
+def require_same_model(before: ModelConfig, now: ModelConfig, path: Path) -> None:
+    """Refuse weights of another shape.
+
+    Raises:
+        UserError: A key differs.
+    """
     # The rest changes how the model is computed, not which weights it has.
     for key in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff"):
         old, new = getattr(before, key), getattr(now, key)
@@ -139,10 +227,48 @@ def _require_same_model(before: ModelConfig, now: ModelConfig, path: Path) -> No
             raise UserError(f"{path}: its model has {key} = {old}, but the config says model.{key} = {new}")
 
 
-def _require_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+def require_same_tokenizer(before: dict[str, Any] | None, now: dict[str, Any] | None, path: Path) -> None:
+    """Refuse weights for which every token id means another word.
+
+    Data or checkpoints that came without a tokenizer pass: there is nothing to compare.
+
+    Raises:
+        UserError: Both are known and differ.
+    """
+    if before is not None and now is not None and before != now:
+        raise UserError(
+            f"{path}: was trained with another tokenizer than the data was prepared with, so its weights "
+            f"would read every token as another; prepare the data with --data.tokenizer {path}"
+        )
+
+
+def require_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """Refuse to resume where the same updates would see other data.
+
+    Raises:
+        UserError: Seed, global batch or data differ.
+    """
     for key, value in now.items():
         if before.get(key) != value:
             raise UserError(
-                f"{path}: was trained with {key} = {before.get(key)}, now it is {value}: going on would "
+                f"{path}: was trained with {key} = {before.get(key)}, now it is {value}: resuming would "
                 "repeat or skip data; set it back, or start a new run from these weights with --init_from"
             )
+
+
+def require_same_optimizer(before: list[dict[str, Any]], now: list[dict[str, Any]], name: str) -> None:
+    """Refuse the state of another optimizer.
+
+    Args:
+        before: The checkpoint's parameter groups.
+        now: The run's.
+        name: What the config says.
+
+    Raises:
+        UserError: They do not hold the same parameters.
+    """
+    if [group["params"] for group in before] != [group["params"] for group in now]:
+        raise UserError(
+            f"training.optimizer = {name}: the checkpoint is of another one; set it back, or start a new run "
+            "from its weights with --init_from"
+        )

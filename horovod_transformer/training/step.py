@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,7 @@ class UpdateStep:
         precision: fp32, bf16 or fp16.
         max_grad_norm: Clip to this; 0 does not clip.
         uses_dropout: Whether random numbers are needed at all.
+        compression: What the gradients travel as: `none` or `fp16`.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class UpdateStep:
         precision: str,
         max_grad_norm: float,
         uses_dropout: bool,
+        compression: str = "none",
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -77,8 +80,19 @@ class UpdateStep:
         self.precision = precision
         self.max_grad_norm = max_grad_norm
         self.uses_dropout = uses_dropout
-        self.loss_scale = LossScale(precision)
+        # Gradients divided by all tokens of an update are mostly too small for fp16.
+        self.loss_scale = LossScale(dynamic="fp16" in (precision, compression))
         self._parameters = list(model.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be restored for the next update to be the same: `optimizer`, `loss_scale`."""
+        return {"optimizer": self.optimizer.state_dict(), "loss_scale": self.loss_scale.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from `state_dict()`. Rates, decay and betas are the config's, not the checkpoint's."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+        self.loss_scale.load_state_dict(state["loss_scale"])
 
     def run(
         self, update: int, batches: Iterator[dict[str, Tensor]], learning_rate: float, stop: bool = False
@@ -102,7 +116,7 @@ class UpdateStep:
         totals[2] = float(stop)
         pending = distributed.allreduce_async(totals, "update")
         distributed.synchronize(self.optimizer)
-        loss, correct, stops = distributed.wait_for_allreduce(pending).tolist()
+        loss, correct, stops = pending.wait().tolist()
         gradient_norm, finite = self._unscale_and_clip()
         if finite:
             with distributed.skip_synchronize(self.optimizer):
@@ -127,9 +141,12 @@ class UpdateStep:
                 torch.manual_seed(self.plan.dropout_seed(update, distributed.get_rank(), number))
             input_ids = batch["input_ids"].to(self.device, non_blocking=True)
             labels = batch["labels"].to(self.device, non_blocking=True)
+            scale = self.loss_scale.factor / tokens
             with autocast(self.precision, self.device):
-                loss, _, correct = self.model.loss_sums(input_ids, labels)
-            (loss * (self.loss_scale.factor / tokens)).backward()
+                # Only fp16 needs its gradient scaled from the start.
+                ahead = scale if self.precision == "fp16" else 1.0
+                loss, _, correct = self.model.loss_sums(input_ids, labels, ahead)
+            (loss * scale).backward()
             totals[0] += loss.detach()
             totals[1] += correct
         if number + 1 != self.plan.micro_batches:

@@ -1,7 +1,8 @@
-"""The training run: set up alike on every rank, then update after update until the end or a signal."""
+"""A training run: set up alike on every rank, then update after update until the end or a signal."""
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import datetime
 from pathlib import Path
@@ -16,19 +17,36 @@ from horovod_transformer.config import Config, PathsConfig
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_updates, training_loader, validation_loader
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation import generate_text
+from horovod_transformer.folder_lock import FolderLock
+from horovod_transformer.generation import continue_prompt
 from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import choose_precision
-from horovod_transformer.training.metric_logger import MetricLogger
+from horovod_transformer.training.metric_logger import MetricLogger, UpdateMetrics, ValidationMetrics
 from horovod_transformer.training.optimizer import build_optimizer
-from horovod_transformer.training.resume import TrainState, find_start
+from horovod_transformer.training.resume import (
+    Start,
+    StartRequest,
+    TrainState,
+    data_fingerprint,
+    find_start,
+    require_same_optimizer,
+)
+from horovod_transformer.training.run_plan import RunPlan
 from horovod_transformer.training.schedule import learning_rate
 from horovod_transformer.training.step import UpdateResult, UpdateStep
 from horovod_transformer.training.stop_signals import StopRequest
-from horovod_transformer.training.throughput import Stopwatch, flops_per_token, peak_flops, peak_memory_gib
-from horovod_transformer.training.validation import evaluate
+from horovod_transformer.training.throughput import (
+    Throughput,
+    flops_per_token,
+    peak_flops,
+    peak_memory_gib,
+)
+from horovod_transformer.training.validation import validate
 from horovod_transformer.training.watchdog import Watchdog
+
+# After so many updates of a start the speed is known, and with it how long the run will take.
+SPEED_KNOWN_AFTER = 20
 
 
 def run_distributed_training(
@@ -51,8 +69,9 @@ def run_distributed_training(
         rank: This process's number.
         world_size: Number of processes.
         local_rank: This process's number on its machine.
-        resume_checkpoint: Go on from this checkpoint; `"auto"` takes the newest good one of the
-            run's checkpoint folder, or starts afresh if there is none.
+        resume_checkpoint: Resume this checkpoint; `"auto"` takes the newest good one of the run's
+            checkpoint folder, or starts afresh if there is none. A later start of the same Slurm
+            job or torchrun launch always means `"auto"`.
         run_name: Names the run's folders; None takes the resumed run's, or the time.
         output_dir: Folder that `config.paths` are relative to.
         init_from: Start afresh, but with this checkpoint's weights.
@@ -61,8 +80,8 @@ def run_distributed_training(
         `update`, `train_loss`, `best_validation_loss`, `finished`, `run_name`, `checkpoint_dir`.
 
     Raises:
-        UserError: The data, a checkpoint or a folder is not what the config says, or training
-            diverged.
+        UserError: The data, a checkpoint, a folder or a device is not what the config says, another
+            process writes to the folder, training diverged, or a GPU's memory is too small.
         ValueError: Rank or world size are not Horovod's.
     """
     known = (distributed.get_rank(), distributed.get_world_size(), distributed.get_local_rank())
@@ -74,303 +93,401 @@ def run_distributed_training(
         config = _moved_to(config, Path(output_dir))
     distributed.set_threads(config.training.threads_per_rank)
     with distributed.lost_ranks_explained():
-        run = _Run(config, resume_checkpoint, run_name, init_from)
+        trainer = Trainer(config, StartRequest(resume_checkpoint, init_from, run_name))
         try:
-            return run.train()
+            return trainer.train()
+        except torch.OutOfMemoryError:
+            raise _out_of_memory(config) from None
         finally:
-            run.recorder.close()
+            trainer.close()
 
 
-class _Run:
-    """The parts of one training run."""
+class Trainer:
+    """One training run.
 
-    def __init__(
-        self, config: Config, resume: str | Path | None, run_name: str | None, init_from: str | Path | None
-    ) -> None:
+    Attributes:
+        state: How far it has come.
+        model: On this rank's device.
+        step: Computes one update; holds the optimizer.
+    """
+
+    def __init__(self, config: Config, request: StartRequest) -> None:
         """Put the parts together in the order that keeps all ranks alike. *Collective.*"""
-        training = config.training
         self.config = config
-        self.device = (
-            torch.device("cuda", torch.cuda.current_device())
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
-        self.precision = choose_precision(training.precision, self.device)
+        self.watchdog = Watchdog(config.distributed.stall_timeout, distributed.get_rank())
+        self.stop_reason: str | None = None
+        self.checkpoint_stall = 0.0
+        self.device, cards = distributed.choose_device(config.training.device)
+        self.precision = _common_precision(config.training.precision, self.device)
         self.data = distributed.raise_on_all_ranks(lambda: open_prepared_data(config))
         self.plan = plan_updates(config, self.data.train, distributed.get_world_size())
-        self.total = min(self.plan.total_updates, training.max_updates or self.plan.total_updates)
-        self.decay_updates = training.lr_decay_updates or self.total
-        self.folder = CheckpointManager(
-            config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every
-        )
-        identity = {
-            "seed": self.plan.seed,
-            "global_batch_size": self.plan.global_batch_size,
-            "data": self.data.manifest.get("fingerprint") or f"{self.plan.blocks} x {self.plan.block_size}",
-        }
-        start = distributed.run_on_rank0(
-            lambda: find_start(
-                TrainState(run_name or datetime.now().strftime("%Y%m%d-%H%M%S"), identity),
-                self.folder,
-                config.model,
-                self.decay_updates,
-                resume,
-                init_from,
-                run_name,
+        self.run_plan = RunPlan.of(config, self.plan)
+        self.total = self.run_plan.updates
+        self.decay_updates = config.training.lr_decay_updates or self.total
+        self.lock: FolderLock | None = None
+        self.notes: list[str] = []
+        try:
+            start = self._set_up_state(request)
+            self._set_up_ranks(start)
+            facts = {"device": self.device.type, "precision": self.precision, "cards": cards}
+            self.logger = distributed.raise_on_all_ranks(
+                lambda: MetricLogger(config, self.state.run_name, self.state.update, self.total, facts)
             )
+        except BaseException:
+            self._release_folder()
+            raise
+        parameters = self.run_plan.parameters
+        peaks = [peak_flops(card, self.precision) for card in cards]
+        self.throughput = Throughput(
+            flops_per_token(config.model, parameters, self.plan.block_size),
+            sum(peak for peak in peaks if peak) if peaks and all(peaks) else None,
         )
-        self.notes, self.progress = start.notes, start.progress
+        if len(set(cards)) > 1:
+            self.notes.append(f"warning: the GPUs differ, the slowest sets the pace: {', '.join(cards)}")
 
+    def _set_up_state(self, request: StartRequest) -> Start:
+        """What does not depend on the number of ranks: the folder, the start, the model with its weights."""
+        training = self.config.training
+        paths = self.config.paths
+        self.checkpoints = CheckpointManager(
+            paths.checkpoint_dir, training.keep_checkpoints, training.keep_every
+        )
+
+        def find() -> Start:
+            launch = distributed.launch_id()
+            self.checkpoints.make_folder()
+            lock = FolderLock(self.checkpoints.folder, launch)
+            lock.acquire(lambda text: print(text, flush=True))
+            self.lock = lock
+            again = distributed.attempt() > 0 and self.checkpoints.launch == launch
+            start = find_start(
+                TrainState(
+                    request.run_name or datetime.now().strftime("%Y%m%d-%H%M%S"),
+                    data_fingerprint(self.plan, self.data),
+                ),
+                self.checkpoints,
+                self.config.model,
+                self.data.manifest.get("tokenizer"),
+                self.decay_updates,
+                request.on_attempt(again),
+            )
+            self.checkpoints.record_launch(launch)
+            return start
+
+        start = distributed.run_on_rank0(find, self.watchdog.beat)
+        self.notes, self.state = start.notes, start.state
         torch.manual_seed(training.seed)
-        self.model = build_model(config.model)
-        weights = start.model
-        if weights is None:
-            # Fresh weights come from rank 0, too: another machine's torch may draw others.
-            weights = distributed.broadcast(snapshot(self.model.state_dict()))
+        self.model = build_model(self.config.model)
+        # Fresh weights come from rank 0, too: another machine's torch may draw others.
+        weights = start.model or distributed.broadcast(snapshot(self.model.state_dict()))
         self.model.load_state_dict(weights)
         self.model.to(self.device).train()
-        self.optimizer = distributed.distribute_optimizer(
-            build_optimizer(self.model, training),
-            self.model.named_parameters(),
+        return start
+
+    def _set_up_ranks(self, start: Start) -> None:
+        """What depends on the number of ranks: the summing optimizer, the update step, the loaders."""
+        training, model = self.config.training, self.model
+        compression = self.config.distributed.compression
+        optimizer = distributed.distribute_optimizer(
+            build_optimizer(model, training),
+            model.named_parameters(),
             self.plan.micro_batches,
-            config.distributed.compression,
+            compression,
         )
         self.step = UpdateStep(
-            self.model,
-            self.optimizer,
+            model,
+            optimizer,
             self.plan,
             self.device,
             self.precision,
             training.max_grad_norm,
-            uses_dropout=config.model.dropout > 0,
+            uses_dropout=self.config.model.dropout > 0,
+            compression=compression,
         )
         if start.optimizer is not None:
             # Horovod's wrapper begins with an empty state, so the state goes in after wrapping.
-            # Decay and betas are the config's, not the checkpoint's.
-            groups = self.optimizer.state_dict()["param_groups"]
-            if [g["params"] for g in groups] != [g["params"] for g in start.optimizer["param_groups"]]:
-                raise UserError(
-                    f"training.optimizer = {training.optimizer}: the checkpoint is of another one; set it "
-                    "back, or start a new run from its weights with --init_from"
-                )
-            self.optimizer.load_state_dict({**start.optimizer, "param_groups": groups})
-            self.step.loss_scale.restore(self.progress.loss_scale)
-        distributed.require_equal_weights(self.model, "setting up")
-        self.recorder = distributed.raise_on_all_ranks(
-            lambda: MetricLogger(config, self.progress.run_name, self.progress.update, self.total)
-        )
+            groups = optimizer.state_dict()["param_groups"]
+            require_same_optimizer(start.optimizer["param_groups"], groups, training.optimizer)
+            self.step.load_state_dict({"optimizer": start.optimizer, "loss_scale": self.state.loss_scale})
+        distributed.require_equal_weights(model, "setting up")
         self.validation = validation_loader(
-            config, self.data.validation, distributed.get_rank(), distributed.get_world_size()
+            self.config, self.data.validation, distributed.get_rank(), distributed.get_world_size()
         )
-        self.parameters = sum(p.numel() for p in self.model.parameters())
-        peak = peak_flops(self.device, self.precision)
-        self.stopwatch = Stopwatch(
-            flops_per_token(config.model, self.parameters),
-            peak * distributed.get_world_size() if peak else None,
-        )
-        self.watchdog = Watchdog(config.distributed.stall_timeout, distributed.get_rank())
-        self.stop_reason: str | None = None
-        self.checkpoint_stall = 0.0
 
     def train(self) -> dict[str, Any]:
         """Run to the end, or until a signal. *Collective.*"""
-        progress, training = self.progress, self.config.training
+        state, training = self.state, self.config.training
         self._introduce()
         batches = iterate_batches(self._training_batches())
         result: UpdateResult | None = None
-        if self._validation_is_due():
-            # A signal came just before this validation.
-            self._save(periodic=True, best=self._validate())
         with StopRequest() as stop, self.watchdog:
-            while progress.update < self.total:
+            if self._validation_is_due():
+                # A signal came just before this validation.
+                self._save(periodic=True, best=self._validate())
+            while state.update < self.total:
                 if stop:
                     self.stop_reason = stop.signal_name
-                self.stopwatch.start_update()
-                rate = learning_rate(progress.update, training, self.decay_updates)
-                result = self.step.run(progress.update, batches, rate, stop=self.stop_reason is not None)
-                self.stopwatch.end_update(result.tokens)
+                self.throughput.start_update()
+                rate = learning_rate(state.update, training, self.decay_updates)
+                result = self.step.run(state.update, batches, rate, stop=self.stop_reason is not None)
+                self.throughput.end_update(result.tokens)
                 self.watchdog.beat()
+
+                state.update += 1
+                state.tokens += result.tokens
+                state.skipped_updates += result.skipped
+                state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.skipped else 0
+
                 self._log(result, rate)
-                ends = result.stop_requested or progress.update == self.total
+                self._end_if_diverged(result, rate)
+                ends = result.stop_requested or state.update == self.total
                 # A stop leaves no time to validate; the resumed run makes up for it.
-                best = self._validate() if self._validation_is_due() and not result.stop_requested else False
-                self._sample()
-                self._save(periodic=ends or progress.update % training.save_interval == 0, best=best)
+                best = not result.stop_requested and self._validation_is_due() and self._validate()
+                self._write_samples()
+                periodic = ends or state.update % training.save_interval == 0
+                if periodic or best:
+                    self._save(periodic, best)
+                self._note_failed_write(self.checkpoints.poll())
                 if result.stop_requested:
                     break
             # Still deaf to signals: a second one must not cut off the last checkpoint.
             distributed.require_equal_weights(self.model, "training")
             self._conclude()
         return {
-            "update": progress.update,
+            "update": state.update,
             "train_loss": result.loss if result else None,
-            "best_validation_loss": progress.best_validation_loss,
-            "finished": progress.update >= self.total,
-            "run_name": progress.run_name,
-            "checkpoint_dir": str(self.folder.folder),
+            "best_validation_loss": state.best_validation_loss,
+            "finished": state.update >= self.total,
+            "run_name": state.run_name,
+            "checkpoint_dir": str(self.checkpoints.folder),
         }
 
+    def close(self) -> None:
+        """Close files and give the folder up."""
+        self.checkpoints.wait()
+        self.logger.close()
+        self._release_folder()
+
+    def _release_folder(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
     def _training_batches(self) -> DataLoader:
-        left = range(self.progress.update, self.total)
+        left = range(self.state.update, self.total)
         return training_loader(self.config, self.data.train, self.plan, distributed.get_rank(), left)
 
     def _introduce(self) -> None:
-        plan, say = self.plan, self.recorder.say
+        plan, say = self.plan, self.logger.say
         for note in self.notes:
             say(note)
         say(
-            f"run {self.progress.run_name}: {self.parameters:,} parameters, {plan.world_size} process(es) on "
-            f"{self.device.type} in {self.precision}, {torch.get_num_threads()} CPU thread(s) each"
+            f"run {self.state.run_name}: {self.run_plan.parameters:,} parameters, {plan.world_size} "
+            f"process(es) on {self.device.type} in {self.precision}, {torch.get_num_threads()} CPU thread(s) "
+            "each"
         )
         say(
             f"an update: {plan.global_batch_size} blocks of {plan.block_size} tokens = "
-            f"{plan.micro_batches} micro-batch(es) of up to {plan.micro_batch_size} per process; "
-            f"{self.total} updates = {self.total * plan.global_batch_size / plan.blocks:.2f} epochs "
-            f"of {plan.blocks} blocks"
+            f"{plan.micro_batches} micro-batch(es) of up to {plan.micro_batch_size} per process"
         )
-        if self.progress.update >= self.total:
+        if self.config.training.gradient_accumulation_steps is not None:
+            say(
+                f"training.gradient_accumulation_steps ties the update to the {plan.world_size} process(es): "
+                "another number of them is another global batch and another curve"
+            )
+        say(self.run_plan.describe())
+        for warning in self.run_plan.warnings():
+            say(f"warning: {warning}")
+        if self.state.update >= self.total:
             say(f"all {self.total} updates are done already")
 
     def _log(self, result: UpdateResult, rate: float) -> None:
-        """Count an update, and record it when it is its turn."""
-        progress, training = self.progress, self.config.training
-        progress.update += 1
-        progress.tokens += result.tokens
-        progress.skipped_updates += result.skipped
-        progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if result.skipped else 0
-        if progress.update % training.log_interval == 0 or progress.update == self.total or result.skipped:
-            self.recorder.update(
-                {
-                    "update": progress.update,
-                    "epoch": min(
-                        progress.update * self.plan.global_batch_size / self.plan.blocks, self.plan.epochs
-                    ),
-                    "loss": result.loss,
-                    "perplexity": perplexity(result.loss),
-                    "bits_per_byte": bits_per_byte(result.loss, self.data.bytes_per_token.get("train")),
-                    "accuracy": result.accuracy,
-                    "learning_rate": rate,
-                    "gradient_norm": result.gradient_norm,
-                    "tokens": progress.tokens,
-                    "skipped_updates": progress.skipped_updates,
-                    **self.stopwatch.figures(),
-                    "memory_gib": peak_memory_gib(self.device),
-                }
+        """Record an update when it is its turn, and move the progress bar."""
+        state, training, throughput = self.state, self.config.training, self.throughput
+        if state.update % training.log_interval == 0 or state.update == self.total or result.skipped:
+            passes = state.update * self.plan.global_batch_size / self.plan.blocks
+            self.logger.log_update(
+                UpdateMetrics(
+                    update=state.update,
+                    epoch=min(passes, self.plan.epochs),
+                    loss=result.loss,
+                    perplexity=perplexity(result.loss),
+                    bits_per_byte=bits_per_byte(result.loss, self.data.bytes_per_token.get("train")),
+                    accuracy=result.accuracy,
+                    learning_rate=rate,
+                    gradient_norm=result.gradient_norm,
+                    tokens=state.tokens,
+                    skipped_updates=state.skipped_updates,
+                    updates_per_second=throughput.updates_per_second,
+                    tokens_per_second=throughput.tokens_per_second,
+                    mfu=throughput.mfu,
+                    memory_gib=peak_memory_gib(self.device),
+                    seconds=throughput.seconds,
+                )
             )
         if result.skipped:
-            self.recorder.say(
-                f"update {progress.update}: gradients were not finite, weights left as they were"
+            self.logger.say(f"update {state.update}: gradients were not finite, weights left as they were")
+        if throughput.updates == SPEED_KNOWN_AFTER:
+            hours = (self.total - state.update) / throughput.updates_per_second / 3600
+            self.logger.say(
+                f"at {throughput.tokens_per_second:,.0f} tokens/s the remaining "
+                f"{self.total - state.update:,} updates take {hours:.1f} h"
+                + (f" ({hours * 60:.0f} minutes)" if hours < 2 else "")
             )
-        if progress.skipped_in_a_row >= training.max_skipped_updates:
+        self.logger.advance(state.update, result.loss, throughput.tokens_per_second)
+
+    def _end_if_diverged(self, result: UpdateResult, rate: float) -> None:
+        """End the run when too many updates in a row could not be made; alike on all ranks.
+
+        Raises:
+            UserError: Training diverged.
+        """
+        state = self.state
+        if state.skipped_in_a_row >= self.config.training.max_skipped_updates:
             raise UserError(
-                f"training diverged: the gradients of {progress.skipped_in_a_row} updates in a row, up to "
-                f"update {progress.update}, were not finite (learning rate {rate:.3g}, loss "
-                f"{result.loss:.4g}); lower training.learning_rate or lengthen the warmup, then "
-                f"--resume {self.folder.folder / LAST}"
+                f"training diverged: the gradients of {state.skipped_in_a_row} updates in a row, up to "
+                f"update {state.update}, were not finite (learning rate {rate:.3g}, loss {result.loss:.4g}); "
+                "lower training.learning_rate or lengthen the warmup, then "
+                f"--resume {self.checkpoints.folder / LAST}"
             )
-        self.recorder.advance(progress.update, result.loss, self.stopwatch.tokens_per_second)
 
     def _validation_is_due(self) -> bool:
-        update = self.progress.update
+        update = self.state.update
         at_interval = update > 0 and update % self.config.training.eval_interval == 0
-        return (at_interval or update == self.total) and self.progress.validated_at != update
+        return (at_interval or update == self.total) and self.state.validated_at != update
 
     def _validate(self) -> bool:
         """Validate, and tell whether the model is the best so far. *Collective.*"""
-        progress, began = self.progress, time.monotonic()
-        figures = evaluate(self.model, self.validation, self.device, self.precision, self.watchdog.beat)
-        progress.validated_at = progress.update
-        best = figures.loss < progress.best_validation_loss  # false for NaN
+        state, began = self.state, time.monotonic()
+        distributed.require_equal_weights(self.model, f"update {state.update}")
+        figures = validate(self.model, self.validation, self.device, self.precision, self.watchdog.beat)
+        state.validated_at = state.update
+        best = figures.loss < state.best_validation_loss  # false for NaN
         if best:
-            progress.best_validation_loss = figures.loss
-        ratio = self.data.bytes_per_token.get("validation")
-        self.recorder.validation(
-            {
-                "update": progress.update,
-                "loss": figures.loss,
-                "perplexity": figures.perplexity,
-                "bits_per_byte": bits_per_byte(figures.loss, ratio),
-                "accuracy": figures.accuracy,
-                "tokens": figures.tokens,
-                "seconds": time.monotonic() - began,
-            }
+            state.best_validation_loss = figures.loss
+        self.logger.log_validation(
+            ValidationMetrics(
+                update=state.update,
+                loss=figures.loss,
+                perplexity=figures.perplexity,
+                bits_per_byte=bits_per_byte(figures.loss, self.data.bytes_per_token.get("validation")),
+                accuracy=figures.accuracy,
+                tokens=figures.tokens,
+                seconds=time.monotonic() - began,
+            )
         )
         return best
 
-    def _sample(self) -> None:
-        """Write the sample texts when it is time, on rank 0; the others wait at the next update."""
+    def _write_samples(self) -> None:
+        """Write the sample texts when it is time, on rank 0, while the others wait. *Collective.*"""
         interval, tokenizer = self.config.training.sample_interval, self.data.tokenizer
-        if not interval or self.progress.update % interval or not distributed.is_main_process():
+        if not interval or self.state.update % interval:
             return
         if tokenizer is None:
-            self.recorder.say("no sample texts: the data came without a tokenizer")
+            self.logger.say("no sample texts: the data came without a tokenizer")
             return
-        wanted = self.config.generation
-        for prompt in self.config.training.sample_prompts:
-            text = generate_text(
-                self.model,
-                tokenizer,
-                prompt,
-                wanted.max_new_tokens,
-                wanted.temperature,
-                wanted.top_k,
-                wanted.top_p,
-                seed=self.config.training.seed,
-            )
-            self.recorder.sample(self.progress.update, prompt, text)
+        settings = self.config.generation.model_copy(update={"num_samples": 1})
+
+        def write() -> list[str]:
+            seed = self.config.training.seed
+            return [
+                continue_prompt(self.model, tokenizer, prompt, settings, seed)[0]
+                for prompt in self.config.training.sample_prompts
+            ]
+
+        texts = distributed.run_on_rank0(write, self.watchdog.beat)
+        if distributed.is_main_process():
+            for prompt, text in zip(self.config.training.sample_prompts, texts, strict=True):
+                self.logger.log_sample(self.state.update, prompt, text)
 
     def _save(self, periodic: bool, best: bool) -> None:
-        """Hand a checkpoint to the writer, on rank 0; notice if an earlier one failed."""
-        if not distributed.is_main_process():
-            return
-        failure = self.folder.wait(wait=False)
-        if periodic or best:
-            self.progress.loss_scale = self.step.loss_scale.state()
+        """Hand a checkpoint to the writer on rank 0, if all weights are equal. *Collective.*"""
+        began = time.monotonic()
+        distributed.require_equal_weights(self.model, f"update {self.state.update}")
+        # The writer may still be at the checkpoint before; the others wait without timing out.
+        self._note_failed_write(distributed.run_on_rank0(self._writable_or_why_not, self.watchdog.beat))
+        if distributed.is_main_process():
+            step = self.step.state_dict()
+            self.state.loss_scale = step["loss_scale"]
             contents = {
                 "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": step["optimizer"],
                 "scheduler": {"decay_updates": self.decay_updates},
-                "progress": dict(vars(self.progress)),
+                "progress": self.state.state_dict(),
                 "config": self.config.to_dict(),
                 "tokenizer": self.data.manifest.get("tokenizer"),
             }
-            began = time.monotonic()
-            failure = self.folder.save(contents, self.progress.update, periodic, best) or failure
-            self.checkpoint_stall += time.monotonic() - began
-        if failure is not None:
-            text = f"a checkpoint could not be written: {failure}"
-            self.recorder.say(f"update {self.progress.update}: {text}; earlier checkpoints are untouched")
-            if self.config.training.on_checkpoint_failure == "stop":
-                self.stop_reason = text
+            self.checkpoints.save(contents, self.state.update, periodic, best)
+        self.checkpoint_stall += time.monotonic() - began
+
+    def _writable_or_why_not(self) -> str | None:
+        """Wait for the writer; return why the last write failed, if it did.
+
+        Raises:
+            LockLostError: The folder is another process's by now.
+        """
+        assert self.lock is not None
+        failure = self.checkpoints.wait()
+        self.lock.require()
+        return None if failure is None else str(failure)
+
+    def _note_failed_write(self, failure: OSError | str | None) -> None:
+        if failure is None or not distributed.is_main_process():
+            return
+        text = f"a checkpoint could not be written: {failure}"
+        self.logger.say(f"update {self.state.update}: {text}; earlier checkpoints are untouched")
+        if self.config.training.on_checkpoint_failure == "stop":
+            self.stop_reason = text
 
     def _conclude(self) -> None:
         """Wait for the last checkpoint and tell how it ended. *Collective.*"""
+        state, folder = self.state, self.checkpoints.folder
 
         def wait_for_writer() -> str | None:
-            failure = self.folder.wait()
+            failure = self.checkpoints.wait()
             if failure is not None:
                 raise UserError(
-                    f"the checkpoint of update {self.progress.update} could not be written: {failure}; "
-                    f"make room, then go on from the newest one in {self.folder.folder} with --resume auto"
+                    f"the checkpoint of update {state.update} could not be written: {failure}; make room, "
+                    f"then resume from the newest one in {folder} with --resume auto"
                 )
             return self.stop_reason
 
-        reason = distributed.run_on_rank0(wait_for_writer)
-        update, seconds = self.progress.update, self.stopwatch.seconds
-        self.recorder.say(
+        reason = distributed.run_on_rank0(wait_for_writer, self.watchdog.beat)
+        seconds = self.throughput.seconds
+        self.logger.say(
             f"checkpoints held training up for {self.checkpoint_stall:.2f} s of {seconds:.1f} s "
             f"({self.checkpoint_stall / seconds:.2%})"
         )
-        if update < self.total:
-            self.recorder.say(
-                f"stopped after update {update} ({reason or 'asked by another rank'}); --resume auto goes on"
+        if state.update < self.total:
+            self.logger.say(
+                f"stopped after update {state.update} ({reason or 'asked by another rank'}); --resume auto "
+                "resumes there"
             )
         else:
-            best = self.progress.best_validation_loss  # infinite if a signal came before any
-            self.recorder.say(
-                f"done: {update} updates, best validation loss {best:.4f}; "
-                f"checkpoints in {self.folder.folder}"
-            )
+            best = state.best_validation_loss  # infinite if a signal came before any
+            said = f"best validation loss {best:.4f}" if best < math.inf else "not validated"
+            self.logger.say(f"done: {state.update} updates, {said}; checkpoints in {folder}")
+
+
+def _common_precision(wanted: str, device: torch.device) -> str:
+    """Choose the precision, and make sure that all ranks choose the same. *Collective.*"""
+    mine = distributed.raise_on_all_ranks(lambda: choose_precision(wanted, device))
+    chosen = distributed.gather_objects(mine, "precision")
+    if len(set(chosen)) > 1:
+        raise UserError(
+            f"training.precision = {wanted} is {', '.join(chosen)} on ranks 0 to {len(chosen) - 1}: their "
+            "devices differ; set one that all of them can do"
+        )
+    return mine
+
+
+def _out_of_memory(config: Config) -> UserError:
+    error = UserError(
+        f"rank {distributed.get_rank()}: the GPU's memory is too small for training.per_gpu_batch_size = "
+        f"{config.training.per_gpu_batch_size}; halve it (the update stays the same), or set "
+        "model.gradient_checkpointing to true"
+    )
+    error.only_here = True
+    return error
 
 
 def _moved_to(config: Config, folder: Path) -> Config:

@@ -16,7 +16,7 @@ from horovod_transformer.precision import autocast
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Validation:
     """Figures over all ranks' blocks, each token counting the same.
 
     Attributes:
@@ -36,13 +36,13 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
+def validate(
     model: TransformerLM,
     loader: DataLoader,
     device: torch.device,
     precision: str,
     on_batch: Callable[[], None] = lambda: None,
-) -> Evaluation:
+) -> Validation:
     """Score the blocks of `loader`, each rank its own share. *Collective.*
 
     Args:
@@ -64,5 +64,5 @@ def evaluate(
         totals += torch.stack([loss.double(), number.double(), correct.double()])
         on_batch()
     model.train(was_training)
-    loss_sum, tokens, right = distributed.allreduce(totals, "evaluation").tolist()
-    return Evaluation(loss_sum / max(1, tokens), right / max(1, tokens), int(tokens))
+    loss_sum, tokens, right = distributed.allreduce(totals, "validation").tolist()
+    return Validation(loss_sum / max(1, tokens), right / max(1, tokens), int(tokens))

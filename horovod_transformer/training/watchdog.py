@@ -51,7 +51,7 @@ class Watchdog:
             try:
                 self._companion.stdin.write(b".")
             except BrokenPipeError:
-                self._companion = None  # somebody ended the companion; the rank goes on unwatched
+                self._companion = None  # somebody ended the companion; the rank runs unwatched
 
     def __exit__(self, *error: object) -> None:
         if self._companion is not None:
@@ -74,8 +74,8 @@ def watch(parent: int, timeout: float, rank: str) -> None:
     if os.getppid() == parent:
         print(
             f"rank {rank}: no progress for {timeout:g} s (distributed.stall_timeout), so it is killed: a "
-            "process was stopped, a machine is gone or the network hangs; --resume auto goes on from the "
-            "last checkpoint",
+            "process was stopped, a machine is gone or the network hangs; --resume auto continues from "
+            "the last checkpoint",
             file=sys.stderr,
             flush=True,
         )

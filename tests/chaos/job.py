@@ -58,8 +58,8 @@ class Job:
 
     @property
     def resumed_from(self) -> int | None:
-        """The update it went on from, 0 for a fresh start; None before it has said so."""
-        going_on = re.search(r"going on after update (\d+) from", self.output)
+        """The update it resumed from, 0 for a fresh start; None before it has said so."""
+        going_on = re.search(r"resuming after update (\d+) from", self.output)
         if going_on:
             return int(going_on[1])
         return 0 if "starting afresh" in self.output else None

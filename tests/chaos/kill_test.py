@@ -115,7 +115,7 @@ class KillTest:
         self.say(f"reference: {self.updates} updates in {took}")
 
     def run_killed(self, number: int) -> None:
-        """Kill the run so many times, going on after each, and let it end."""
+        """Kill the run so many times, resuming after each, and let it end."""
         plans = [PLANS[i % len(PLANS)] for i in range(number)]
         self.random.shuffle(plans)
         for victim, moment in plans:
@@ -169,7 +169,7 @@ class KillTest:
         )
 
     def _await_update(self, job: Job, more: int) -> None:
-        """Return when this start has made an update, and `more`; take down how the last kill was survived."""
+        """Return when this start has made an update, and `more`; note how the last kill was survived."""
         before = self.unfinished()
         wait(lambda: self._first_update(job) or job.ended, JOB_LIMIT_S)
         now, resumed = time.monotonic(), job.resumed_from

@@ -1,4 +1,4 @@
-"""A job one of whose ranks hangs ends by itself, soon, and says why; one that was suspended goes on."""
+"""A job one of whose ranks hangs ends by itself, soon, and says why; one that was suspended continues."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_stopped_rank_ends_the_job(endless_job, number):
 
 
 @pytest.mark.distributed
-def test_a_suspended_job_goes_on(endless_job, tmp_path):
+def test_a_suspended_job_continues(endless_job, tmp_path):
     # As `scontrol suspend` does: every process of the job sleeps, the watching ones, too.
     processes = endless_job.processes()
     for process in processes:

@@ -20,7 +20,7 @@ def test_a_run_killed_again_and_again_is_the_same_run(tmp_path):
     assert kill_test.differences() == []
     assert len(kill_test.kills) == KILLS
     assert {kill.moment for kill in kill_test.kills} == {"start-up", "training", "checkpoint"}
-    # A rank's death ends the job; nothing of it goes on.
+    # A rank's death ends the job; nothing of it runs on.
     assert all(kill.left == 0 for kill in kill_test.kills if kill.victim != "horovodrun")
     # Otherwise no kill cost anything, and the run was never in danger.
     assert sum(kill.recomputed or 0 for kill in kill_test.kills) > 0

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from horovod_transformer.checkpoint.format import FORMAT_VERSION, checksum, load_checkpoint, save_checkpoint
-from horovod_transformer.checkpoint.manager import CheckpointManager, newest_good_checkpoint, snapshot
+from horovod_transformer.checkpoint.manager import CheckpointManager, snapshot
 from horovod_transformer.errors import UserError
 
 
@@ -209,7 +209,7 @@ def test_a_failed_write_leaves_the_files_before_and_nothing_else(tmp_path, file_
     folder = CheckpointManager(tmp_path)
     assert folder.save(contents_of(1), 1, periodic=True, best=True) is None
     assert folder.save(contents_of(2, size=100_000), 2, periodic=True, best=True) is None
-    # Told by the next call, once; the writer goes on.
+    # Told by the next call, once; the writer continues.
     failure = folder.save(contents_of(3), 3, periodic=False, best=True)
     assert isinstance(failure, OSError) and failure.errno == errno.EFBIG
     assert folder.wait() is None
@@ -261,7 +261,7 @@ def test_a_best_model_between_saves_touches_nothing_else(tmp_path):
     assert load_checkpoint(tmp_path / "best_model.pt")["progress"]["update"] == 7
 
 
-def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path):
+def test_training_may_continue_while_a_checkpoint_is_written(tmp_path):
     folder, contents = CheckpointManager(tmp_path), contents_of(1, size=3_000_000)
     folder.save(contents, 1, periodic=True, best=False)
     contents["model"]["weight"].fill_(-1.0)
@@ -279,29 +279,29 @@ def filled(tmp_path):
 
 
 def test_the_newest_good_one_is_found_past_broken_ones(filled):
-    path, contents, complaints = newest_good_checkpoint(filled)
+    path, contents, complaints = CheckpointManager(filled).newest_good()
     assert (path.name, contents["progress"]["update"], complaints) == ("update_00000003.pt", 3, [])
     # last.pt is the same file under another name: both break.
     with open(filled / "last.pt", "r+b") as file:
         file.truncate(900)
-    path, contents, complaints = newest_good_checkpoint(filled)
+    path, contents, complaints = CheckpointManager(filled).newest_good()
     assert (path.name, contents["progress"]["update"]) == ("update_00000002.pt", 2)
     assert len(complaints) == 2 and "update_00000003.pt" in complaints[0]
     for update in (2, 1):
         (filled / f"update_{update:08d}.pt").unlink()
     (filled / "update_00000002.pt").write_bytes(b"junk")
-    path, contents, complaints = newest_good_checkpoint(filled)
+    path, contents, complaints = CheckpointManager(filled).newest_good()
     # best_model.pt is the last resort.
     assert (path.name, contents["progress"]["update"], len(complaints)) == ("best_model.pt", 1, 3)
     (filled / "best_model.pt").write_bytes(b"junk")
     with pytest.raises(UserError, match="no checkpoint here is good; the newest: .*update_00000003.pt"):
-        newest_good_checkpoint(filled)
+        CheckpointManager(filled).newest_good()
 
 
 def test_an_empty_folder_has_none(tmp_path):
     (tmp_path / "update_x.pt").write_text("")
-    assert newest_good_checkpoint(tmp_path) is None
-    assert newest_good_checkpoint(tmp_path / "missing") is None
+    assert CheckpointManager(tmp_path).newest_good() is None
+    assert CheckpointManager(tmp_path / "missing").newest_good() is None
 
 
 def test_an_earlier_runs_files_are_set_aside_again_and_again(filled):

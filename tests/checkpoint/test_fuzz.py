@@ -323,7 +323,7 @@ def outcome_of(path, original):
 
 
 def load_them_all(folder, original, files):
-    """In the child: take down one line for each file before going on to the next."""
+    """In the child: write one line for each file before the next is read."""
     virtual = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (virtual + MORE_MEMORY, -1))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a hang ends the child, even one outside Python

@@ -169,7 +169,7 @@ def test_a_second_prepare_is_refused_while_the_first_is_at_work(library: Path, t
 
     with (
         lock_for(tmp_path / "v1", print),
-        pytest.raises(UserError, match=r"v1: process \d+ on .* is at work"),
+        pytest.raises(UserError, match=r"v1.unfinished: .*process \d+ on .* is writing"),
     ):
         run(library, tmp_path / "v1", encoding="latin-1")
     run(library, tmp_path / "v1", encoding="latin-1")

@@ -11,9 +11,10 @@ import pytest
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.prepare import prepare
-from horovod_transformer.data.tokenizer_choice import read_tokenizer, require_same_tokenizer
+from horovod_transformer.data.tokenizer_choice import read_tokenizer
 from horovod_transformer.errors import UserError
 from horovod_transformer.tokenizer import gpt2_tokenizer
+from horovod_transformer.training.resume import require_same_tokenizer
 
 ONE = "It was a dark night, and the lamps went out one after the other; nobody spoke. "
 OTHER = "Numquam est fidelis cum potente societas, testatur haec fabella propositum meum. "
@@ -55,7 +56,7 @@ def test_other_books_with_the_same_tokenizer(one: Path, tmp_path: Path, tiny_che
         manifest = prepare(config, progress=False)  # the second time it is "already prepared"
         wanted = wanted or manifest
         assert manifest == wanted and manifest["tokenizer"] == tokenizer_of(one)
-    require_same_tokenizer(tokenizer_of(one), open_prepared_data(config), "last.pt")
+    require_same_tokenizer(tokenizer_of(one), open_prepared_data(config).manifest.get("tokenizer"), "x.pt")
     # And a checkpoint's own.
     config = config_for(tmp_path, OTHER, "third", str(tiny_checkpoint))
     assert prepare(config, progress=False)["tokenizer"]["kind"] == "bpe"
@@ -68,12 +69,12 @@ def test_a_tokenizer_trained_on_other_books_is_another_one(one: Path, tmp_path: 
     data = open_prepared_data(config)
     assert data.tokenizer.vocab_size == len(read_tokenizer(one)._token_bytes), "shapes alone do not tell"
     with pytest.raises(UserError) as caught:
-        require_same_tokenizer(tokenizer_of(one), data, "run/last.pt")
+        require_same_tokenizer(tokenizer_of(one), data.manifest["tokenizer"], "run/last.pt")
     text = str(caught.value)
-    assert text.startswith("run/last.pt: was trained with another tokenizer (bpe, 270 entries, ")
+    assert text.startswith("run/last.pt: was trained with another tokenizer than the data was")
     assert text.endswith("--data.tokenizer run/last.pt") and "\n" not in text
     with pytest.raises(UserError, match="another tokenizer"):
-        require_same_tokenizer(gpt2_tokenizer().to_dict(), data, "run/last.pt")
+        require_same_tokenizer(gpt2_tokenizer().to_dict(), data.manifest["tokenizer"], "run/last.pt")
     with pytest.raises(UserError, match=r"data\.tokenizer was bpe, now it is bpe, 270 entries, \w{8};"):
         prepare(config.with_overrides({"data.tokenizer": str(one)}), progress=False)
 
@@ -82,7 +83,7 @@ def test_blocks_without_a_tokenizer_cannot_be_compared(one: Path, tmp_path: Path
     split = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3]] * 3})
     datasets.DatasetDict({"train": split, "validation": split}).save_to_disk(str(tmp_path / "d"))
     config = config_from_dict({"data": {"data_dir": str(tmp_path / "d")}}, "test")
-    require_same_tokenizer(tokenizer_of(one), open_prepared_data(config), "last.pt")
+    require_same_tokenizer(tokenizer_of(one), open_prepared_data(config).manifest.get("tokenizer"), "x.pt")
 
 
 def test_gpt2_by_path_is_gpt2(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ import pytest
 import yaml
 
 from horovod_transformer.checkpoint.format import load_checkpoint
-from horovod_transformer.training.metric_logger import TRAIN_COLUMNS
+from horovod_transformer.training.metric_logger import CLOCK_COLUMNS, TRAIN_COLUMNS
 
 HERE = Path(__file__).resolve().parent
-REPRODUCIBLE = TRAIN_COLUMNS[: TRAIN_COLUMNS.index("updates_per_second")]
+REPRODUCIBLE = [column for column in TRAIN_COLUMNS if column not in CLOCK_COLUMNS]
 JOB_TIMEOUT_S = 120
 
 VOCAB, BLOCK, TRAIN_BLOCKS, VALIDATION_BLOCKS, PADDING = 48, 16, 53, 11, 5
@@ -119,8 +119,9 @@ def write_config(corpus: Path) -> Callable[..., Path]:
 
 def job_environment(**extra: str) -> dict[str, str]:
     """An environment for CPU ranks that share few cores, without a launcher's leftovers."""
-    foreign = ("HOROVOD_", "OMPI_", "PMI_", "SLURM_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k != "WORLD_SIZE"}
+    foreign = ("HOROVOD_", "OMPI_", "PMI_", "SLURM_", "TORCHELASTIC_", "MASTER_")
+    own = ("WORLD_SIZE", "RANK", "GROUP_WORLD_SIZE")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in own}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
     return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
 

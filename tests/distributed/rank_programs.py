@@ -28,6 +28,7 @@ from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training import trainer
+from horovod_transformer.training.resume import StartRequest
 
 
 def train(scene: dict[str, Any]) -> Any:
@@ -65,23 +66,23 @@ def signal_after(table: Path, update: int, number: int) -> None:
 def set_up(scene: dict[str, Any]) -> Any:
     """Put a run together without training; tell what its weights and optimizer state are then."""
     config = config_from_dict(scene["config"], "scene")
-    config = trainer._moved_to(config, Path(scene["folder"]))
-    run = trainer._Run(config, scene.get("resume"), "set-up", None)
-    run.recorder.close()
+    config = config.with_overrides({"paths.checkpoint_dir": scene["folder"] + "/checkpoints"})
+    run = trainer.Trainer(config, StartRequest(resume=scene.get("resume")))
+    run.close()
     if scene.get("resume"):
         expected = load_checkpoint(scene["resume"])
         model, state = expected["model"], expected["optimizer"]["state"]
     else:
         torch.manual_seed(config.training.seed)
         model, state = build_model(config.model).state_dict(), {}
-    mine = run.optimizer.state_dict()["state"]
+    mine = run.step.optimizer.state_dict()["state"]
     return {
         "digest": distributed.weights_digest(run.model),
         "weights_unchanged": all(torch.equal(model[k], v) for k, v in run.model.state_dict().items()),
         "optimizer_unchanged": mine.keys() == state.keys()
         and all(torch.equal(mine[p][k], state[p][k]) for p in state for k in state[p]),
         "optimizer_steps": sorted({float(entry["step"]) for entry in mine.values()}),
-        "progress": run.progress.update,
+        "progress": run.state.update,
     }
 
 
@@ -145,7 +146,6 @@ def exchange(scene: dict[str, Any]) -> Any:
             results[name] = str(error)
     results["all_well"] = distributed.raise_on_all_ranks(lambda: rank)
     results["main_value"] = distributed.run_on_rank0(lambda: {"rank": rank})
-    distributed.wait_for_all()
     return results
 
 

@@ -86,7 +86,7 @@ def pair(scene, play, folders):
             scene("pair half", signal=(1, 7, "SIGTERM")),
         ],
     )
-    # What two processes saved, for one and for three to go on from.
+    # What two processes saved, for one and for three to resume from.
     for name in ("resumed by 1", "resumed by 3"):
         shutil.copytree(folders("pair half"), folders(name))
     return results
@@ -147,7 +147,7 @@ def test_all_ranks_stop_after_the_same_update(pair):
 
 @pytest.fixture(scope="module")
 def three(pair, scene, play):
-    """On three processes: uneven shares, and going on with what two had saved."""
+    """On three processes: uneven shares, and resuming what two had saved."""
     return play(3, [scene("three uneven", **UNEVEN), scene("resumed by 3", "auto")])
 
 
@@ -155,13 +155,13 @@ def test_uneven_shares_on_three_processes(alone, three, outcome_of, folders):
     assert_same_curve(outcome_of(folders("alone uneven")), outcome_of(folders("three uneven")))
 
 
-def test_three_processes_go_on_from_two(pair, three, outcome_of, folders):
+def test_three_processes_resume_from_two(pair, three, outcome_of, folders):
     assert_same_curve(outcome_of(folders("pair")), outcome_of(folders("resumed by 3")))
 
 
 @pytest.fixture(scope="module")
 def alone_again(pair, scene, play):
-    """On one process: going on with what two had saved, a stop before a validation, an odd folder."""
+    """On one process: resuming what two had saved, a stop before a validation, an odd folder."""
     return play(
         1,
         [
@@ -172,7 +172,7 @@ def alone_again(pair, scene, play):
     )
 
 
-def test_one_process_goes_on_from_two(pair, alone_again, outcome_of, folders):
+def test_one_process_resumes_from_two(pair, alone_again, outcome_of, folders):
     assert_same_curve(outcome_of(folders("pair")), outcome_of(folders("resumed by 1")))
 
 

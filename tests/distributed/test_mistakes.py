@@ -78,27 +78,3 @@ def test_a_lone_process_is_told_how_to_be_launched(run_job):
     assert re.fullmatch(
         r"error: this is a single process, .*`horovodrun -np 2 python \.\.\.`.*\n", job.stderr
     )
-
-
-def test_other_launchers_are_refused(run_job):
-    script = """
-import os
-from horovod_transformer.errors import UserError
-from src.utils.distributed import setup_horovod
-for variable in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "WORLD_SIZE"):
-    for number in ("4", "1"):
-        os.environ[variable] = number
-        try:
-            print(setup_horovod())
-        except UserError as error:
-            print(error)
-"""
-    lines = run_job(1, "-c", script).stdout.splitlines()
-    assert lines[1::2] == ["(1, 0, 0, False)"] * 4
-    started = [line.partition(" that Horovod does not know of")[0] for line in lines[0::2]]
-    assert started == [
-        "mpirun started 4 processes (OMPI_COMM_WORLD_SIZE)",
-        "mpiexec started 4 processes (PMI_SIZE)",
-        "srun started 4 processes (SLURM_STEP_NUM_TASKS)",
-        "torchrun started 4 processes (WORLD_SIZE)",
-    ]

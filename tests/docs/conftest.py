@@ -180,7 +180,7 @@ def run_to_the_end(
     try:
         output, errors = process.communicate(given, timeout=timeout)
     except BaseException:
-        # horovodrun's ranks are in sessions of their own: take the whole tree down.
+        # horovodrun's ranks are in sessions of their own: end the whole tree.
         for member in [*psutil.Process(process.pid).children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
@@ -240,7 +240,7 @@ def prepared(make_workspace: Callable[[], Path], run_command: Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def workspace(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A module's own copy of `prepared`; its tests go on from one another."""
+    """A module's own copy of `prepared`; each of its tests needs what those before it made."""
     return Path(shutil.copytree(prepared, tmp_path_factory.mktemp("documents") / "workspace"))
 
 

@@ -97,7 +97,7 @@ def test_makes_data_for_the_default_config(notebook, copy_of_repository, monkeyp
 def test_again_from_the_root_leaves_the_data_alone(notebook, copy_of_repository, monkeypatch):
     manifest = copy_of_repository / DATA_DIR / "manifest.json"
     if not manifest.exists():
-        pytest.skip("goes on from the test before")
+        pytest.skip("needs what the test before made")
     before = manifest.stat().st_mtime_ns
     executed = execute(notebook, copy_of_repository, monkeypatch)
     assert "already prepared with these settings" in text_of(executed)

@@ -46,11 +46,10 @@ def clean_environment(**changes: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in steering} | changes
 
 
-def run_installer(tmp_path: Path, **changes: str) -> subprocess.CompletedProcess[str]:
+def run_installer(tmp_path: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     environment = clean_environment(HOROVOD_TRANSFORMER_CACHE=str(tmp_path / "cache"), **changes)
-    return subprocess.run(
-        [sys.executable, str(SCRIPTS / "install_horovod.py")], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, str(SCRIPTS / "install_horovod.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def the_only_line(result: subprocess.CompletedProcess[str]) -> str:
@@ -79,6 +78,29 @@ def test_no_compiler_is_one_line(tmp_path):
     line = the_only_line(run_installer(tmp_path, REBUILD="1", PATH=str(tmp_path / "bin")))
     assert "no C++ compiler" in line
     assert "apt install g++" in line
+
+
+def test_without_a_compiler_horovod_may_be_left_out(tmp_path):
+    (tmp_path / "bin").mkdir()
+    result = run_installer(tmp_path, "--optional", REBUILD="1", PATH=str(tmp_path / "bin"))
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("horovod: left out, training runs on one process only: no C++ compiler")
+    # Who names a compiler wants Horovod.
+    result = run_installer(tmp_path, "--optional", REBUILD="1", CXX="no-such-compiler")
+    assert "no-such-compiler" in the_only_line(result)
+
+
+@pytest.mark.parametrize(
+    ("target", "optional"),
+    [("install", True), ("demo", True), ("check", True), ("test", False), ("chaos", False)],
+)
+def test_only_the_tests_insist_on_horovod(target, optional):
+    planned = subprocess.run(
+        ["make", "-n", target], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=True
+    )
+    (line,) = [line for line in planned.stdout.splitlines() if "install_horovod.py" in line]
+    assert line.endswith("install_horovod.py --optional") == optional
 
 
 def test_compiler_named_by_cxx_is_the_one_tried(tmp_path):

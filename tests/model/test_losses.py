@@ -86,6 +86,21 @@ def test_bf16_autocast_is_close_and_sums_in_float32():
         assert difference < 2e-2
 
 
+def test_a_tie_is_right_only_for_the_token_that_argmax_takes():
+    hidden = torch.ones(4, 1)
+    weight = torch.tensor([[0.0], [2.0], [2.0], [1.0]])
+    _, count, correct = chunked_cross_entropy(hidden, weight, torch.tensor([1, 2, 3, -100]))
+    assert (count.item(), correct.item()) == (3, 1)
+    # bf16 has so few digits that ties are common.
+    hidden, weight, labels = (x.detach() for x in example(400, width=4, vocabulary=200))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = F.linear(hidden, weight)
+        _, _, correct = chunked_cross_entropy(hidden, weight, labels)
+        largest = logits.amax(1, keepdim=True)
+    assert ((logits == largest).sum(1) > 1).any()
+    assert correct == (logits.argmax(1) == labels).sum()
+
+
 def test_the_gradient_reaches_what_lies_below():
     hidden, weight, labels = example()
     scale = torch.ones((), requires_grad=True)

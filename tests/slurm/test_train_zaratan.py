@@ -110,7 +110,7 @@ def test_the_promised_command_trains_on_four_processes(submitter: Submitter, pre
     assert "4 process(es)" in submitter.output(job)
 
 
-def test_a_job_near_its_time_limit_saves_queues_itself_again_and_goes_on(
+def test_a_job_near_its_time_limit_saves_queues_itself_again_and_resumes(
     submitter: Submitter, prepared_data: Path
 ) -> None:
     # With Horovod waking every 10 ms, 400 updates take more than the 2 s between two signals to the ranks.
@@ -130,7 +130,7 @@ def test_a_job_near_its_time_limit_saves_queues_itself_again_and_goes_on(
     ended = submitter.wait(job, "COMPLETED", "FAILED")
     output = submitter.output(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), output
-    assert f"going on after update {stopped[1]}" in output
+    assert f"resuming after update {stopped[1]}" in output
     assert submitter.updates(job) == list(range(1, 401))
     assert load_checkpoint(submitter.checkout / "checkpoints" / "last.pt")["progress"]["update"] == 400
 
@@ -190,7 +190,7 @@ def test_a_job_queued_again_forgets_what_it_was_to_begin_with(
     assert second == f"{common} --training.seed 7 --resume auto"
 
 
-def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(
+def test_a_job_that_may_not_be_queued_again_says_how_to_resume(
     submitter: Submitter, recording_launcher: Path
 ) -> None:
     job = submitter.submit("--no-requeue", *PROMISED, HT_VENV=str(recording_launcher))

@@ -16,6 +16,8 @@ from horovod_transformer.training.metric_logger import (
     VALIDATION_COLUMNS,
     CsvTable,
     MetricLogger,
+    UpdateMetrics,
+    ValidationMetrics,
 )
 
 COLUMNS = ["update", "loss", "seconds"]
@@ -87,14 +89,14 @@ def row_of(columns, update):
     return {**dict.fromkeys(columns, 0.5), "update": update}
 
 
-def test_a_run_leaves_its_records_and_goes_on_with_them(config, tmp_path, capsys):
+def test_a_run_leaves_its_records_and_resumes_them(config, tmp_path, capsys):
     for start in (0, 2):
-        recorder = MetricLogger(config, "r", start, 9)
+        logger = MetricLogger(config, "r", start, 9)
         for update in (start + 1, start + 2, start + 3):
-            recorder.update(row_of(TRAIN_COLUMNS, update))
-        recorder.validation(row_of(VALIDATION_COLUMNS, start + 3))
-        recorder.say(f"from {start}")
-        recorder.close()
+            logger.log_update(UpdateMetrics(**row_of(TRAIN_COLUMNS, update)))
+        logger.log_validation(ValidationMetrics(**row_of(VALIDATION_COLUMNS, start + 3)))
+        logger.say(f"from {start}")
+        logger.close()
     folder = tmp_path / "tensorboard_dir" / "structured" / "r"
     assert [row["update"] for row in read_rows(folder / "train.csv")] == ["1", "2", "3", "4", "5"]
     assert [row["update"] for row in read_rows(folder / "val.csv")] == ["5"]

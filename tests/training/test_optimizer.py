@@ -82,7 +82,7 @@ def test_muon_makes_all_directions_alike(shape):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_a_saved_state_goes_on_to_the_bit(kind):
+def test_a_saved_state_resumes_to_the_bit(kind):
     """Two updates, saved and loaded into a fresh optimizer, and one more: as three in a row."""
     training = TrainingConfig(optimizer=kind, learning_rate=1e-2)
 

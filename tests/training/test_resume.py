@@ -11,7 +11,7 @@ from horovod_transformer.checkpoint.format import save_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.resume import TrainState, find_start
+from horovod_transformer.training.resume import StartRequest, TrainState, find_start
 from tests.conftest import TINY
 
 IDENTITY = {"seed": 7, "global_batch_size": 8, "data": "abc"}
@@ -21,12 +21,13 @@ IDENTITY = {"seed": 7, "global_batch_size": 8, "data": "abc"}
 def folder(tmp_path):
     """The checkpoints of a run that stopped after update 6."""
     progress = TrainState("first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5)
-    for update, name in ((4, "update_00000004"), (6, "update_00000006"), (6, "last")):
+    names = ((4, "update_00000004"), (6, "update_00000006"), (6, "last"), (5, "best_model"))
+    for update, name in names:
         contents = {
             "model": {"w": torch.full((2,), float(update))},
             "optimizer": {"state": {}},
             "scheduler": {"decay_updates": 20},
-            "progress": {**vars(progress), "update": update},
+            "progress": {**progress.state_dict(), "update": update},
             "config": Config(model=TINY).to_dict(),
             "tokenizer": None,
         }
@@ -34,31 +35,31 @@ def folder(tmp_path):
     return CheckpointManager(tmp_path / "checkpoints")
 
 
-def start(folder, resume=None, init_from=None, name=None, model=TINY, decay=20, **identity):
+def start(folder, resume=None, init_from=None, name=None, model=TINY, decay=20, tokenizer=None, **identity):
     fresh = TrainState(name or "20260101-000000", {**IDENTITY, **identity})
-    return find_start(fresh, folder, model, decay, resume, init_from, name)
+    return find_start(fresh, folder, model, tokenizer, decay, StartRequest(resume, init_from, name))
 
 
-def test_auto_goes_on_with_everything(folder):
+def test_auto_resumes_everything(folder):
     found = start(folder, "auto")
     assert found.model["w"].tolist() == [6, 6]
     assert found.optimizer == {"state": {}}
-    assert found.progress == TrainState(
+    assert found.state == TrainState(
         "first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5
     )
-    assert found.notes == [f"going on after update 6 from {folder.folder / 'update_00000006.pt'}"]
-    assert len(list(folder.folder.glob("*.pt"))) == 3
+    assert found.notes == [f"resuming after update 6 from {folder.folder / 'update_00000006.pt'}"]
+    assert len(list(folder.folder.glob("*.pt"))) == 4
 
 
 def test_a_path_is_taken_at_its_word_and_a_name_wins(folder):
     found = start(folder, str(folder.folder / "update_00000004.pt"), name="second")
-    assert (found.progress.update, found.progress.run_name) == (4, "second")
+    assert (found.state.update, found.state.run_name) == (4, "second")
 
 
 def test_auto_starts_afresh_where_nothing_is(tmp_path):
     found = start(CheckpointManager(tmp_path / "none"), "auto")
-    assert (found.model, found.optimizer, found.progress.update) == (None, None, 0)
-    assert math.isinf(found.progress.best_validation_loss)
+    assert (found.model, found.optimizer, found.state.update) == (None, None, 0)
+    assert math.isinf(found.state.best_validation_loss)
     assert "starting afresh" in found.notes[0]
 
 
@@ -66,7 +67,7 @@ def test_auto_tells_of_what_it_passed_over(folder):
     (folder.folder / "update_00000006.pt").unlink()
     (folder.folder / "update_00000007.pt").write_bytes(b"junk")
     found = start(folder, "auto")
-    assert found.progress.update == 6
+    assert found.state.update == 6
     assert found.notes[0].startswith("passed over a broken checkpoint: ")
 
 
@@ -74,18 +75,18 @@ def test_a_fresh_run_moves_the_earlier_one_aside(folder):
     leftover = folder.folder / ".last.pt.partial-77"
     leftover.write_bytes(b"half")
     found = start(folder)
-    assert (found.model, found.progress.update) == (None, 0)
+    assert (found.model, found.state.update) == (None, 0)
     (aside,) = [path for path in folder.folder.iterdir() if path.is_dir()]
     assert list(folder.folder.iterdir()) == [aside]
     assert str(aside) in found.notes[0]
-    assert len(list(aside.glob("*.pt"))) == 3
+    assert len(list(aside.glob("*.pt"))) == 4
 
 
 def test_init_from_takes_the_weights_alone(folder):
     found = start(folder, init_from=str(folder.folder / "last.pt"), seed=8, data="other")
     assert found.model["w"].tolist() == [6, 6]
     assert found.optimizer is None
-    assert (found.progress.update, found.progress.identity["seed"]) == (0, 8)
+    assert (found.state.update, found.state.data_fingerprint["seed"]) == (0, 8)
 
 
 def test_another_schedule_is_pointed_out(folder):
@@ -111,7 +112,7 @@ def test_the_weights_must_fit(folder, key, way):
 
 
 def test_a_longer_context_fits_the_same_weights(folder):
-    assert start(folder, "auto", model=TINY.model_copy(update={"max_seq_len": 64})).progress.update == 6
+    assert start(folder, "auto", model=TINY.model_copy(update={"max_seq_len": 64})).state.update == 6
 
 
 def test_a_missing_checkpoint_is_a_mistake(folder):
@@ -125,7 +126,7 @@ def test_strange_progress_is_a_mistake(folder, tmp_path, broken):
         "model": {},
         "optimizer": {},
         "scheduler": {"decay_updates": 1},
-        "progress": vars(TrainState("r", IDENTITY)),
+        "progress": TrainState("r", IDENTITY).state_dict(),
         "config": Config(model=TINY).to_dict(),
         "tokenizer": None,
     }

@@ -1,0 +1,108 @@
+"""What a run is going to be, in figures, and what about it cannot go well: told before hours are spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from horovod_transformer.config import Config, ModelConfig
+from horovod_transformer.training.schedule import warmup_updates
+
+if TYPE_CHECKING:  # doctor reckons checkpoint sizes where torch is missing
+    from horovod_transformer.data.sampler import UpdatePlan
+
+# A run of fewer updates has hardly begun to learn, whatever its corpus: the loss of a small model is
+# still falling fast after a few hundred.
+FEW_UPDATES = 200
+# Above this share of the run the rate spends its time rising.
+LONG_WARMUP = 0.3
+# Tokens per parameter below which a model is mostly untrained; Hoffmann et al. 2022
+# (arXiv:2203.15556) find about 20 best for a given amount of work.
+FEW_TOKENS = 1.0
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run in figures.
+
+    Attributes:
+        updates: Optimizer updates.
+        epochs: Passes over the corpus that these are.
+        tokens: Tokens trained on.
+        parameters: Of the model.
+        warmup: Updates in which the learning rate rises.
+        checkpoint_bytes: Disk that the run's checkpoints take.
+    """
+
+    updates: int
+    epochs: float
+    tokens: int
+    parameters: int
+    warmup: int
+    checkpoint_bytes: int
+
+    @classmethod
+    def of(cls, config: Config, plan: UpdatePlan) -> RunPlan:
+        """Work a run out from its config and the blocks there are."""
+        updates = run_updates(config, plan)
+        decay = config.training.lr_decay_updates or updates
+        return cls(
+            updates=updates,
+            epochs=updates * plan.global_batch_size / plan.blocks,
+            tokens=updates * plan.global_batch_size * plan.block_size,
+            parameters=count_parameters(config.model),
+            warmup=warmup_updates(config.training, decay),
+            # The newest is written before the oldest goes; the best is apart.
+            checkpoint_bytes=checkpoint_bytes(config) * (config.training.keep_checkpoints + 2),
+        )
+
+    def describe(self) -> str:
+        """The figures in a line."""
+        return (
+            f"{self.updates:,} updates = {self.epochs:.2f} epochs = {self.tokens:,} tokens, "
+            f"{self.tokens / self.parameters:.2g} per parameter; the learning rate rises for {self.warmup} "
+            f"of them ({self.warmup / self.updates:.0%}); checkpoints take up to "
+            f"{self.checkpoint_bytes / 1e9:.1f} GB"
+        )
+
+    def warnings(self) -> list[str]:
+        """What cannot go well, a line each, with what to change."""
+        found = []
+        if self.warmup > LONG_WARMUP * self.updates:
+            found.append(
+                f"the learning rate rises during {self.warmup} of {self.updates} updates: set "
+                "training.warmup_updates to null (a tenth of the run) or train longer"
+            )
+        if self.updates < FEW_UPDATES:
+            found.append(
+                f"{self.updates} updates are too few to learn much: lower training.global_batch_size, raise "
+                "training.epochs, or take more books"
+            )
+        if self.tokens < FEW_TOKENS * self.parameters:
+            found.append(
+                f"{self.tokens:,} tokens for {self.parameters:,} parameters: the model will learn little; "
+                "take a smaller one (configs/laptop.yaml) or more books"
+            )
+        return found
+
+
+def run_updates(config: Config, plan: UpdatePlan) -> int:
+    """Updates of a run: all of its epochs, or `training.max_updates` if that is less."""
+    return min(plan.total_updates, config.training.max_updates or plan.total_updates)
+
+
+def count_parameters(model: ModelConfig) -> int:
+    """Number of parameters of the model, by arithmetic: even a model too large to build has one."""
+    width = model.d_model
+    attention = 4 * width * width + 4 * width
+    feed_forward = 2 * width * model.d_ff + model.d_ff + width
+    return model.vocab_size * width + model.n_layers * (attention + feed_forward + 4 * width) + 2 * width
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """Size of one checkpoint: weights and the optimizer's moments, all float32.
+
+    AdamW keeps two moments of every parameter (Loshchilov & Hutter 2019, arXiv:1711.05101). Muon
+    keeps one of the blocks' matrices; it is counted like AdamW, as the most it can be.
+    """
+    return 3 * 4 * count_parameters(config.model)

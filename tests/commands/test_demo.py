@@ -1,0 +1,52 @@
+"""`make demo`'s command: what it says, what it writes, what it leaves alone."""
+
+from __future__ import annotations
+
+import pytest
+
+SMALL = [
+    *("--config", "configs/quickstart.yaml", "--minutes", "0.01"),
+    *("--model.vocab_size", "300", "--model.d_model", "16", "--model.n_heads", "2", "--model.n_layers", "1"),
+    *("--model.d_ff", "32", "--model.max_seq_len", "64", "--generation.max_new_tokens", "10"),
+    *("--training.global_batch_size", "4", "--training.per_gpu_batch_size", "4"),
+]
+WITHOUT_HOROVOD = (
+    "import sys; sys.modules['horovod'] = None; "
+    "from horovod_transformer.__main__ import main; sys.exit(main())"
+)
+
+
+@pytest.mark.slow
+def test_without_horovod_on_one_process_beside_files_of_others(root, run_python, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    (tmp_path / "configs").symlink_to(root / "configs")
+    theirs = [
+        tmp_path / "demo/mine.txt",
+        tmp_path / "demo/run/notes.txt",
+        tmp_path / "demo/calibration/a.txt",
+    ]
+    for file in theirs:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("not the demo's")
+    done = run_python("-c", WITHOUT_HOROVOD, "demo", *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [
+        "Training on 1 process ",
+        "Horovod is not installed here, so one process trains. Left out: the second process",
+        "first a calibration: 12 updates",
+        "updates fit; now the run itself",
+        "this model  ",
+        "--- To be, or not to be ---",
+    ]
+    places = [done.stdout.find(text) for text in said]
+    assert -1 not in places and places == sorted(places), dict(zip(said, places, strict=True))
+    assert [file.read_text() for file in theirs] == ["not the demo's"] * 3
+    assert (tmp_path / "demo/loss.png").is_file()
+
+
+@pytest.mark.parametrize("arguments", [["--minutes", "0"], ["--processes", "0"], ["--minutes", "soon"]])
+def test_a_mistake_is_one_line(root, run_python, arguments):
+    done = run_python("-m", "horovod_transformer", "demo", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and arguments[0] in line

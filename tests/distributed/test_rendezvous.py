@@ -1,0 +1,191 @@
+"""Ranks meet under torchrun and srun: real processes with a launcher's variables, and torchrun itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from torch.distributed import TCPStore
+
+from horovod_transformer.distributed import rendezvous
+from horovod_transformer.errors import UserError
+from horovod_transformer.launchers import read_launch
+
+FORK = multiprocessing.get_context("fork")
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def srun(rank: int, size: int, **more: str) -> dict[str, str]:
+    """What srun tells a task."""
+    return {
+        "SLURM_STEP_NUM_TASKS": str(size),
+        "SLURM_PROCID": str(rank),
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NODELIST": "no-such-host[1-2]",
+        "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
+        "HOROVOD_START_TIMEOUT": "20",
+        **more,
+    }
+
+
+def _meet(environment: dict[str, str], address: str | None, pipe) -> None:
+    os.environ.update(environment)
+    if address:
+        rendezvous.socket.gethostbyname = lambda name: address
+    try:
+        meeting = rendezvous.meet(read_launch(os.environ))
+        pipe.send({**meeting.variables, "attempt": meeting.attempt})
+        pipe.recv()  # rank 0 serves until all have met
+    except UserError as error:
+        pipe.send((str(error), error.only_here))
+
+
+class Rank:
+    """A process that meets the others of its job.
+
+    Args:
+        environment: A launcher's variables.
+        address: What its host's name stands for.
+    """
+
+    def __init__(self, environment: dict[str, str], address: str | None = None) -> None:
+        self.pipe, theirs = FORK.Pipe()
+        self.process = FORK.Process(target=_meet, args=(environment, address, theirs), daemon=True)
+        self.process.start()
+
+    def result(self, timeout: float = 30):
+        assert self.pipe.poll(timeout), "it neither met the others nor gave up"
+        return self.pipe.recv()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join(5)
+
+
+@pytest.fixture
+def start():
+    ranks = []
+
+    def start(*arguments, **options):
+        ranks.append(Rank(*arguments, **options))
+        return ranks[-1]
+
+    yield start
+    for rank in ranks:
+        rank.end()
+
+
+def places(results):
+    names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")
+    return [tuple(int(result[f"HOROVOD_{name}"]) for name in names) for result in results]
+
+
+def test_ranks_of_two_nodes_learn_their_places(start):
+    nodes = ["n1", "n1", "n2"]
+    results = [start(srun(rank, 3, SLURMD_NODENAME=nodes[rank])) for rank in range(3)]
+    results = [rank.result() for rank in results]
+    assert places(results) == [(0, 3, 0, 2, 0, 2), (1, 3, 1, 2, 0, 1), (2, 3, 0, 1, 1, 2)]
+    # On the one address that the others reach it by, not on all.
+    assert {result["HOROVOD_GLOO_RENDEZVOUS_ADDR"] for result in results} == {"127.0.0.1"}
+
+
+def test_two_jobs_on_one_node_do_not_meet(start):
+    jobs = [[start(srun(rank, 2, SLURM_JOB_ID=job)) for rank in range(2)] for job in ("100", "101")]
+    ports = [{rank.result()["HOROVOD_GLOO_RENDEZVOUS_PORT"] for rank in job} for job in jobs]
+    assert len(ports[0]) == len(ports[1]) == 1 and ports[0] != ports[1]
+
+
+def test_a_port_that_is_taken_is_one_line(start):
+    port = str(free_port())
+    first = [start(srun(rank, 2, SLURM_JOB_ID="100", MASTER_PORT=port)) for rank in range(2)]
+    assert all(isinstance(rank.result(), dict) for rank in first)
+    second = [
+        start(srun(rank, 2, SLURM_JOB_ID="101", MASTER_PORT=port, HOROVOD_START_TIMEOUT="1"))
+        for rank in range(2)
+    ]
+    told, _ = second[0].result()
+    assert told.startswith(f"rank 0 cannot listen on 127.0.0.1:{port} (Address already in use); set MASTER_")
+    # The other one has reached the first job's store, and takes nothing from it.
+    told, only_here = second[1].result()
+    assert told.startswith("rank 0 did not come in time") and only_here
+
+
+def test_ranks_that_do_not_come_are_named(start):
+    began = time.monotonic()
+    ranks = [start(srun(rank, 4, HOROVOD_START_TIMEOUT="1")) for rank in (0, 2)]
+    told = [rank.result()[0] for rank in ranks]
+    assert told[0].startswith("ranks 1, 3 of 4 did not come in time")
+    assert told[1] == told[0]
+    assert time.monotonic() - began < 6
+
+
+def test_without_rank_0_the_others_say_so(start):
+    told, only_here = start(srun(1, 2, HOROVOD_START_TIMEOUT="1")).result()
+    assert told.startswith("rank 0 did not come in time: 127.0.0.1:") and only_here
+
+
+def test_ranks_of_one_host_that_are_not_neighbours(start):
+    ranks = [start(srun(rank, 3, SLURMD_NODENAME=node)) for rank, node in enumerate(("a", "b", "a"))]
+    for rank in ranks:
+        assert rank.result()[0].startswith("ranks of one host are not neighbours (hosts by rank: a, b, a)")
+
+
+def test_a_host_whose_name_stands_for_itself_alone(start, monkeypatch):
+    # Debian's default, `127.0.1.1 name`: each is content, and no other host gets through.
+    monkeypatch.setattr(rendezvous, "_network", lambda: f"network of {os.environ['SLURMD_NODENAME']}")
+    ranks = [
+        start(srun(0, 2, SLURMD_NODENAME="n1"), address="10.0.0.1"),
+        start(srun(1, 2, SLURMD_NODENAME="n2"), address="127.0.1.1"),
+    ]
+    for rank in ranks:
+        assert rank.result()[0].startswith("host n2: its own name stands for 127.0.1.1 there (/etc/hosts)")
+
+
+def test_a_restart_does_not_take_the_last_attempts_answers(start):
+    # As torchrun does: its agent's store outlives the ranks, and agents disagree on the number of attempts.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20))
+    torchrun = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_RUN_ID": "same",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    first = [start({**torchrun, "RANK": str(rank)}) for rank in range(2)]
+    old_port = {rank.result()["HOROVOD_GLOO_RENDEZVOUS_PORT"] for rank in first}
+    for rank in first:
+        rank.end()
+    other = start({**torchrun, "RANK": "1", "TORCHELASTIC_RESTART_COUNT": "1"})
+    assert not other.pipe.poll(0.5)
+    leader = start({**torchrun, "RANK": "0", "TORCHELASTIC_RESTART_COUNT": "0"})
+    results = [leader.result(), other.result()]
+    assert {result["HOROVOD_GLOO_RENDEZVOUS_PORT"] for result in results}.isdisjoint(old_port)
+    assert [result["attempt"] for result in results] == [1, 1]
+
+
+@pytest.mark.distributed
+def test_torchrun_itself(start_job, tmp_path):
+    script = tmp_path / "ready.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, '.')\n"
+        "from src.utils.distributed import setup_horovod, metric_average\n"
+        "place = setup_horovod(require_distributed=True)\n"
+        "print(*place, metric_average(place[1], 'rank'), flush=True)\n"
+    )
+    torchrun = Path(sys.executable).with_name("torchrun")
+    with start_job(1, str(torchrun), "--standalone", "--nproc-per-node", "2", str(script)) as job:
+        assert job.wait(60) == 0, job.stderr
+    assert sorted(job.stdout.splitlines()) == ["2 0 0 False 0.5", "2 1 1 False 0.5"]

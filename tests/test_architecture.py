@@ -1,0 +1,184 @@
+"""The package's imports point down its layers, never back up, and run in no circle.
+
+An import inside a function counts like any other. README.md's map of the code follows the same order.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "horovod_transformer"
+
+# From the top down. A module or a package stands in one layer, and imports from its own and from those below.
+LAYERS = (
+    ("__init__", "__main__"),
+    ("commands",),
+    ("doctor", "example"),
+    ("evaluation",),
+    ("training",),
+    ("data", "generation"),
+    ("checkpoint", "distributed", "model"),
+    ("command_line", "config", "metrics", "plotting", "precision", "progress_bar", "tokenizer"),
+    ("errors", "files"),
+)
+LEVELS = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+
+Graph = dict[str, dict[str, int]]
+"""Module -> module that it imports -> line number."""
+
+
+def read_imports(package: Path) -> Graph:
+    """Read which module of a package imports which, wherever in the file the import stands.
+
+    A module's name here is its path below the package, with dots; a folder's `__init__.py` bears the folder's
+    name, the package's own is `__init__`.
+    """
+    files = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        files[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
+    return {name: _imports_of(path, files) for name, path in files.items()}
+
+
+def _imports_of(path: Path, files: dict[str, Path]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import with the package's whole name"
+            # `from package import module` names a module, `from package.module import name` does not.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            first, _, inside = name.partition(".")
+            if first == PACKAGE:
+                while inside not in files and "." in inside:
+                    inside = inside.rpartition(".")[0]
+                found.setdefault(inside if inside in files else "__init__", node.lineno)
+    return found
+
+
+def arrows_back_up(graph: Graph) -> list[str]:
+    """Describe each import of a module that stands higher than the one that imports it."""
+    return [
+        f"{module} imports {imported} (line {line}), which stands above it"
+        for module, imports in graph.items()
+        for imported, line in imports.items()
+        if _level(imported) < _level(module)
+    ]
+
+
+def _level(module: str) -> int:
+    return LEVELS[module.partition(".")[0]]
+
+
+def find_circle(graph: Graph) -> list[str]:
+    """Return modules that import each the next, the last being the first again; empty if there are none."""
+    finished: set[str] = set()
+    path: list[str] = []
+
+    def visit(module: str) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in finished:
+            return []
+        path.append(module)
+        for imported in graph[module]:
+            if circle := visit(imported):
+                return circle
+        path.pop()
+        finished.add(module)
+        return []
+
+    for module in graph:
+        if circle := visit(module):
+            return circle
+    return []
+
+
+@pytest.fixture(scope="module")
+def graph(root: Path) -> Graph:
+    return read_imports(root / PACKAGE)
+
+
+def test_every_module_stands_in_a_layer(graph: Graph) -> None:
+    rooms = {module.partition(".")[0] for module in graph}
+    assert not rooms - set(LEVELS), f"add to LAYERS in {Path(__file__).name}: {sorted(rooms - set(LEVELS))}"
+    assert not set(LEVELS) - rooms, f"LAYERS names what is not there: {sorted(set(LEVELS) - rooms)}"
+
+
+def test_no_import_runs_back_up(graph: Graph) -> None:
+    assert not arrows_back_up(graph), "\n".join(arrows_back_up(graph))
+
+
+def test_no_imports_in_a_circle(graph: Graph) -> None:
+    assert not find_circle(graph), " -> ".join(find_circle(graph))
+
+
+def test_the_package_stands_alone(root: Path) -> None:
+    """`src/`, scripts and tests use the package; it is installed without them."""
+    for path in (root / PACKAGE).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.partition(".")[0] not in ("src", "scripts", "tests", "benchmarks"), path
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Callable[[dict[str, str]], Graph]:
+    """Make a small package of `{module: source}` and read its imports."""
+
+    def make(sources: dict[str, str]) -> Graph:
+        for name, source in sources.items():
+            path = tmp_path / PACKAGE / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+        return read_imports(tmp_path / PACKAGE)
+
+    return make
+
+
+def test_a_lazy_import_back_up_is_named(package) -> None:
+    graph = package(
+        {
+            "training/trainer": "",
+            "generation": f"def write():\n    from {PACKAGE}.training import trainer\n",
+        }
+    )
+    assert arrows_back_up(graph) == [
+        "generation imports training.trainer (line 2), which stands above it",
+    ]
+
+
+def test_a_circle_is_named(package) -> None:
+    graph = package(
+        {
+            "data/__init__": f"from {PACKAGE}.data.loader import load\n",
+            "data/loader": f"from {PACKAGE}.data.sampler import Plan\n",
+            "data/sampler": f"def plan():\n    import {PACKAGE}.data.loader\n",
+            "errors": "",
+        }
+    )
+    assert find_circle(graph) == ["data.loader", "data.sampler", "data.loader"]
+    assert not arrows_back_up(graph)
+
+
+def test_what_an_import_names(package) -> None:
+    graph = package(
+        {
+            "__init__": "",
+            "errors": "",
+            "model/__init__": "",
+            "model/transformer": f"from {PACKAGE} import load_config, errors\nimport {PACKAGE}.errors\n",
+            "generation": f"from {PACKAGE}.model.transformer import Model\nfrom {PACKAGE} import model\n",
+        }
+    )
+    assert graph["model.transformer"] == {"__init__": 1, "errors": 1}
+    assert graph["generation"] == {"model.transformer": 1, "model": 2}

@@ -1,0 +1,81 @@
+"""What a run is going to be, in figures, and what is said about one that cannot go well."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from horovod_transformer.config import Config
+from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.model.transformer import build_model
+from horovod_transformer.training.run_plan import RunPlan, checkpoint_bytes, count_parameters
+from tests.conftest import TINY
+
+
+def wider(**changes):
+    return TINY.model_copy(update=changes)
+
+
+@pytest.mark.parametrize("shape", [TINY, wider(d_ff=100, n_layers=3), wider(d_model=64)])
+def test_parameters_are_those_of_the_real_model(shape):
+    config = Config(model=shape)
+    model = build_model(config.model)
+    assert count_parameters(config.model) == sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_of_the_default_model():
+    assert count_parameters(Config().model) == 123_653_376
+
+
+def test_checkpoint_size_is_that_of_a_real_one(tmp_path):
+    from horovod_transformer.checkpoint.format import save_checkpoint
+
+    config = Config(model=wider(d_model=128, d_ff=512))
+    model = build_model(config.model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.loss_sums(*[torch.zeros(1, 8, dtype=torch.long)] * 2)[0].backward()
+    optimizer.step()
+    contents = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": {}}
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, {**contents, "progress": {}, "config": {}, "tokenizer": None})
+    assert checkpoint_bytes(config) == pytest.approx(path.stat().st_size, rel=0.05)
+
+
+def run_plan(blocks, block_size=512, **training):
+    config = Config().with_overrides({f"training.{key}": value for key, value in training.items()})
+    return RunPlan.of(config, UpdatePlan.from_config(config, blocks, block_size, 0, 1))
+
+
+def test_the_default_run_on_the_sample_is_called_hopeless():
+    # 38 plays are about 3,300 blocks: 13 updates of 256.
+    plan = run_plan(3_300)
+    assert (plan.updates, plan.warmup) == (13, 1)
+    told = plan.warnings()
+    assert any("13 updates are too few" in line for line in told)
+    assert any("1,703,936 tokens for 123,653,376 parameters" in line for line in told)
+
+
+def test_a_warmup_that_never_ends_is_called_out():
+    assert (
+        run_plan(3_300, warmup_updates=700)
+        .warnings()[0]
+        .startswith("the learning rate rises during 700 of 13 updates: set training.warmup_updates to null")
+    )
+    assert not any("rises" in line for line in run_plan(3_300).warnings())
+
+
+def test_a_run_that_can_learn_is_told_in_figures():
+    # About BookCorpusOpen.
+    plan = run_plan(3_300_000)
+    assert plan.warnings() == []
+    assert (plan.updates, plan.warmup) == (12_891, 700)
+    assert plan.epochs == pytest.approx(1.0, abs=1e-3)
+    assert plan.describe() == (
+        "12,891 updates = 1.00 epochs = 1,689,649,152 tokens, 14 per parameter; the learning rate rises for "
+        "700 of them (5%); checkpoints take up to 5.9 GB"
+    )
+
+
+def test_max_updates_shortens_the_run():
+    plan = run_plan(3_300_000, max_updates=1_000)
+    assert (plan.updates, plan.warmup) == (1_000, 100)
