@@ -14,7 +14,8 @@ from horovod_transformer.errors import UserError
 VERBS = {
     "doctor": "what this machine has and lacks, and the command that fixes it",
     "prepare": "turn books into fixed blocks of tokens on disk",
-    "train": "train a model on prepared blocks, alone or under horovodrun",
+    "train": "train a model on prepared blocks, alone or on several processes",
+    "launch": "start a command on several processes of this machine, again if they fail",
     "generate": "write text from a checkpoint",
     "evaluate": "measure a checkpoint on held-out books: how it predicts, how it writes",
     "export": "a checkpoint as a Hugging Face folder, for transformers, vLLM and others",

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     options, config = parse_with_config(train_parser(), arguments)
 
     # Imported late: a mistake on the command line should not wait for torch.
-    from horovod_transformer.distributed import setup_horovod
+    from horovod_transformer.distributed import run_on_rank0, setup_horovod
     from horovod_transformer.training.trainer import run_distributed_training
 
     world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         output_dir=options.output_dir,
         init_from=options.init_from,
     )
-    # horovodrun would make a traceback of it.
-    stopped = not outcome["finished"] and this_process().launcher != "horovodrun"
-    return EXIT_START_AGAIN if stopped else 0
+    if outcome["finished"] or this_process().launcher == "horovodrun":
+        return 0  # of another code horovodrun would make a traceback
+    # Launchers end all ranks once one has left with such a code: leave together, all files closed.
+    run_on_rank0(lambda: None)
+    return EXIT_START_AGAIN

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from horovod_transformer import generation
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.config import Config, GenerationConfig
 from horovod_transformer.errors import UserError
@@ -17,6 +16,7 @@ from horovod_transformer.generation import (
     generate_text,
     interactive_generation,
     load_model_for_generation,
+    terminal,
 )
 
 BOOK = "The sea was calm — so said the captain, né à Brême."
@@ -226,7 +226,7 @@ def test_a_tokenizer_of_another_model(tiny_model, loaded):
 def test_defaults_are_the_config_defaults():
     parameters = inspect.signature(generate_text).parameters
     for key, value in GenerationConfig().model_dump().items():
-        assert parameters[key].default == value or key == "num_samples"
+        assert parameters[key].default == value or key in ("num_samples", "stop")
 
 
 # --- at the terminal
@@ -282,7 +282,7 @@ def test_ctrl_c_while_writing_leaves_too(monkeypatch, loaded):
     def interrupted(*_arguments, **_settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generation, "continue_prompt", interrupted)
+    monkeypatch.setattr(terminal, "Writing", interrupted)
     assert converse(monkeypatch, loaded, ["The sea", "never read"]) == ["never read"]
 
 
