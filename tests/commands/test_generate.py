@@ -42,6 +42,7 @@ def test_the_checkpoint_brings_the_settings_and_options_change_them(capsys, tiny
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.slow
 def test_prompts_from_files_and_stdin(capsys, run_python, tiny_checkpoint, tmp_path):
     options = ("--checkpoint", f"{tiny_checkpoint}", "--num_samples", "1", "--max_new_tokens", "99")
     file = tmp_path / "prompt.txt"
@@ -83,6 +84,7 @@ def test_mistakes_are_one_line(capsys, root, monkeypatch, tiny_checkpoint, argum
     assert message in err
 
 
+@pytest.mark.slow
 def test_a_terminal_that_cannot_show_a_character(run_python, tiny_checkpoint, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     done = run_python(
