@@ -24,6 +24,7 @@ from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import choose_precision
 from horovod_transformer.training.metric_logger import MetricLogger, UpdateMetrics, ValidationMetrics
 from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.restarts import require_progress
 from horovod_transformer.training.resume import (
     Start,
     StartRequest,
@@ -173,6 +174,7 @@ class Trainer:
                 request.on_attempt(again),
             )
             self.checkpoints.record_launch(launch)
+            require_progress(folder, launch, distributed.attempt(), start.state.update)
             return start
 
         start = distributed.run_on_rank0(find, self.watchdog.beat)
