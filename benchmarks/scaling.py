@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import csv
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -32,8 +33,8 @@ SHAPE = {
     "model.n_heads": 6,
     "model.d_ff": 1536,
     "model.max_seq_len": 256,
-    "training.global_batch_size": 16,
-    "training.per_gpu_batch_size": 8,
+    "training.global_batch_size": 4,
+    "training.per_gpu_batch_size": 2,
     "training.device": "cpu",
     "training.precision": "fp32",
     "data.source": "sample",
@@ -63,7 +64,8 @@ def main() -> int:
         "MASTER_PORT": PORT,
         "OMP_NUM_THREADS": "1",
     }
-    with two_hosts():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and not without cleaning up
+    with two_hosts(), contextlib.ExitStack() as ended:
         ranks = [
             subprocess.Popen(
                 # A host of its own: its network, its name, and what its name stands for.
@@ -84,6 +86,8 @@ def main() -> int:
             )
             for rank, host in enumerate(HOSTS)
         ]
+        for rank in ranks:
+            ended.callback(rank.kill)
         return max([abs(rank.wait()) for rank in ranks])
 
 
