@@ -4,8 +4,8 @@
 
 Makes two network namespaces, joined by one link, and trains a model of 30 million parameters on two ranks,
 one in each, with one thread each. Each rank shapes what it sends with `tc tbf`, from rate to rate (Mbit/s).
-Adds rows to benchmarks/results/scaling.csv; benchmarks/scaling_model.py makes sense of them. Needs root and
-iproute2. `tc` shapes bandwidth only: the latency is that of one machine.
+Adds a row per update to benchmarks/results/scaling.csv; benchmarks/scaling_model.py makes sense of them. Needs
+root and iproute2. `tc` shapes bandwidth only: the latency is that of one machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import contextlib
 import csv
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -50,9 +49,7 @@ def main() -> int:
     )
     parser.add_argument("--rates", type=int, nargs="+", default=[10_000, 5_000, 2_000, 1_000, 500, 200, 100])
     parser.add_argument("--compression", choices=("none", "fp16"), default="none")
-    parser.add_argument(
-        "--updates", type=int, default=4, help="at each rate, the first of which is not counted"
-    )
+    parser.add_argument("--updates", type=int, default=4, help="at each rate")
     options = parser.parse_args()
     if "RANK" in os.environ:
         run_rank(options.rates, options.compression, options.updates)
@@ -149,23 +146,21 @@ def run_rank(rates: Sequence[int], compression: str, updates: int) -> None:
         gather_objects(rate, "before the link changes")
         shape_link(rate)
         gather_objects(rate, "after the link has changed")
-        seconds = []
         for update in range(number * updates, (number + 1) * updates):
             began = time.perf_counter()
             tokens = step.run(update, batches, 1e-4).tokens
-            seconds.append(time.perf_counter() - began)
-        if rank == 0:
-            write_row(
-                {
-                    "date": date.today().isoformat(),
-                    "compression": compression,
-                    "mbit_per_s": rate,
-                    "seconds": round(statistics.median(seconds[1:]), 4),
-                    "tokens_per_update": tokens,
-                    "parameters": parameters,
-                    "updates": updates - 1,
-                }
-            )
+            seconds = time.perf_counter() - began
+            if rank == 0 and update > 0:  # the very first warms up
+                write_row(
+                    {
+                        "date": date.today().isoformat(),
+                        "compression": compression,
+                        "mbit_per_s": rate,
+                        "seconds": round(seconds, 4),
+                        "tokens_per_update": tokens,
+                        "parameters": parameters,
+                    }
+                )
     gather_objects(0, "end")
 
 
