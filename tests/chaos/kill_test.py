@@ -94,6 +94,7 @@ class KillTest:
     complaints: list[str] = field(default_factory=list)
 
     changes: ClassVar[dict[str, Any]] = CHANGES
+    restarts: ClassVar[int | None] = None  # as for `Job`
 
     def __post_init__(self) -> None:
         corpus = write_corpus(self.folder / "corpus")
@@ -209,7 +210,7 @@ class KillTest:
 
     @contextmanager
     def _job(self, name: str) -> Iterator[Job]:
-        job = Job(self.config, self.folder / name, self.table)
+        job = Job(self.config, self.folder / name, self.table, self.restarts)
         try:
             yield job
         finally:

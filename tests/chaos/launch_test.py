@@ -31,6 +31,7 @@ class LaunchTest(KillTest):
 
     changes: ClassVar[dict[str, Any]] = {**KillTest.changes, "distributed__stall_timeout": STALL_TIMEOUT_S}
 
+    restarts: ClassVar[int | None] = 0
     _seen = 0  # starts that had told where they begin, at the last strike
 
     def run_killed(self, number: int) -> None:
