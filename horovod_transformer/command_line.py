@@ -119,7 +119,7 @@ def checkpoint_parser(
     return parser
 
 
-def check_overrides(overrides: Mapping[str, str], *allowed: str) -> None:
+def check_overrides(overrides: Mapping[str, Any], *allowed: str) -> None:
     """Refuse, before a large file is read, overrides that a trained model cannot follow.
 
     Args:

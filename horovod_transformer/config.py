@@ -49,6 +49,11 @@ def _known_encoding(name: str) -> str:
     return name
 
 
+def _one_or_more(value: Any) -> Any:
+    """`stop: END` means a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
@@ -158,6 +163,8 @@ class GenerationConfig(_Section):
     top_k: Count = 50
     top_p: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)] = 0.9
     num_samples: Positive = 1
+    repetition_penalty: PositiveFloat = 1.0
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_more)] = []
 
 
 class PathsConfig(_Section):

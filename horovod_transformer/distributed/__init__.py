@@ -6,6 +6,7 @@ be installed. A function marked *collective* must be called by all ranks, in the
 
 from horovod_transformer.distributed.bootstrap import attempt, launch_id, setup_horovod
 from horovod_transformer.distributed.collectives import (
+    allgather,
     allreduce,
     allreduce_async,
     broadcast,
@@ -27,6 +28,7 @@ from horovod_transformer.distributed.devices import choose_device, set_threads
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
 
 __all__ = [
+    "allgather",
     "allreduce",
     "allreduce_async",
     "attempt",

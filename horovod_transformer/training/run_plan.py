@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # doctor reckons checkpoint sizes where torch is missing
 FEW_UPDATES = 200
 # Above this share of the run the rate spends its time rising.
 LONG_WARMUP = 0.3
-# Tokens per parameter below which a model is mostly untrained; Hoffmann et al. 2022
+# Tokens per parameter below which a model stays mostly what it was drawn as; Hoffmann et al. 2022
 # (arXiv:2203.15556) find about 20 best for a given amount of work.
-FEW_TOKENS = 1.0
+FEW_TOKENS = 0.1
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import nn
 from horovod_transformer.config import ModelConfig, load_config
 from horovod_transformer.model.transformer import (
     POSITION_SCALE,
-    KeyValueCache,
     TransformerLM,
     build_model,
     sinusoidal_positions,
@@ -307,7 +306,7 @@ def test_cached_equals_uncached(opinionated_model, settings, prompt_length):
 def test_cached_logits_equal_forward(opinionated_model):
     opinionated_model.eval()
     tokens = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(3))
-    cache = KeyValueCache(opinionated_model, 2)
+    cache = opinionated_model.new_cache(2)
     steps = [opinionated_model.cached_logits(tokens[:, :7], cache)]
     steps += [opinionated_model.cached_logits(tokens[:, t : t + 1], cache) for t in range(7, 20)]
     expected, _ = opinionated_model(tokens)
@@ -340,9 +339,10 @@ def test_a_long_prompt_counts_by_its_newest_part(opinionated_model):
 
 
 def test_ended_rows_are_padded_and_the_call_stops_with_the_last(tiny_model, monkeypatch):
-    script = iter([[7, 1, 1], [9, 8, 1], [7, 9, 2], [7, 7, 9], [5, 5, 5]])
+    # Rows that have ended are not computed any more.
+    script = iter([[7, 1, 1], [9, 8, 1], [9, 2], [9], [5, 5, 5]])
     monkeypatch.setattr(
-        "horovod_transformer.model.transformer.next_tokens", lambda *_: torch.tensor(next(script))
+        "horovod_transformer.model.decoding.next_tokens", lambda *_: torch.tensor(next(script))
     )
     tiny_model.pad_token_id = 0
     new = tiny_model.generate(PROMPTS, 50, eos_token_id=9)[:, 5:]
