@@ -34,6 +34,9 @@ def settings_of(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
     return {
         "data.tokenizer": name,
         "data.encoding": data.encoding,
+        "data.text_column": data.text_column,
+        "data.separator": data.separator,
+        "data.join_rows": data.join_rows,
         "data.validation_fraction": data.validation_fraction,
         "data.min_book_characters": data.min_book_characters,
         "data.split_seed": data.split_seed,
@@ -141,7 +144,7 @@ def first_difference(manifest: dict[str, Any], settings: dict[str, Any], books: 
         # A setting that is newer than the data had what is now the default.
         had = manifest["settings"].get(key, defaults[key])
         if had != wanted:
-            return f"{key} was {had}, now it is {wanted}"
+            return f"{key} was {readable(str(had))}, now it is {readable(str(wanted))}"
     # Names repeat where several folders are given, so lists are compared, not sets of names.
     before, now = manifest["source"]["files"], books.files
     for entry in now:

@@ -30,6 +30,7 @@ from horovod_transformer.data.manifest import (
 )
 from horovod_transformer.data.output_folder import clear_leftovers, lock_for, new_folder
 from horovod_transformer.data.packing import PackedSplit, save_splits, token_dtype
+from horovod_transformer.data.readers import ReadOptions
 from horovod_transformer.data.selection import Survey, choose_validation, kept_books, survey_books
 from horovod_transformer.data.sources import Book, Books, open_books
 from horovod_transformer.data.tokenizer_choice import chosen_tokenizer
@@ -68,7 +69,7 @@ def prepare(config: Config, force: bool = False, progress: bool = True) -> dict[
     say = _print if progress else _silence
     data_dir = user_path(config.data.data_dir, "data.data_dir")
     tokenizer = chosen_tokenizer(config)
-    books = open_books(config.data.source, config.data.encoding, config.data.on_bad_book == "skip")
+    books = open_books(config.data.source, ReadOptions.from_config(config))
     existing = _usable(data_dir, config, tokenizer, books, force)
     if existing:
         say(f"{data_dir}: already prepared with these settings")
