@@ -146,6 +146,7 @@ class DataConfig(_Section):
 
     source: PathText | Annotated[list[PathText], Field(min_length=1)] = "data/bookcorpus"
     tokenizer: PathText = "gpt2"
+    tokenizer_characters: Positive = 200_000_000
     text_column: PathText = "text"
     title_column: PathText = "title"
     separator: PathText | None = None

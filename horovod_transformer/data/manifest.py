@@ -31,7 +31,10 @@ def settings_of(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
         # Which one, not where it lay; and its tokens are the same for a model that keeps room for more.
         name = "gpt2" if tokenizer.kind == "gpt2" else str(tokenizer)
         vocab_size = tokenizer.vocab_size
+    # What a tokenizer that is trained on the books depends on.
+    sample = {} if tokenizer else {"data.tokenizer_characters": data.tokenizer_characters}
     return {
+        **sample,
         "data.tokenizer": name,
         "data.encoding": data.encoding,
         "data.text_column": data.text_column,
