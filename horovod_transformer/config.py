@@ -201,6 +201,11 @@ class Config(_Section):
         """Return plain nested dicts of numbers, strings, lists and None."""
         return self.model_dump(mode="json")
 
+    def with_paths_in(self, folder: str | Path) -> Config:
+        """Return a copy whose `paths`, where a run writes, are relative to a folder."""
+        paths = {key: str(Path(folder) / value) for key, value in self.paths.model_dump().items()}
+        return self.model_copy(update={"paths": PathsConfig(**paths)})
+
     def with_overrides(self, overrides: Mapping[str, Any], where: str = "override") -> Config:
         """Return a copy with dotted keys replaced.
 

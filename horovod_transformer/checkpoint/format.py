@@ -16,7 +16,10 @@ A checkpoint is a dict saved by `torch.save`, with these keys:
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
+import mmap
 import struct
 from pathlib import Path
 from typing import IO, Any, cast
@@ -127,11 +130,12 @@ def load_checkpoint(
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}; it is damaged or was made by something else")
     expected = contents["checksum"]
-    if not with_optimizer and PART_CHECKSUM in contents:
-        expected = contents[PART_CHECKSUM]
-        contents = _without_optimizer(contents)
+    size = path.stat().st_size
     try:
-        actual = checksum(contents, largest_tensor=path.stat().st_size)
+        if not with_optimizer and PART_CHECKSUM in contents:
+            expected = contents[PART_CHECKSUM]
+            contents = _copied(_without_optimizer(contents), size)
+        actual = checksum(contents, largest_tensor=size)
     except Exception:
         # A list within itself, a number of a million digits, a tensor without data: torch lets them in.
         raise UserError(f"{path}: holds what no checkpoint of this program holds") from None
@@ -166,8 +170,8 @@ def checksum(contents: Any, largest_tensor: int | None = None) -> str:
 
 def _feed(digest: Any, value: Any, largest: int | None) -> None:
     if isinstance(value, Tensor):
-        if largest is not None and value.numel() * value.element_size() > largest:
-            raise ValueError(f"a tensor of shape {tuple(value.shape)} is larger than its file")
+        if largest is not None:
+            _require_smaller(value, largest)
         digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
         # reshape: a scalar has no bytes to view.
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -184,6 +188,40 @@ def _feed(digest: Any, value: Any, largest: int | None) -> None:
         digest.update(b"float" + struct.pack("<d", value))
     else:
         digest.update(f"{type(value).__name__} {value!r};".encode())
+
+
+def _require_smaller(tensor: Tensor, largest: int) -> None:
+    if tensor.nbytes > largest:
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is larger than its file")
+
+
+def _copied(value: Any, largest: int) -> Any:
+    """Copy tensors from a mapped file to memory: the file may be pruned while they are in use."""
+    if isinstance(value, Tensor):
+        _require_smaller(value, largest)
+        copy = value.clone()
+        _forget_pages(value)
+        return copy
+    if isinstance(value, dict):
+        return {key: _copied(item, largest) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item, largest) for item in value)
+    return value
+
+
+def _forget_pages(tensor: Tensor) -> None:
+    """Give back the memory of a mapped file's pages that have been copied; they can be read again.
+
+    Otherwise a model stands in memory twice until the mapping goes.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a saving, not a need
+        page = mmap.PAGESIZE
+        start = -(-tensor.data_ptr() // page) * page
+        end = (tensor.data_ptr() + tensor.nbytes) // page * page
+        if end > start:
+            ctypes.CDLL(None).madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED
+            )
 
 
 def _moved(value: Any, device: str | torch.device) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from horovod_transformer.config import Config, GenerationConfig, config_from_dict
 from horovod_transformer.errors import UserError
+from horovod_transformer.files import partial_of, sync_folder
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, tokenizer_from_dict
 
@@ -62,7 +63,7 @@ def write_folder(folder: Path, model: TransformerLM, config: Config, tokenizer: 
         UserError: The folder exists, or cannot be written.
     """
     require_absent(folder)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial = partial_of(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
@@ -71,6 +72,7 @@ def write_folder(folder: Path, model: TransformerLM, config: Config, tokenizer: 
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         partial.rename(folder)
+        sync_folder(folder.parent)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
     finally:

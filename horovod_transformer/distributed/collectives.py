@@ -95,6 +95,19 @@ class PendingSum:
         return self.values if self.handle is None else _hvd.synchronize(self.handle)
 
 
+def allgather(flat: Tensor, name: str) -> Tensor:
+    """Join every rank's tensor, by rank. *Collective.*
+
+    Args:
+        flat: Contiguous, one axis, of any length; 0 is one, too. It travels as bytes: every dtype
+            will do, also those that Horovod does not know, such as bfloat16.
+        name: The same string on every rank.
+    """
+    if not _hvd:
+        return flat
+    return _hvd.allgather(flat.view(torch.uint8), name=f"gather.{name}").view(flat.dtype)
+
+
 def gather_objects(value: T, name: str) -> list[T]:
     """Give every rank's value to every rank, by rank. *Collective.*"""
     return _hvd.allgather_object(value, name=name) if _hvd else [value]

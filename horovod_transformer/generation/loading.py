@@ -48,9 +48,7 @@ def load_model_for_generation(
         _check_same_model(given, f"{config_path}", config, f"{checkpoint_path}")
         config = config.model_copy(update={"generation": given.generation})
     try:
-        # Copied: the file may be pruned while the model is in use.
-        weights = {name: tensor.to(target, copy=True) for name, tensor in contents["model"].items()}
-        model = model_with_weights(config.model, weights)
+        model = model_with_weights(config.model, contents["model"])
     except (RuntimeError, TypeError, AttributeError) as error:
         # torch lists the offending tensors line by line; the first says enough.
         problem = str(error).splitlines()[1:2] or [str(error)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from horovod_transformer.config import GenerationConfig
 from horovod_transformer.errors import UserError
+from horovod_transformer.files import replacing
 from horovod_transformer.generation.text import Sample, Writing
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.progress_bar import ProgressBar
@@ -89,12 +89,11 @@ def write_continuations(
         UserError: The file cannot be written, or as `Writing`.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     together = max(1, BATCH // settings.num_samples)
     bar = ProgressBar("writing", len(rows), unit="prompt")
     tokens = 0
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        with replacing(path) as file:
             for start in range(0, len(rows), together):
                 part = rows[start : start + together]
                 prompts = [row["prompt"] for row in part]
@@ -105,17 +104,15 @@ def write_continuations(
                 for number, row in enumerate(part):
                     samples = [sample for sample in writing.samples if sample.prompt == number]
                     described = [_described(sample, tokenizer) for sample in samples]
-                    file.write(json.dumps({**row, "samples": described}, ensure_ascii=False) + "\n")
+                    line = json.dumps({**row, "samples": described}, ensure_ascii=False)
+                    # A prompt may hold half a surrogate pair, which UTF-8 has no bytes for.
+                    file.write(line.encode("utf-8", errors="replace") + b"\n")
                 tokens += sum(len(sample.tokens) for sample in writing.samples)
                 bar.advance(start + len(part))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
     finally:
         bar.close()
-        partial.unlink(missing_ok=True)
     return tokens
 
 

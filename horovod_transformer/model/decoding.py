@@ -39,8 +39,9 @@ class KeyValueCache:
             layers: Number of blocks.
             shape: (B, H, `max_seq_len`, D).
         """
-        self.keys = [like.new_empty(shape) for _ in range(layers)]
-        self.values = [like.new_empty(shape) for _ in range(layers)]
+        # Zeros: what attention masks out is multiplied by 0, and memory as it comes may hold NaN.
+        self.keys = [like.new_zeros(shape) for _ in range(layers)]
+        self.values = [like.new_zeros(shape) for _ in range(layers)]
         self.lengths = [0] * shape[0]
         self.filling = False
         self.positions: list[int] = []
@@ -140,7 +141,7 @@ class Written:
 class Decoder:
     """Continues several texts, one token each at a time.
 
-    Once its context is full, a text goes on from the newest half of it: any length can be written
+    Once its context is full, a text continues from the newest half of it: any length can be written
     at a bounded cost per token.
 
     Args:

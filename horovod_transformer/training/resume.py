@@ -222,7 +222,10 @@ def require_same_model(before: ModelConfig, now: ModelConfig, path: Path) -> Non
         UserError: A key differs.
     """
     # The rest changes how the model is computed, not which weights it has.
-    for key in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff"):
+    keys = ["vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "positions"]
+    if now.positions == "learned":
+        keys.append("max_seq_len")
+    for key in keys:
         old, new = getattr(before, key), getattr(now, key)
         if old != new:
             raise UserError(f"{path}: its model has {key} = {old}, but the config says model.{key} = {new}")

@@ -181,6 +181,16 @@ def test_an_imported_checkpoint_writes_and_starts_a_run(theirs, tmp_path, capsys
     assert config.model.positions == "learned"
 
 
+def test_a_run_from_it_has_to_have_its_positions(theirs):
+    from horovod_transformer.training.resume import require_same_model
+
+    model = read_folder(theirs)[1].model
+    require_same_model(model, model, theirs)
+    for change in ({"positions": "sinusoidal"}, {"max_seq_len": 32}):
+        with pytest.raises(UserError, match=f"its model has {next(iter(change))} = "):
+            require_same_model(model, model.model_copy(update=change), theirs)
+
+
 def test_gpt2s_own_files(tmp_path, theirs):
     """vocab.json and merges.txt, as early repositories have them; names without `transformer.`, fp16."""
     tokenizer = json.loads(tokenizer_json(gpt2_tokenizer()))["model"]

@@ -75,6 +75,16 @@ def test_logits_of_unequal_texts(model):
     assert cache.lengths == [lengths[0] + 2, lengths[1] + 1, lengths[2] + 2]
 
 
+def test_memory_as_it_comes_does_no_harm(model, monkeypatch):
+    """A shorter text's empty places are masked out, and must not be NaN even so."""
+    whole = torch.Tensor.new_empty
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda self, *a, **k: whole(self, *a, **k).fill_(torch.nan)
+    )
+    texts, _ = write(model, PROMPTS[:3])
+    assert texts[0] == write(model, PROMPTS[:1])[0][0]
+
+
 def test_rows_end_apart_and_change_nothing_for_the_others(model):
     free, _ = write(model, PROMPTS[:3])
     end = free[1][len(PROMPTS[1]) + 3]

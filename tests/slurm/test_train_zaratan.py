@@ -191,4 +191,4 @@ def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(
     job = submitter.submit("--no-requeue", *PROMISED, HT_VENV=str(failing_training), HT_PROCESSES="1")
 
     assert submitter.wait(job, "FAILED", "COMPLETED")["ExitCode"] == "2:0"
-    assert "to go on, submit it once more with --resume auto" in submitter.output(job)
+    assert "to resume, submit it once more with --resume auto" in submitter.output(job)
