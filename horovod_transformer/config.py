@@ -146,6 +146,11 @@ class DataConfig(_Section):
 
     source: PathText | Annotated[list[PathText], Field(min_length=1)] = "data/bookcorpus"
     tokenizer: PathText = "gpt2"
+    tokenizer_characters: Positive = 200_000_000
+    text_column: PathText = "text"
+    title_column: PathText = "title"
+    separator: PathText | None = None
+    join_rows: Positive | None = None
     encoding: EncodingName | None = None
     on_bad_book: Literal["stop", "skip"] = "stop"
     data_dir: PathText = "notebooks/data/preprocessed/v1"
