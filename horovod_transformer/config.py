@@ -171,6 +171,7 @@ class DistributedConfig(_Section):
     """What Horovod does with the gradients on their way between processes."""
 
     compression: Literal["none", "fp16"] = "none"
+    gradient_groups: Positive = 4
     stall_timeout: PositiveFloat | None = 600.0
 
 

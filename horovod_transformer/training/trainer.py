@@ -189,11 +189,13 @@ class Trainer:
         """What depends on the number of ranks: the summing optimizer, the update step, the loaders."""
         training, model = self.config.training, self.model
         compression = self.config.distributed.compression
+        groups = self.config.distributed.gradient_groups
         optimizer = distributed.distribute_optimizer(
             build_optimizer(model, training),
             model.named_parameters(),
             self.plan.micro_batches,
             compression,
+            groups,
         )
         self.step = UpdateStep(
             model,
