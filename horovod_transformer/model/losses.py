@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from horovod_transformer.model.compilation import compile_for_fixed_shapes
 
 IGNORED_LABEL = -100
 # Rows of logits alive at once on a CPU. 512 rows x 50,257 columns are 103 MB in float32; fewer rows are
@@ -20,7 +24,7 @@ GPU_COLUMNS_MULTIPLE = 64
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, gradient_scale: float = 1.0
+    hidden: Tensor, weight: Tensor, labels: Tensor, gradient_scale: float = 1.0, compiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Next-token loss of an output projection, computed a few hundred rows at a time.
 
@@ -35,13 +39,16 @@ def chunked_cross_entropy(
         labels: The token that follows each row, int64 of shape (rows,); -100 rows do not count.
         gradient_scale: What the caller is going to multiply the loss with before `backward`. The
             gradient is formed with it at once: in fp16 most of it would be lost without.
+        compiled: Let `torch.compile` fuse what happens to a chunk between its matrix products.
 
     Returns:
         The summed loss in nats (float32 scalar, differentiable), the number of rows that count
         and the number of them whose likeliest token is the label (int64 scalars). Of tokens that
         are likeliest alike the one with the lowest id counts, as in `argmax` and greedy generation.
     """
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, gradient_scale, torch.is_grad_enabled())
+    return _ChunkedCrossEntropy.apply(
+        hidden, weight, labels, gradient_scale, compiled, torch.is_grad_enabled()
+    )
 
 
 def rows_per_chunk(device: torch.device, columns: int) -> int:
@@ -71,7 +78,13 @@ def padded_columns(device: torch.device, vocab_size: int) -> int:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, gradient_scale: float, with_gradient: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        gradient_scale: float,
+        compiled: bool,
+        with_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         device, vocab_size = hidden.device, weight.shape[0]
         autocast = torch.is_autocast_enabled(device.type)
@@ -85,6 +98,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden) if with_gradient else None
         weight_gradient = weight.new_zeros(columns, weight.shape[1]) if with_gradient else None
 
+        # A tensor: compiled code takes a number for a constant, and this one changes.
+        scale = hidden.new_full((), gradient_scale, dtype=torch.float32) if gradient_scale != 1.0 else None
+        loss_and_slope = _compiled_loss_and_slope() if compiled else _loss_and_slope
         # Products are cast by hand, once and not chunk by chunk.
         with torch.autocast(device.type, enabled=False):
             projection = weight.to(dtype)
@@ -94,15 +110,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, hidden.shape[0], chunk_rows):
                 rows = slice(start, start + chunk_rows)
                 part = hidden[rows].to(dtype)
-                logits = torch.nn.functional.linear(part, projection).float()
-                row_loss, right = _loss_in_place(
-                    logits[:, :vocab_size], targets[rows, None], counted[rows], gradient_scale, with_gradient
+                logits = torch.nn.functional.linear(part, projection)
+                row_loss, right, slope = loss_and_slope(
+                    logits, vocab_size, targets[rows, None], counted[rows], scale, with_gradient
                 )
+                del logits
                 loss += row_loss
                 correct += right
-                if with_gradient:
+                if slope is not None:
                     assert hidden_gradient is not None and weight_gradient is not None
-                    slope = logits.to(dtype)
                     hidden_gradient[rows] = slope @ projection
                     if dtype == weight_gradient.dtype:
                         weight_gradient.addmm_(slope.t(), part)
@@ -125,36 +141,52 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scale = gradients[0]
         if ctx.gradient_scale != 1.0:
             scale = scale / ctx.gradient_scale
-        return hidden_gradient * scale, weight_gradient * scale, None, None, None
+        return hidden_gradient * scale, weight_gradient * scale, None, None, None, None
 
 
-def _loss_in_place(
-    logits: Tensor, target: Tensor, count: Tensor, gradient_scale: float, with_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Turn a chunk of logits into the gradient of its summed loss.
+def _loss_and_slope(
+    logits: Tensor,
+    vocab_size: int,
+    target: Tensor,
+    count: Tensor,
+    scale: Tensor | None,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Turn a chunk of logits into its summed loss and the gradient of that.
 
     Args:
-        logits: Float32 (rows, vocab_size); afterwards the gradient times `gradient_scale`.
+        logits: Float (rows, columns); overwritten if float32.
+        vocab_size: Columns that are tokens; the others hold zeros.
         target: Token ids, int64 (rows, 1).
         count: Bool (rows,): which rows count.
-        gradient_scale: See `chunked_cross_entropy`.
-        with_gradient: False leaves `logits` in pieces.
+        scale: What to multiply the gradient with, float32 scalar; None is 1.
+        with_gradient: Whether the gradient is wanted.
 
     Returns:
-        The summed loss in nats (float32 scalar), and how many rows' likeliest token is the label.
+        The summed loss in nats (float32 scalar), how many rows' likeliest token is the label (int64
+        scalar), and the gradient, of the logits' shape and dtype, or None.
     """
+    wide = logits.float()
+    tokens = wide[:, :vocab_size]
     # The index and not the value: in half precision a label often ties with another token.
-    largest, likeliest = logits.max(dim=1, keepdim=True)
-    target_logit = logits.gather(1, target)
+    largest, likeliest = tokens.max(dim=1, keepdim=True)
+    target_logit = tokens.gather(1, target)
     correct = ((likeliest == target).squeeze(1) & count).sum()
-    exponentials = logits.sub_(largest).exp_()
+    exponentials = tokens.sub_(largest).exp_()
     total = exponentials.sum(dim=1, keepdim=True)
     row_loss = (total.log() + largest - target_logit).squeeze(1)
-    if with_gradient:
-        # d loss / d logits = softmax - one_hot(label), and nothing for rows left out.
-        slope = exponentials.div_(total)
-        slope.scatter_(1, target, slope.gather(1, target) - 1)
-        slope.masked_fill_(~count[:, None], 0.0)
-        if gradient_scale != 1.0:
-            slope *= gradient_scale
-    return row_loss.masked_fill(~count, 0.0).sum(), correct
+    summed = row_loss.masked_fill(~count, 0.0).sum()
+    if not with_gradient:
+        return summed, correct, None
+    # d loss / d logits = softmax - one_hot(label), and nothing for rows left out.
+    slope = exponentials.div_(total)
+    slope.scatter_(1, target, slope.gather(1, target) - 1)
+    slope.masked_fill_(~count[:, None], 0.0)
+    if scale is not None:
+        slope *= scale
+    return summed, correct, wide.to(logits.dtype)
+
+
+@functools.cache
+def _compiled_loss_and_slope() -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
+    return compile_for_fixed_shapes(_loss_and_slope)

@@ -20,6 +20,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.generation import continue_prompt
 from horovod_transformer.metrics import bits_per_byte, perplexity
+from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import choose_precision
 from horovod_transformer.training.metric_logger import MetricLogger, UpdateMetrics, ValidationMetrics
@@ -183,6 +184,10 @@ class Trainer:
         weights = start.model or distributed.broadcast(snapshot(self.model.state_dict()))
         self.model.load_state_dict(weights)
         self.model.to(self.device).train()
+        compiles, note = distributed.raise_on_all_ranks(lambda: choose_compile(training.compile, self.device))
+        if compiles:
+            self.model.compile_blocks()
+        self.notes += [note] if note else []
         return start
 
     def _set_up_ranks(self, start: Start) -> None:
