@@ -4,8 +4,8 @@
 
 Makes two network namespaces, joined by one link, and trains a model of 30 million parameters on two ranks,
 one in each, with one thread each. Each rank shapes what it sends with `tc tbf`, from rate to rate (Mbit/s).
-Adds rows to benchmarks/results/scaling.csv; benchmarks/scaling_model.py makes sense of them. Needs root and
-iproute2. `tc` shapes bandwidth only: the latency is that of one machine.
+Adds a row per update to benchmarks/results/scaling.csv; benchmarks/scaling_model.py makes sense of them.
+Needs root and iproute2. `tc` shapes bandwidth only: the latency is that of one machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import csv
 import os
-import statistics
+import signal
 import subprocess
 import sys
 import time
@@ -32,8 +32,8 @@ SHAPE = {
     "model.n_heads": 6,
     "model.d_ff": 1536,
     "model.max_seq_len": 256,
-    "training.global_batch_size": 16,
-    "training.per_gpu_batch_size": 8,
+    "training.global_batch_size": 4,
+    "training.per_gpu_batch_size": 2,
     "training.device": "cpu",
     "training.precision": "fp32",
     "data.source": "sample",
@@ -49,9 +49,7 @@ def main() -> int:
     )
     parser.add_argument("--rates", type=int, nargs="+", default=[10_000, 5_000, 2_000, 1_000, 500, 200, 100])
     parser.add_argument("--compression", choices=("none", "fp16"), default="none")
-    parser.add_argument(
-        "--updates", type=int, default=4, help="at each rate, the first of which is not counted"
-    )
+    parser.add_argument("--updates", type=int, default=4, help="at each rate")
     options = parser.parse_args()
     if "RANK" in os.environ:
         run_rank(options.rates, options.compression, options.updates)
@@ -63,7 +61,8 @@ def main() -> int:
         "MASTER_PORT": PORT,
         "OMP_NUM_THREADS": "1",
     }
-    with two_hosts():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and not without cleaning up
+    with two_hosts(), contextlib.ExitStack() as ended:
         ranks = [
             subprocess.Popen(
                 # A host of its own: its network, its name, and what its name stands for.
@@ -84,6 +83,8 @@ def main() -> int:
             )
             for rank, host in enumerate(HOSTS)
         ]
+        for rank in ranks:
+            ended.callback(rank.kill)
         return max([abs(rank.wait()) for rank in ranks])
 
 
@@ -145,23 +146,21 @@ def run_rank(rates: Sequence[int], compression: str, updates: int) -> None:
         gather_objects(rate, "before the link changes")
         shape_link(rate)
         gather_objects(rate, "after the link has changed")
-        seconds = []
         for update in range(number * updates, (number + 1) * updates):
             began = time.perf_counter()
             tokens = step.run(update, batches, 1e-4).tokens
-            seconds.append(time.perf_counter() - began)
-        if rank == 0:
-            write_row(
-                {
-                    "date": date.today().isoformat(),
-                    "compression": compression,
-                    "mbit_per_s": rate,
-                    "seconds": round(statistics.median(seconds[1:]), 4),
-                    "tokens_per_update": tokens,
-                    "parameters": parameters,
-                    "updates": updates - 1,
-                }
-            )
+            seconds = time.perf_counter() - began
+            if rank == 0 and update > 0:  # the very first warms up
+                write_row(
+                    {
+                        "date": date.today().isoformat(),
+                        "compression": compression,
+                        "mbit_per_s": rate,
+                        "seconds": round(seconds, 4),
+                        "tokens_per_update": tokens,
+                        "parameters": parameters,
+                    }
+                )
     gather_objects(0, "end")
 
 

@@ -14,6 +14,7 @@ from horovod_transformer.errors import UserError
 VERBS = {
     "doctor": "what this machine has and lacks, and the command that fixes it",
     "prepare": "turn books into fixed blocks of tokens on disk",
+    "data": "check prepared data, look into it, count what is there",
     "train": "train a model on prepared blocks, alone or on several processes",
     "launch": "start a command on several processes of this machine, again if they fail",
     "generate": "write text from a checkpoint",

@@ -54,6 +54,11 @@ def _one_or_more(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _on_or_off(value: Any) -> Any:
+    """YAML takes the words `on` and `off` for true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
@@ -111,6 +116,7 @@ class TrainingConfig(_Section):
     gradient_accumulation_steps: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
     seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)] = 1337
     log_interval: Positive = 10
     eval_interval: Positive = 500
@@ -146,6 +152,11 @@ class DataConfig(_Section):
 
     source: PathText | Annotated[list[PathText], Field(min_length=1)] = "data/bookcorpus"
     tokenizer: PathText = "gpt2"
+    tokenizer_characters: Positive = 200_000_000
+    text_column: PathText = "text"
+    title_column: PathText = "title"
+    separator: PathText | None = None
+    join_rows: Positive | None = None
     encoding: EncodingName | None = None
     on_bad_book: Literal["stop", "skip"] = "stop"
     data_dir: PathText = "notebooks/data/preprocessed/v1"
@@ -179,6 +190,7 @@ class DistributedConfig(_Section):
     """What Horovod does with the gradients on their way between processes."""
 
     compression: Literal["none", "fp16"] = "none"
+    gradient_groups: Positive = 4
     stall_timeout: PositiveFloat | None = 600.0
 
 
@@ -195,6 +207,11 @@ class Config(_Section):
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested dicts of numbers, strings, lists and None."""
         return self.model_dump(mode="json")
+
+    def with_paths_in(self, folder: str | Path) -> Config:
+        """Return a copy whose `paths`, where a run writes, are relative to a folder."""
+        paths = {key: str(Path(folder) / value) for key, value in self.paths.model_dump().items()}
+        return self.model_copy(update={"paths": PathsConfig(**paths)})
 
     def with_overrides(self, overrides: Mapping[str, Any], where: str = "override") -> Config:
         """Return a copy with dotted keys replaced.

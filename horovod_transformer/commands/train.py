@@ -9,7 +9,7 @@ from pathlib import Path
 from horovod_transformer.command_line import config_parser, parse_with_config
 from horovod_transformer.config import Config
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
-from horovod_transformer.launchers import this_process
+from horovod_transformer.launchers import launched_rank, start_timeout, this_process
 
 DESCRIPTION = """\
 Train a model on prepared blocks: alone as one process, under `horovodrun -np N`, `torchrun`, `srun`
@@ -50,18 +50,25 @@ def main(arguments: Sequence[str]) -> int:
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.distributed import run_on_rank0, setup_horovod
     from horovod_transformer.training.trainer import run_distributed_training
+    from horovod_transformer.training.watchdog import Watchdog
 
-    world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
-    outcome = run_distributed_training(
-        config,
-        rank,
-        world_size,
-        local_rank,
-        resume_checkpoint=options.resume,
-        run_name=options.run_name,
-        output_dir=options.output_dir,
-        init_from=options.init_from,
-    )
+    stall_timeout = config.distributed.stall_timeout
+    # Training has a watchdog of its own, which takes over. Loading a large checkpoint may take longer
+    # than an update.
+    limit = max(2.0 * start_timeout(), stall_timeout) if stall_timeout is not None else None
+    why = "in the start-up; the longer of distributed.stall_timeout and 2 x HOROVOD_START_TIMEOUT"
+    with Watchdog(limit, launched_rank(), why):
+        world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
+        outcome = run_distributed_training(
+            config,
+            rank,
+            world_size,
+            local_rank,
+            resume_checkpoint=options.resume,
+            run_name=options.run_name,
+            output_dir=options.output_dir,
+            init_from=options.init_from,
+        )
     if rank == 0:
         _report(Path(options.output_dir or "."), config, outcome["run_name"])
     if outcome["finished"] or this_process().launcher == "horovodrun":

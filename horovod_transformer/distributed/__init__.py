@@ -6,6 +6,7 @@ be installed. A function marked *collective* must be called by all ranks, in the
 
 from horovod_transformer.distributed.bootstrap import attempt, launch_id, setup_horovod
 from horovod_transformer.distributed.collectives import (
+    allgather,
     allreduce,
     allreduce_async,
     broadcast,
@@ -23,15 +24,17 @@ from horovod_transformer.distributed.collectives import (
     skip_synchronize,
     synchronize,
 )
-from horovod_transformer.distributed.devices import choose_device, set_threads
+from horovod_transformer.distributed.devices import choose_device, common_precision, set_threads
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
 
 __all__ = [
+    "allgather",
     "allreduce",
     "allreduce_async",
     "attempt",
     "broadcast",
     "choose_device",
+    "common_precision",
     "distribute_optimizer",
     "gather_objects",
     "get_local_rank",

@@ -112,7 +112,7 @@ class Launcher:
             logs_specs=DefaultLogsSpecs(logs, redirects={rank: Std.ALL for rank in ranks if rank}),
         )
         if self._signals:
-            self._send(signal.SIGTERM)  # it came while they were being started
+            self._send(PASSED_ON[signal.Signals(self._signals[0])])  # it came while they were being started
         while (result := self._ranks.wait(0)) is None:
             time.sleep(POLL_S)
         if not result.failures:

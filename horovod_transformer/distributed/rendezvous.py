@@ -24,11 +24,8 @@ from typing import Any
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from horovod_transformer.errors import LostRank0Error, LostRankError, UserError
-from horovod_transformer.launchers import Launch
+from horovod_transformer.launchers import Launch, start_timeout
 
-# Seconds until the last rank must have come. The first `import torch` of a day, from a slow network
-# file system, takes a minute or more, and not the same on every machine.
-START_TIMEOUT_S = 120.0
 POLL_S = 0.02
 
 
@@ -60,8 +57,7 @@ def meet(launch: Launch) -> Meeting:
     Raises:
         UserError: A rank did not come in time, a port is taken, or the hosts cannot work together.
     """
-    timeout = float(os.environ.get("HOROVOD_START_TIMEOUT") or START_TIMEOUT_S)
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + start_timeout()
     host, port, agent_serves = _meeting_point(launch)
     job = f"{launch.job}.{os.environ.get('SLURM_STEP_ID', '')}"
     serve = launch.rank == 0 and not agent_serves

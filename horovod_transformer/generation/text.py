@@ -44,7 +44,7 @@ class Writing:
     Args:
         model: From `load_model_for_generation`.
         tokenizer: The one the model was trained with.
-        prompts: Texts to go on from.
+        prompts: Texts to continue.
         settings: How tokens are drawn, and how many at most.
         seed: The same seed gives the same texts: what sample n becomes depends on seed and n, not
             on what stands beside it. None draws from torch's own generator.

@@ -141,7 +141,7 @@ class Written:
 class Decoder:
     """Continues several texts, one token each at a time.
 
-    Once its context is full, a text goes on from the newest half of it: any length can be written
+    Once its context is full, a text continues from the newest half of it: any length can be written
     at a bounded cost per token.
 
     Args:

@@ -65,6 +65,19 @@ class RunPlan:
             f"{self.checkpoint_bytes / 1e9:.1f} GB"
         )
 
+    def introduction(self, config: Config, plan: UpdatePlan) -> list[str]:
+        """What a run says of itself before its first update, a line each."""
+        lines = [
+            f"an update: {plan.global_batch_size} blocks of {plan.block_size} tokens = "
+            f"{plan.micro_batches} micro-batch(es) of up to {plan.micro_batch_size} per process"
+        ]
+        if config.training.gradient_accumulation_steps is not None:
+            lines.append(
+                f"training.gradient_accumulation_steps ties the update to the {plan.world_size} process(es): "
+                "another number of them is another global batch and another curve"
+            )
+        return [*lines, self.describe(), *(f"warning: {text}" for text in self.warnings())]
+
     def warnings(self) -> list[str]:
         """What cannot go well, a line each, with what to change."""
         found = []

@@ -170,6 +170,8 @@ def exchange(scene: dict[str, Any]) -> Any:
         "average": distributed.metric_average(float(rank), "a"),
         "average_of_tensor": distributed.metric_average(torch.tensor([rank * 2]), "b"),
         "sum": distributed.allreduce(torch.tensor([rank, 2**40]), "c").tolist(),
+        # Rank 0 has nothing to give, in a dtype that Horovod does not know.
+        "gathered": distributed.allgather(torch.full((2 * rank,), 1.5, dtype=torch.bfloat16), "d").tolist(),
     }
 
     def fail_on_last() -> str:

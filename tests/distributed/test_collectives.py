@@ -49,6 +49,7 @@ def test_averages_and_sums_are_over_all_ranks(results):
         assert rank[0]["average"] == 0.5
         assert rank[0]["average_of_tensor"] == 1.0
         assert rank[0]["sum"] == [1, 2**41]
+        assert rank[0]["gathered"] == [1.5, 1.5]
 
 
 def test_one_ranks_mistake_is_everyones(results):

@@ -17,6 +17,7 @@ MADE = {
     "evaluation/two",
     "evaluation/novel",
     "novel.txt",
+    "merges.txt",
     "report.html",
     "both.html",
     "runs/structured/first",

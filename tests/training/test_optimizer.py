@@ -10,7 +10,7 @@ import torch
 
 from horovod_transformer.config import TrainingConfig
 from horovod_transformer.model.transformer import TransformerLM
-from horovod_transformer.training.muon import orthogonalized
+from horovod_transformer.training.muon import orthogonalized_together, share_out
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.schedule import learning_rate
 
@@ -73,12 +73,73 @@ def test_adamw_is_torchs(tiny_model):
     torch.testing.assert_close(tiny_model.token_embedding.weight, twin)
 
 
-@pytest.mark.parametrize("shape", [(24, 24), (8, 40), (40, 8)])
-def test_muon_makes_all_directions_alike(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    singular = torch.linalg.svdvals(orthogonalized(matrix))
-    assert singular.max() < 1.3
-    assert singular.median() > 0.6
+def plain_orthogonalized(matrix):
+    """One matrix at a time, as the Muon reference has it."""
+    x = matrix / (matrix.norm() + 1e-7)
+    x = x.t() if matrix.shape[0] > matrix.shape[1] else x
+    for _ in range(5):
+        gram = x @ x.t()
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.t() if matrix.shape[0] > matrix.shape[1] else x
+
+
+SHAPES = [(24, 24), (8, 40), (40, 8), (24, 24), (40, 8), (24, 8)]
+
+
+def random_matrices():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def test_muon_makes_all_directions_alike():
+    for result in orthogonalized_together(random_matrices(), random_matrices().__getitem__):
+        singular = torch.linalg.svdvals(result)
+        assert singular.max() < 1.3
+        assert singular.median() > 0.6
+
+
+def test_muon_in_batches_is_one_matrix_at_a_time():
+    matrices = random_matrices()
+    together = orthogonalized_together(matrices, matrices.__getitem__)
+    for matrix, result in zip(matrices, together, strict=True):
+        torch.testing.assert_close(result, plain_orthogonalized(matrix), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_muon_is_shared_out_evenly_and_each_matrix_once(ranks):
+    layer = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
+    shares = share_out(layer * 12, ranks)
+    assert sorted(number for share in shares for number in share) == list(range(48))
+    work = [
+        sum((2 * max(s) + min(s)) * min(s) ** 2 for s in (layer[n % 4] for n in share)) for share in shares
+    ]
+    assert max(work) < 1.2 * sum(work) / ranks
+    assert len(share_out(SHAPES, 9)) == 9  # more ranks than matrices: some have nothing to do
+
+
+def test_muon_step_by_value(tiny_model):
+    """Three steps of one matrix of each shape, against the algorithm written down plainly."""
+    rate, decay = 0.02, 0.3
+    optimizer = build_optimizer(
+        tiny_model, TrainingConfig(optimizer="muon", learning_rate=rate, weight_decay=decay)
+    )
+    block = tiny_model.blocks[0]
+    for weight in (
+        block.attention.qkv.weight,
+        block.attention.output.weight,
+        block.feed_forward.output.weight,
+    ):
+        expected, momentum = weight.detach().clone(), torch.zeros_like(weight)
+        for seed in range(3):
+            gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+            weight.grad = gradient.clone()
+            optimizer.step()
+            momentum = 0.95 * momentum + 0.05 * gradient
+            direction = plain_orthogonalized(0.05 * gradient + 0.95 * momentum)
+            length = rate * 0.2 * max(weight.shape) ** 0.5
+            expected = expected * (1 - rate * decay) - length * direction
+        weight.grad = None
+        torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

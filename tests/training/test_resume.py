@@ -141,6 +141,7 @@ def test_strange_progress_is_a_mistake(folder, tmp_path, broken):
         start(folder, str(tmp_path / "strange.pt"))
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_stays_resumed_whenever_a_kill_comes(folder, tmp_path, root):
     # best_model.pt is of update 5, update_00000006.pt and last.pt are the future to be abandoned.
     folder.folder.rename(tmp_path / "filled")
