@@ -11,13 +11,13 @@ import pytest
 TRAIN = "python -m src.train --config configs/quickstart.yaml --run_name "
 MADE = {
     "prompts.jsonl",
-    "texts.jsonl",
     "exported/plays",
     "checkpoints/imported.pt",
     "evaluation/two",
     "evaluation/novel",
     "novel.txt",
     "merges.txt",
+    "texts.jsonl",
     "report.html",
     "both.html",
     "runs/structured/first",
