@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -19,6 +18,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.book_scores import BookScore
 from horovod_transformer.evaluation.html_page import escape, page
 from horovod_transformer.evaluation.text_quality import MEASURES, Measure, Sample, Value
+from horovod_transformer.files import write_text
 from horovod_transformer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -114,12 +114,7 @@ def write_report(evaluation: Evaluation, tokenizer: Tokenizer, folder: Path) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            partial = folder / f".{name}.partial-{os.getpid()}"
-            try:
-                partial.write_text(text, encoding="utf-8")
-                partial.replace(folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_text(folder / name, text)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to: {error.strerror or error} (--output)") from None
     return folder / JSON_NAME, folder / HTML_NAME
