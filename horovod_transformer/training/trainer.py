@@ -22,7 +22,7 @@ from horovod_transformer.generation import continue_prompt
 from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.precision import choose_precision
+from horovod_transformer.precision import choose_precision, set_arithmetic
 from horovod_transformer.training.metric_logger import MetricLogger, UpdateMetrics, ValidationMetrics
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.resume import (
@@ -120,6 +120,7 @@ class Trainer:
         self.checkpoint_stall = 0.0
         self.device, cards = distributed.choose_device(config.training.device)
         self.precision = _common_precision(config.training.precision, self.device)
+        set_arithmetic(self.device, self.precision, config.training.deterministic)
         self.data = distributed.raise_on_all_ranks(lambda: open_prepared_data(config))
         self.plan = plan_updates(config, self.data.train, distributed.get_world_size())
         self.run_plan = RunPlan.of(config, self.plan)
