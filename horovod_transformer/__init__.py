@@ -7,7 +7,7 @@ The public names, each loaded when it is first asked for (torch takes seconds to
     load_preprocessed_data, get_dataloaders           data
     setup_horovod                                     processes
     run_distributed_training, save_checkpoint, load_checkpoint
-    load_model_for_generation, generate_text, interactive_generation
+    load_model_for_generation, generate_text, stream_text, interactive_generation
 """
 
 from importlib import import_module
@@ -26,6 +26,7 @@ _HOMES = {
     "load_checkpoint": "checkpoint.format",
     "load_model_for_generation": "generation",
     "generate_text": "generation",
+    "stream_text": "generation",
     "interactive_generation": "generation",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 
@@ -13,9 +14,14 @@ from horovod_transformer.errors import UserError
 VERBS = {
     "doctor": "what this machine has and lacks, and the command that fixes it",
     "prepare": "turn books into fixed blocks of tokens on disk",
-    "train": "train a model on prepared blocks, alone or under horovodrun",
+    "data": "check prepared data, look into it, count what is there",
+    "train": "train a model on prepared blocks, alone or on several processes",
+    "launch": "start a command on several processes of this machine, again if they fail",
     "generate": "write text from a checkpoint",
     "evaluate": "measure a checkpoint on held-out books: how it predicts, how it writes",
+    "report": "a page of a training run, or of several side by side",
+    "export": "a checkpoint as a Hugging Face folder, for transformers, vLLM and others",
+    "import": "a Hugging Face GPT-2 folder as a checkpoint",
     "demo": "the whole path in minutes on a laptop: prepare, train, measure, write",
 }
 
@@ -33,7 +39,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if verb not in VERBS:
         raise UserError(f"no such verb: {verb}; there are {', '.join(VERBS)}")
     # Verbs load torch and datasets: import only the one that was asked for.
-    module = importlib.import_module(f"horovod_transformer.commands.{verb}")
+    # `import` is Python's own word: its module has an underscore more.
+    name = f"{verb}_" if keyword.iskeyword(verb) else verb
+    module = importlib.import_module(f"horovod_transformer.commands.{name}")
     return module.main(rest)
 
 

@@ -16,10 +16,11 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from pydantic import BaseModel
 
 from horovod_transformer.config import Config, load_config
-from horovod_transformer.errors import EXIT_MISTAKE, UserError
+from horovod_transformer.errors import LostRankError, UserError
 from horovod_transformer.launchers import launched_rank
 
 RANK_0_SPEAKS_FIRST_S = 5.0
+LOST_RANK_LEAVES_LAST_S = 2.0
 
 OVERRIDES_HELP = """\
 Any key of the config can be overridden by its dotted name:
@@ -118,7 +119,7 @@ def checkpoint_parser(
     return parser
 
 
-def check_overrides(overrides: Mapping[str, str], *allowed: str) -> None:
+def check_overrides(overrides: Mapping[str, Any], *allowed: str) -> None:
     """Refuse, before a large file is read, overrides that a trained model cannot follow.
 
     Args:
@@ -203,7 +204,7 @@ def _suggestion(word: str, parser: argparse.ArgumentParser) -> str:
 
 
 def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
-    """Run a command's `main`; a user's mistake becomes one line on stderr and exit code 2.
+    """Run a command's `main`; a user's mistake becomes one line on stderr and an exit code.
 
     With several ranks every one meets the same mistake: rank 0 tells it, all leave.
     """
@@ -215,7 +216,10 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
         else:
             # The launcher ends all ranks once one has left: let rank 0 speak first.
             time.sleep(RANK_0_SPEAKS_FIRST_S)
-        return EXIT_MISTAKE
+        if isinstance(error, LostRankError):
+            # The rank that failed is still on its way out: let the launcher see that one's end first.
+            time.sleep(LOST_RANK_LEAVES_LAST_S)
+        return error.exit_code
     except BrokenPipeError:
         # The reader went away (`| head`): not our failure. Keep the interpreter's own flush quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -49,6 +49,11 @@ def _known_encoding(name: str) -> str:
     return name
 
 
+def _one_or_more(value: Any) -> Any:
+    """`stop: END` means a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
 def _on_or_off(value: Any) -> Any:
     """YAML takes the words `on` and `off` for true and false."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
@@ -77,6 +82,7 @@ class ModelConfig(_Section):
     n_heads: Positive = 12
     d_ff: Positive = 3072
     max_seq_len: Annotated[int, BeforeValidator(_no_bool), Field(ge=2)] = 512
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     dropout: BelowOne = 0.0
     gradient_checkpointing: bool = False
 
@@ -147,6 +153,11 @@ class DataConfig(_Section):
 
     source: PathText | Annotated[list[PathText], Field(min_length=1)] = "data/bookcorpus"
     tokenizer: PathText = "gpt2"
+    tokenizer_characters: Positive = 200_000_000
+    text_column: PathText = "text"
+    title_column: PathText = "title"
+    separator: PathText | None = None
+    join_rows: Positive | None = None
     encoding: EncodingName | None = None
     on_bad_book: Literal["stop", "skip"] = "stop"
     data_dir: PathText = "notebooks/data/preprocessed/v1"
@@ -164,6 +175,8 @@ class GenerationConfig(_Section):
     top_k: Count = 50
     top_p: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)] = 0.9
     num_samples: Positive = 1
+    repetition_penalty: PositiveFloat = 1.0
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_more)] = []
 
 
 class PathsConfig(_Section):
@@ -195,6 +208,11 @@ class Config(_Section):
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested dicts of numbers, strings, lists and None."""
         return self.model_dump(mode="json")
+
+    def with_paths_in(self, folder: str | Path) -> Config:
+        """Return a copy whose `paths`, where a run writes, are relative to a folder."""
+        paths = {key: str(Path(folder) / value) for key, value in self.paths.model_dump().items()}
+        return self.model_copy(update={"paths": PathsConfig(**paths)})
 
     def with_overrides(self, overrides: Mapping[str, Any], where: str = "override") -> Config:
         """Return a copy with dotted keys replaced.

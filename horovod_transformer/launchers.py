@@ -24,6 +24,9 @@ VARIABLES = {
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "mpiexec": ("PMI_SIZE", "PMI_RANK"),
 }
+# Seconds until the last rank must have come. The first `import torch` of a day, from a slow network
+# file system, takes a minute or more, and not the same on every machine.
+START_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     return Launch(launcher, job=_job(environment), attempt=restarts)
 
 
+def start_timeout() -> int:
+    """Seconds that ranks wait for each other when they start: HOROVOD_START_TIMEOUT, as horovodrun has it."""
+    return _number(os.environ, "HOROVOD_START_TIMEOUT", START_TIMEOUT_S)
+
+
 def launched_rank() -> int:
     """This process's rank for deciding who speaks; 0 where the launcher is not understood."""
     try:
@@ -136,5 +144,5 @@ def _number(environment: Mapping[str, str], name: str, absent: int) -> int:
     if not text:
         return absent
     if not text.isdigit():
-        raise UserError(f"{name}={text} is no number: launch with horovodrun, torchrun or srun, or unset it")
+        raise UserError(f"{name}={text} is no whole number: set it right, or unset it")
     return int(text)

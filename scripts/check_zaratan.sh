@@ -35,7 +35,7 @@ mkdir "$folder"
 export CHECK_RANKS=$((nodes * ranks_per_node))
 [[ ${1:-} != --cpu ]] || export CUDA_VISIBLE_DEVICES=
 
-# A part that fails is seen in the report: go on with the next one.
+# A part that fails is seen in the report: continue with the next one.
 part() {
   local name=$1 code=0
   shift

@@ -11,7 +11,7 @@
 #     sbatch --partition=gpu --gres=gpu:a100:2 scripts/train_zaratan.sh configs/config.yaml --output_dir /scratch/b
 #
 # HT_MODULES, HT_VENV and HT_PROCESSES are explained in scripts/slurm_job.sh. Five minutes before the time limit the
-# run saves a checkpoint and the job queues itself again, to go on where it stopped: docs/zaratan.md tells more.
+# run saves a checkpoint and the job queues itself again, to resume where it stopped: docs/zaratan.md tells more.
 #
 #SBATCH --job-name=train
 #SBATCH --partition=gpu-h100
@@ -75,7 +75,7 @@ else
     exit "$code"
   fi
 fi
-echo "job $SLURM_JOB_ID: ended with exit code $code; queueing it again, to go on from the newest checkpoint"
+echo "job $SLURM_JOB_ID: ended with exit code $code; queueing it again, to resume from the newest checkpoint"
 scontrol requeue "$SLURM_JOB_ID" ||
-  fail "Slurm will not queue this job again; to go on, submit it once more with --resume auto"
+  fail "Slurm will not queue this job again; to resume, submit it once more with --resume auto"
 exit "$code"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from horovod_transformer import command_line
 from horovod_transformer.command_line import (
     config_keys,
     config_parser,
@@ -51,6 +52,7 @@ def fail(arguments):
 
 @pytest.mark.parametrize(("rank", "told"), [(0, True), (1, False)])
 def test_a_mistake_is_one_line_from_one_rank(monkeypatch, capsys, rank, told):
+    monkeypatch.setattr(command_line, "RANK_0_SPEAKS_FIRST_S", 0.01)
     monkeypatch.setattr("horovod_transformer.command_line.launched_rank", lambda: rank)
     assert run_command(fail, []) == 2
     assert capsys.readouterr() == ("", "error: x: is wrong; do y\n" if told else "")

@@ -1,8 +1,7 @@
-"""What the doctor finds: each check on a machine that lacks the thing, and the command as a whole."""
+"""What the doctor finds: each check on a machine that lacks the thing."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -269,80 +268,3 @@ def test_slurm(tmp_path, monkeypatch):
     assert check_slurm(Plan(config_of())).state == "warn"
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     assert "job 77" in check_slurm(Plan(config_of())).found
-
-
-# --- the command
-
-SHAPE = [word for key, value in TINY.items() for word in (f"--model.{key}", str(value))]
-
-
-def doctor(run_python, *arguments, **options):
-    return run_python(
-        "-m",
-        "horovod_transformer",
-        "doctor",
-        "--config",
-        "configs/quickstart.yaml",
-        *SHAPE,
-        *arguments,
-        **options,
-    )
-
-
-def states(output: str) -> dict[str, str]:
-    rows = [line.split(maxsplit=1) for line in output.splitlines() if line[:4] in ("ok  ", "warn", "fail")]
-    return {next(name for name in CHECKS if rest.startswith(name)): state for state, rest in rows}
-
-
-def test_command_when_all_is_well(run_python, prepared, tmp_path):
-    done = doctor(run_python, "--data.data_dir", str(prepared), "--output_dir", str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = states(done.stdout)
-    assert list(found) == list(CHECKS)
-    assert "fail" not in found.values()
-    assert done.stdout.endswith("training can run here\n")
-    assert not any(tmp_path.iterdir())
-
-
-def test_command_tells_all_that_is_missing(run_python, tmp_path):
-    # No data, no compiler, and a model whose checkpoints no disk holds.
-    environment = {**os.environ, "PATH": str(tmp_path)}
-    environment.pop("CXX", None)
-    done = doctor(
-        run_python, "--data.data_dir", str(tmp_path / "no"), "--model.d_ff", "100000000000", env=environment
-    )
-    assert done.returncode == 1, done.stderr
-    found = states(done.stdout)
-    assert (found["dataset"], found["disk"], found["compiler"]) == ("fail", "fail", "warn")
-    assert done.stdout.endswith("training cannot run here: dataset, disk\n")
-    assert "-> horovod-transformer prepare --config configs/quickstart.yaml" in done.stdout
-
-
-def without(*modules: str) -> tuple[str, str]:
-    """Start the command in a Python that cannot import these."""
-    blocked = "".join(f"sys.modules[{module!r}] = None; " for module in modules)
-    return "-c", f"import sys; {blocked}from horovod_transformer.__main__ import main; sys.exit(main())"
-
-
-@pytest.mark.parametrize(
-    ("modules", "code", "expected"),
-    [
-        (["torch"], 1, {"PyTorch": "fail", "dataset": "fail", "Horovod": "warn", "disk": "ok"}),
-        (["horovod"], 0, {"PyTorch": "ok", "dataset": "ok", "Horovod": "warn"}),
-    ],
-    ids=["torch", "horovod"],
-)
-def test_command_without(run_python, prepared, tmp_path, modules, code, expected):
-    arguments = ["doctor", "--config", "configs/quickstart.yaml", *SHAPE, "--data.data_dir", str(prepared)]
-    done = run_python(*without(*modules), *arguments, "--output_dir", str(tmp_path))
-    assert done.returncode == code, done.stdout + done.stderr
-    found = states(done.stdout)
-    assert {name: found[name] for name in expected} == expected
-    assert "Traceback" not in done.stderr
-
-
-def test_mistakes_are_one_line(run_python):
-    for arguments in (["--config", "absent.yaml"], ["--training.sead", "1"], ["--frob"]):
-        done = run_python("-m", "horovod_transformer", "doctor", *arguments)
-        assert done.returncode == 2 and done.stdout == ""
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -64,7 +64,7 @@ def test_a_launcher_is_recognised(environment, launch):
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 says that this is one of 2 processes, but RANK does not say"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS=2 says that this is one of 2"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "WORLD_SIZE=2 says that this is one of 2"),
-        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE=two is no number"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE=two is no whole number"),
     ],
 )
 def test_what_makes_no_sense_is_refused(environment, told):

@@ -9,12 +9,17 @@ A checkpoint is a dict saved by `torch.save`, with these keys:
     progress        dict: updates done, tokens seen, best validation loss, run name, ...
     config          nested dicts of the whole configuration
     tokenizer       dict for `tokenizer_from_dict`, or None
+    checksum_without_optimizer
+                    SHA-256 over all of the above but `optimizer`, as hex; older files have none
     checksum        SHA-256 over all of the above, as hex
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
+import mmap
 import struct
 from pathlib import Path
 from typing import IO, Any, cast
@@ -27,6 +32,7 @@ from horovod_transformer.files import replacing
 
 FORMAT_VERSION = 1
 KEYS = ("format_version", "model", "optimizer", "scheduler", "progress", "config", "tokenizer")
+PART_CHECKSUM = "checksum_without_optimizer"
 
 
 def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
@@ -34,13 +40,14 @@ def save_checkpoint(path: str | Path, contents: dict[str, Any]) -> None:
 
     Args:
         path: The file; its folder is made if need be.
-        contents: The keys above but `format_version` and `checksum`, which are added.
+        contents: The keys above but `format_version` and the checksums, which are added.
 
     Raises:
         OSError: It could not be written; nothing of it is left behind.
     """
     path = Path(path)
     contents = {"format_version": FORMAT_VERSION, **contents}
+    contents[PART_CHECKSUM] = checksum(_without_optimizer(contents))
     contents["checksum"] = checksum(contents)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -77,7 +84,9 @@ class _RememberingWriter:
         self._file.flush()
 
 
-def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def load_checkpoint(
+    path: str | Path, map_location: str | torch.device = "cpu", with_optimizer: bool = True
+) -> dict[str, Any]:
     """Read a checkpoint and prove that it is what was written.
 
     The file is untrusted: only tensors and plain values are accepted (`weights_only=True`), so
@@ -86,9 +95,11 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     Args:
         path: The file.
         map_location: Device to put tensors on.
+        with_optimizer: False leaves out the optimizer's state, two thirds of a file: it is neither
+            read nor checked. (It is, where an older file has one checksum for all.)
 
     Returns:
-        The keys of this module's docstring.
+        The keys of this module's docstring but the checksums.
 
     Raises:
         UserError: The file is missing, unreadable, truncated, altered, not ours, or of a newer
@@ -98,7 +109,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=not with_optimizer)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception:
@@ -118,15 +129,25 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     missing = [key for key in (*KEYS, "checksum") if key not in contents]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}; it is damaged or was made by something else")
-    expected = contents.pop("checksum")
+    expected = contents["checksum"]
+    size = path.stat().st_size
     try:
-        actual = checksum(contents, largest_tensor=path.stat().st_size)
+        if not with_optimizer and PART_CHECKSUM in contents:
+            expected = contents[PART_CHECKSUM]
+            contents = _copied(_without_optimizer(contents), size)
+        actual = checksum(contents, largest_tensor=size)
     except Exception:
         # A list within itself, a number of a million digits, a tensor without data: torch lets them in.
         raise UserError(f"{path}: holds what no checkpoint of this program holds") from None
     if not isinstance(expected, str) or expected != actual:
         raise UserError(f"{path}: its checksum does not match: the file was damaged or altered")
+    contents = {key: contents[key] for key in KEYS if with_optimizer or key != "optimizer"}
     return contents if str(map_location) == "cpu" else _moved(contents, map_location)
+
+
+def _without_optimizer(contents: dict[str, Any]) -> dict[str, Any]:
+    left_out = ("optimizer", PART_CHECKSUM)
+    return {key: value for key, value in contents.items() if key not in left_out}
 
 
 def checksum(contents: Any, largest_tensor: int | None = None) -> str:
@@ -149,8 +170,8 @@ def checksum(contents: Any, largest_tensor: int | None = None) -> str:
 
 def _feed(digest: Any, value: Any, largest: int | None) -> None:
     if isinstance(value, Tensor):
-        if largest is not None and value.numel() * value.element_size() > largest:
-            raise ValueError(f"a tensor of shape {tuple(value.shape)} is larger than its file")
+        if largest is not None:
+            _require_smaller(value, largest)
         digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
         # reshape: a scalar has no bytes to view.
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -167,6 +188,40 @@ def _feed(digest: Any, value: Any, largest: int | None) -> None:
         digest.update(b"float" + struct.pack("<d", value))
     else:
         digest.update(f"{type(value).__name__} {value!r};".encode())
+
+
+def _require_smaller(tensor: Tensor, largest: int) -> None:
+    if tensor.nbytes > largest:
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is larger than its file")
+
+
+def _copied(value: Any, largest: int) -> Any:
+    """Copy tensors from a mapped file to memory: the file may be pruned while they are in use."""
+    if isinstance(value, Tensor):
+        _require_smaller(value, largest)
+        copy = value.clone()
+        _forget_pages(value)
+        return copy
+    if isinstance(value, dict):
+        return {key: _copied(item, largest) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item, largest) for item in value)
+    return value
+
+
+def _forget_pages(tensor: Tensor) -> None:
+    """Give back the memory of a mapped file's pages that have been copied; they can be read again.
+
+    Otherwise a model stands in memory twice until the mapping goes.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a saving, not a need
+        page = mmap.PAGESIZE
+        start = -(-tensor.data_ptr() // page) * page
+        end = (tensor.data_ptr() + tensor.nbytes) // page * page
+        if end > start:
+            ctypes.CDLL(None).madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED
+            )
 
 
 def _moved(value: Any, device: str | torch.device) -> Any:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from horovod_transformer.command_line import (
     check_overrides,
@@ -17,7 +18,14 @@ from horovod_transformer.command_line import (
 )
 from horovod_transformer.config import Config, GenerationConfig
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation import continue_tokens, interactive_generation, load_model_for_generation
+from horovod_transformer.generation import Writing, interactive_generation, load_model_for_generation
+from horovod_transformer.generation.prompts_file import (
+    read_prompts,
+    require_new_file,
+    write_continuations,
+)
+from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.tokenizer import Tokenizer
 
 SEPARATOR = "-" * 40
 
@@ -27,32 +35,62 @@ examples:
   %(prog)s --prompt "It was" --num_samples 3 --temperature 0.7 --seed 1
   echo "Call me" | %(prog)s --prompt_file -
   %(prog)s --interactive
+  %(prog)s --prompts prompts.jsonl --output texts.jsonl --num_samples 4 --probabilities
+    reads a line {"prompt": "..."} each, other keys are handed on; writes the same lines with "samples"
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print samples on stdout, and what they took on stderr."""
+    """Print texts on stdout or write them to a file, and what they took on stderr."""
     options, settings = _read_arguments(arguments)
+    if (options.prompts is None) != (options.output is None):
+        raise UserError("--prompts and --output belong together: one is read, the other written")
+    rows = None if options.prompts is None else read_prompts(options.prompts)
+    if options.output is not None:
+        require_new_file(options.output)
     prompt = options.prompt if options.prompt_file is None else _read_prompt(options.prompt_file)
     model, tokenizer, config = load_model_for_generation(options.checkpoint, options.config, options.device)
-    config = config.with_overrides(settings, "command line")
+    wanted = config.with_overrides(settings, "command line").generation
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets a question mark, not a traceback.
         sys.stdout.reconfigure(errors="replace")
     if options.interactive:
-        interactive_generation(model, tokenizer, config, options.seed)
+        interactive_generation(
+            model, tokenizer, config.model_copy(update={"generation": wanted}), options.seed
+        )
         return 0
     began = time.perf_counter()
-    start, samples = continue_tokens(model, tokenizer, prompt, config.generation, options.seed)
+    if rows is not None:
+        tokens = write_continuations(
+            options.output, rows, model, tokenizer, wanted, options.seed, options.probabilities
+        )
+    else:
+        tokens = _print_texts(model, tokenizer, prompt, wanted, options.seed)
     seconds = time.perf_counter() - began
-    print(f"\n{SEPARATOR}\n".join(tokenizer.decode(start + new) for new in samples), flush=True)
-    tokens = sum(map(len, samples))
     device = model.token_embedding.weight.device.type
     print(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s on {device}", file=sys.stderr)
     return 0
 
 
-def _read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+def _print_texts(
+    model: TransformerLM, tokenizer: Tokenizer, prompt: str, settings: GenerationConfig, seed: int | None
+) -> int:
+    """Print one text as it is written, several when they are done; return how many tokens they took."""
+    writing = Writing(model, tokenizer, [prompt], settings, seed)
+    shown = tokenizer.decode(tokenizer.encode(prompt))
+    if settings.num_samples == 1:
+        print(shown, end="")
+    for _, piece in writing.pieces():
+        if settings.num_samples == 1:
+            print(piece, end="", flush=True)
+    if settings.num_samples == 1:
+        print(flush=True)
+    else:
+        print(f"\n{SEPARATOR}\n".join(shown + sample.text for sample in writing.samples), flush=True)
+    return sum(len(sample.tokens) for sample in writing.samples)
+
+
+def _read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options, and the settings among them as config overrides."""
     options, overrides = parse_options(_parser(), arguments)
     if options.seed is not None:
@@ -81,13 +119,22 @@ def _parser() -> argparse.ArgumentParser:
         help="read the prompt from a file, - for stdin; drops one last line break",
     )
     source.add_argument("--interactive", action="store_true", help="read prompts from the terminal")
+    source.add_argument("--prompts", metavar="FILE", help="continue many prompts: one JSON object a line")
+    parser.add_argument("--output", metavar="FILE", help="with --prompts: the file to write, as JSON lines")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="with --prompts: also what the model gave each token"
+    )
     helps = {
         "max_new_tokens": "write at most this many tokens",
         "temperature": "0: always the likeliest token; higher ventures more",
         "top_k": "sample among the k likeliest tokens; 0: among all",
         "top_p": "sample within this probability mass; 1: all of it",
         "num_samples": "texts to write",
+        "repetition_penalty": "above 1: tokens that stood before become less likely",
     }
+    parser.add_argument(
+        "--stop", metavar="TEXT", action="append", help="end before this string; may be given several times"
+    )
     defaults = Config().generation
     for key, text in helps.items():
         parser.add_argument(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from horovod_transformer.command_line import config_parser, parse_with_config
-from horovod_transformer.errors import EXIT_START_AGAIN
-from horovod_transformer.launchers import this_process
+from horovod_transformer.config import Config
+from horovod_transformer.errors import EXIT_START_AGAIN, UserError
+from horovod_transformer.launchers import launched_rank, start_timeout, this_process
 
 DESCRIPTION = """\
 Train a model on prepared blocks: alone as one process, under `horovodrun -np N`, `torchrun`, `srun`
@@ -46,20 +48,42 @@ def main(arguments: Sequence[str]) -> int:
     options, config = parse_with_config(train_parser(), arguments)
 
     # Imported late: a mistake on the command line should not wait for torch.
-    from horovod_transformer.distributed import setup_horovod
+    from horovod_transformer.distributed import run_on_rank0, setup_horovod
     from horovod_transformer.training.trainer import run_distributed_training
+    from horovod_transformer.training.watchdog import Watchdog
 
-    world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
-    outcome = run_distributed_training(
-        config,
-        rank,
-        world_size,
-        local_rank,
-        resume_checkpoint=options.resume,
-        run_name=options.run_name,
-        output_dir=options.output_dir,
-        init_from=options.init_from,
-    )
-    # horovodrun would make a traceback of it.
-    stopped = not outcome["finished"] and this_process().launcher != "horovodrun"
-    return EXIT_START_AGAIN if stopped else 0
+    stall_timeout = config.distributed.stall_timeout
+    # Training has a watchdog of its own, which takes over. Loading a large checkpoint may take longer
+    # than an update.
+    limit = max(2.0 * start_timeout(), stall_timeout) if stall_timeout is not None else None
+    why = "in the start-up; the longer of distributed.stall_timeout and 2 x HOROVOD_START_TIMEOUT"
+    with Watchdog(limit, launched_rank(), why):
+        world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
+        outcome = run_distributed_training(
+            config,
+            rank,
+            world_size,
+            local_rank,
+            resume_checkpoint=options.resume,
+            run_name=options.run_name,
+            output_dir=options.output_dir,
+            init_from=options.init_from,
+        )
+    if rank == 0:
+        _report(Path(options.output_dir or "."), config, outcome["run_name"])
+    if outcome["finished"] or this_process().launcher == "horovodrun":
+        return 0  # of another code horovodrun would make a traceback
+    # Launchers end all ranks once one has left with such a code: leave together, all files closed.
+    run_on_rank0(lambda: None)
+    return EXIT_START_AGAIN
+
+
+def _report(folder: Path, config: Config, run_name: str) -> None:
+    """Write the page of the run; a page that fails does not make the run fail."""
+    from horovod_transformer.evaluation.run_report import write_run_report
+
+    run = folder / config.paths.tensorboard_dir / "structured" / run_name
+    try:
+        print(f"report: {write_run_report([run], run / 'report.html')}")
+    except UserError as error:
+        print(f"no report: {error}")

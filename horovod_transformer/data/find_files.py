@@ -12,14 +12,16 @@ from pathlib import Path
 from horovod_transformer.errors import UserError
 from horovod_transformer.paths import readable, user_path
 
-TABLES = (".parquet",)
-TEXTS = (".txt", ".md")
+TABLES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
+TEXTS = (".txt", ".md", ".txt.gz", ".txt.zst")
 SUFFIXES = (*TABLES, *TEXTS)
+_READ = ".parquet, .jsonl, .txt and .md"
 WHAT_IS_TAKEN = (
-    "data.source takes `sample`, .parquet, .txt and .md files, folders and globs of them, or hub:OWNER/NAME"
+    f"data.source takes `sample`, {_READ} files (.jsonl and .txt also with .gz or .zst), folders and "
+    "globs of them, or hub:OWNER/NAME"
 )
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z")
-_DATA = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".arrow", ".feather", ".orc")
+_DATA = (".csv", ".tsv", ".json", ".ndjson", ".arrow", ".feather", ".orc")
 _HINTS = {
     **dict.fromkeys(_PACKED, "unpack it first"),
     **dict.fromkeys((".epub", ".pdf", ".html", ".htm", ".mobi", ".docx"), "convert it to .txt first"),
@@ -45,6 +47,14 @@ class FoundFiles:
     passed_over: Counter[str] = field(default_factory=Counter)
 
 
+def kind_of(path: Path) -> str:
+    """Return a file's suffix, both of them where the last says how it is packed: `.txt.gz`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if len(suffixes) == 2 and (suffixes[1] not in _PACKED or suffixes[0] not in (*_DATA, *SUFFIXES)):
+        suffixes = suffixes[1:]
+    return "".join(suffixes) or "no suffix"
+
+
 def find_files(entry: str) -> FoundFiles:
     """List the files behind a path or glob.
 
@@ -58,10 +68,9 @@ def find_files(entry: str) -> FoundFiles:
     if path.is_dir():
         matches = [path]
     elif path.exists():
-        suffix = path.suffix.lower()
-        if suffix not in SUFFIXES:
-            hint = _HINTS.get(suffix, "rename it to .txt if it is plain text")
-            raise UserError(f"{readable(path)}: only {', '.join(SUFFIXES)} files are read; {hint}")
+        if kind_of(path) not in SUFFIXES:
+            hint = _HINTS.get(path.suffix.lower(), "rename it to .txt if it is plain text")
+            raise UserError(f"{readable(path)}: only {_READ} files are read; {hint}")
         return FoundFiles([(path, path.name)])
     elif glob.has_magic(entry):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
@@ -101,9 +110,9 @@ def _search(folder: Path, seen: set[str]) -> list[Path]:
 
 
 def _choose(entry: str, everything: list[tuple[Path, str]]) -> FoundFiles:
-    read = [(path, name) for path, name in everything if path.suffix.lower() in SUFFIXES]
+    read = [(path, name) for path, name in everything if kind_of(path) in SUFFIXES]
     books = [(path, name) for path, name in read if not _ABOUT.fullmatch(path.name)]
-    others = Counter(_kind(path) for path, _ in everything if path.suffix.lower() not in SUFFIXES)
+    others = Counter(kind_of(path) for path, _ in everything if kind_of(path) not in SUFFIXES)
     unread_data = {kind: n for kind, n in others.items() if Path(f"x{kind}").suffix in (*_DATA, *_PACKED)}
     if not books and unread_data:
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(unread_data.items()))
@@ -113,7 +122,7 @@ def _choose(entry: str, everything: list[tuple[Path, str]]) -> FoundFiles:
     if not read:
         kinds = ", ".join(sorted(others)[:5])
         there = f"it has only {kinds}" if others else "it is empty"
-        raise UserError(f"{readable(entry)}: no {', '.join(SUFFIXES)} files in this folder; {there}")
+        raise UserError(f"{readable(entry)}: no {_READ} files there; {there}")
     # A folder that has nothing but a README: that is then the book.
     taken = books or read
     _refuse_mixed_splits(entry, taken)
@@ -128,7 +137,7 @@ def _refuse_mixed_splits(entry: str, files: list[tuple[Path, str]]) -> None:
     shared = os.path.commonpath([path.parent for path, _ in files])
     for path, name in files:
         split = next((part for part in path.parent.relative_to(shared).parts if _SPLIT.fullmatch(part)), None)
-        if split is None and path.suffix.lower() in TABLES:
+        if split is None and kind_of(path) in TABLES:
             found = _SPLIT_OF_FILE.match(path.name)
             split = found[1] if found else None
         if split:
@@ -139,9 +148,3 @@ def _refuse_mixed_splits(entry: str, files: list[tuple[Path, str]]) -> None:
             f"{readable(entry)}: holds several splits ({', '.join(by_split)}: {examples}); say which: "
             "data.source takes a glob such as FOLDER/train-*.parquet, or a list of several"
         )
-
-
-def _kind(path: Path) -> str:
-    return "".join(suffix.lower() for suffix in path.suffixes[-2:] if suffix.lower() in _HINTS) or (
-        path.suffix.lower() or "no suffix"
-    )

@@ -31,9 +31,15 @@ def settings_of(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
         # Which one, not where it lay; and its tokens are the same for a model that keeps room for more.
         name = "gpt2" if tokenizer.kind == "gpt2" else str(tokenizer)
         vocab_size = tokenizer.vocab_size
+    # What a tokenizer that is trained on the books depends on.
+    sample = {} if tokenizer else {"data.tokenizer_characters": data.tokenizer_characters}
     return {
+        **sample,
         "data.tokenizer": name,
         "data.encoding": data.encoding,
+        "data.text_column": data.text_column,
+        "data.separator": data.separator,
+        "data.join_rows": data.join_rows,
         "data.validation_fraction": data.validation_fraction,
         "data.min_book_characters": data.min_book_characters,
         "data.split_seed": data.split_seed,
@@ -141,7 +147,7 @@ def first_difference(manifest: dict[str, Any], settings: dict[str, Any], books: 
         # A setting that is newer than the data had what is now the default.
         had = manifest["settings"].get(key, defaults[key])
         if had != wanted:
-            return f"{key} was {had}, now it is {wanted}"
+            return f"{key} was {readable(str(had))}, now it is {readable(str(wanted))}"
     # Names repeat where several folders are given, so lists are compared, not sets of names.
     before, now = manifest["source"]["files"], books.files
     for entry in now:

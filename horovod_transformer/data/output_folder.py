@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.folder_lock import SILENCE_S, FolderLock
+from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.launchers import this_process
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -58,19 +58,18 @@ def new_folder(target: Path, replace: bool, check: Callable[[], None] = lambda: 
 
 
 @contextmanager
-def lock_for(target: Path, say: Callable[[str], None], silence_s: float = SILENCE_S) -> Iterator[FolderLock]:
+def lock_for(target: Path, say: Callable[[str], None]) -> Iterator[FolderLock]:
     """Keep other processes from making the same folder while the block runs.
 
     Raises:
         UserError: One is at it, or the place cannot be written to.
     """
     target = target.resolve()
+    # The target itself appears only when it is complete: the lock lies beside it.
     with _explained(target), _terminate_as_exception():
         _make_parents(target)
         launch = this_process()
-        lock = FolderLock(
-            target.with_name(f".{target.name}.lock"), str(target), launch.job, launch.attempt, silence_s
-        )
+        lock = FolderLock(target.with_name(f".{target.name}.lock"), str(target), launch.job, launch.attempt)
         lock.acquire(say)
         try:
             yield lock

@@ -30,7 +30,14 @@ from horovod_transformer.data.manifest import (
 )
 from horovod_transformer.data.output_folder import clear_leftovers, lock_for, new_folder
 from horovod_transformer.data.packing import PackedSplit, save_splits, token_dtype
-from horovod_transformer.data.selection import Survey, choose_validation, kept_books, survey_books
+from horovod_transformer.data.readers import ReadOptions
+from horovod_transformer.data.selection import (
+    Survey,
+    choose_tokenizer_sample,
+    choose_validation,
+    kept_books,
+    survey_books,
+)
 from horovod_transformer.data.sources import Book, Books, open_books
 from horovod_transformer.data.tokenizer_choice import chosen_tokenizer
 from horovod_transformer.errors import UserError
@@ -68,7 +75,7 @@ def prepare(config: Config, force: bool = False, progress: bool = True) -> dict[
     say = _print if progress else _silence
     data_dir = user_path(config.data.data_dir, "data.data_dir")
     tokenizer = chosen_tokenizer(config)
-    books = open_books(config.data.source, config.data.encoding, config.data.on_bad_book == "skip")
+    books = open_books(config.data.source, ReadOptions.from_config(config))
     existing = _usable(data_dir, config, tokenizer, books, force)
     if existing:
         say(f"{data_dir}: already prepared with these settings")
@@ -164,10 +171,18 @@ def _fill(
 
     settings = settings_of(config, tokenizer)
     if tokenizer is None:
+        sample = choose_tokenizer_sample(
+            survey, validation, config.data.tokenizer_characters, config.data.split_seed
+        )
         if progress:
-            _print(f"training a byte-level BPE of {config.model.vocab_size:,} entries on the training books")
+            _print(
+                f"training a byte-level BPE of {config.model.vocab_size:,} entries on {len(sample):,} of the "
+                "training books"
+            )
         training = (
-            book.text for split, book in kept_books(books, survey, validation, fraction) if split == "train"
+            book.text
+            for split, book in kept_books(books, survey, validation, fraction, sample)
+            if split == "train"
         )
         tokenizer = train_bpe(training, config.model.vocab_size)
 

@@ -144,12 +144,36 @@ def choose_validation(survey: Survey, fraction: float, seed: int) -> set[int]:
     return chosen
 
 
+def choose_tokenizer_sample(survey: Survey, validation: set[int], characters: int, seed: int) -> set[int]:
+    """Choose training books for a tokenizer to learn from, at random but always the same ones.
+
+    Args:
+        survey: The books.
+        validation: Books held out, none of which is taken.
+        characters: How much they may have together; a single longer book is taken if no other is left.
+        seed: Another seed takes other books.
+
+    Returns:
+        Places of the chosen books in the order of the source: all of them if they are short enough.
+    """
+    training = [index for index in survey.digests if index not in validation]
+    if sum(survey.lengths[index] for index in training) <= characters:
+        return set(training)
+    training.sort(key=lambda index: hashlib.sha256(b"tokenizer:%d:" % seed + survey.digests[index]).digest())
+    chosen: set[int] = set()
+    for index in training:
+        if survey.lengths[index] <= characters:
+            chosen.add(index)
+            characters -= survey.lengths[index]
+    return chosen or {min(training, key=lambda index: survey.lengths[index])}
+
+
 def kept_books(
-    books: Books, survey: Survey, validation: set[int], fraction: float
+    books: Books, survey: Survey, validation: set[int], fraction: float, only: set[int] | None = None
 ) -> Iterator[tuple[str, Book]]:
     """Read the kept books again, each with its split `"train"` or `"validation"`.
 
-    A single book is cut in two.
+    A single book is cut in two. With `only`, the books at other places are passed over.
 
     Raises:
         UserError: The source has changed since the survey.
@@ -160,7 +184,7 @@ def kept_books(
         index = number - 1
         if index >= len(survey.lengths) or len(book.text) != survey.lengths[index]:
             raise UserError(f"{book.origin}: has changed while it was being prepared; run it again")
-        if index not in survey.digests:
+        if index not in survey.digests or (only is not None and index not in only):
             continue
         if len(survey.digests) == 1:
             cut = end_cut(book.text, fraction)

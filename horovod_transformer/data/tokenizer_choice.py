@@ -89,7 +89,7 @@ def require_same_tokenizer(before: dict[str, Any] | None, data: PreparedData, ch
 
     Args:
         before: The checkpoint's `tokenizer`.
-        data: The data that training is to go on with.
+        data: The data that training is to continue with.
         checkpoint: The checkpoint's path, for the message.
 
     Raises:

@@ -24,7 +24,7 @@ from horovod_transformer.distributed.collectives import (
     skip_synchronize,
     synchronize,
 )
-from horovod_transformer.distributed.devices import choose_device, set_threads
+from horovod_transformer.distributed.devices import choose_device, common_precision, set_threads
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "attempt",
     "broadcast",
     "choose_device",
+    "common_precision",
     "distribute_optimizer",
     "gather_objects",
     "get_local_rank",

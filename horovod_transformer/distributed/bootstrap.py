@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
+import signal
+import sys
 from typing import Any
 
 import torch
@@ -83,6 +86,8 @@ def _start_horovod(launch: Launch, on_gpus: bool) -> Any:
     if not on_gpus:
         os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_TIME_MS)
     meeting = None
+    if launch.launcher == "torchrun":
+        _end_with_parent()
     if launch.launcher != "horovodrun":
         meeting = meet(launch)
         os.environ.update(meeting.variables)
@@ -97,3 +102,10 @@ def _start_horovod(launch: Launch, on_gpus: bool) -> Any:
         hvd.barrier()  # nobody needs the server any more
         meeting.close()
     return hvd
+
+
+def _end_with_parent() -> None:
+    """Let Linux kill this rank when torchrun's agent is killed, which cannot end its ranks any more."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from horovod_transformer.errors import UserError
+from horovod_transformer.errors import LostRankError, UserError
 
 T = TypeVar("T")
 
@@ -201,7 +201,7 @@ def lost_ranks_explained() -> Iterator[None]:
     """Within this context a rank that others abandon says so in one line, without a traceback.
 
     Raises:
-        UserError: Another rank has ended; what it printed tells why.
+        LostRankError: Another rank has ended; what it printed tells why.
     """
     try:
         yield
@@ -209,7 +209,7 @@ def lost_ranks_explained() -> Iterator[None]:
         # Other internal errors of Horovod, such as shapes that differ between ranks, are bugs of ours.
         signs = ("has been shut down", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
         if type(error).__name__ == "HorovodInternalError" and any(sign in str(error) for sign in signs):
-            raise UserError("another process of this job has ended; what it printed tells why") from None
+            raise LostRankError("another process of this job has ended; what it printed tells why") from None
         raise
 
 

@@ -13,8 +13,10 @@ from horovod_transformer.distributed.collectives import (
     get_local_rank,
     get_local_size,
     lacks_nccl,
+    raise_on_all_ranks,
 )
 from horovod_transformer.errors import UserError
+from horovod_transformer.precision import choose_precision
 
 # Slurm says by these that it granted GPUs to this process.
 SLURM_GPU_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
@@ -78,6 +80,26 @@ def require_alike(found: Sequence[RankDevice]) -> None:
         )
     if found[0].kind == "cuda":
         require_own_devices([device.uuid for device in found])
+
+
+def common_precision(wanted: str, device: torch.device) -> str:
+    """Choose the precision, and make sure that all ranks choose the same. *Collective.*
+
+    Args:
+        wanted: As `training.precision`.
+        device: This rank's.
+
+    Raises:
+        UserError: A device cannot do it, or `auto` is different things on different ranks.
+    """
+    mine = raise_on_all_ranks(lambda: choose_precision(wanted, device))
+    chosen = gather_objects(mine, "precision")
+    if len(set(chosen)) > 1:
+        raise UserError(
+            f"training.precision = {wanted} is {', '.join(chosen)} on ranks 0 to {len(chosen) - 1}: their "
+            "devices differ; set one that all of them can do"
+        )
+    return mine
 
 
 def _look(wanted: str) -> RankDevice:

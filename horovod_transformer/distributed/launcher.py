@@ -1,45 +1,169 @@
-"""Run a command of ours on several processes of this machine."""
+"""Start a command on several processes of this machine, and start it again when they fail.
+
+PyTorch's own process layer (what `torchrun` is made of) starts and ends the processes; here is what
+a training run needs beyond: who speaks, which signals pass, which ends are worth another start.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from horovod_transformer.errors import UserError
+from horovod_transformer.errors import EXIT_MISTAKE, EXIT_START_AGAIN, UserError
+
+POLL_S = 0.05
+PAUSE_S = 2.0  # before another start: ports and devices of the last one are free by then
+# What reaches the ranks; a closed terminal ends them as SIGTERM does.
+PASSED_ON = {
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGUSR1: signal.SIGUSR1,
+    signal.SIGINT: signal.SIGINT,
+    signal.SIGHUP: signal.SIGTERM,
+}
+SHOWN_LINES = 60  # of a failed rank's output
 
 
-def horovodrun_path() -> Path:
-    """Find `horovodrun` beside this Python, where `make install` puts it.
+class Launcher:
+    """Runs a command as ranks 0 to N - 1 of one job.
+
+    Args:
+        processes: N.
+        command: The program and its arguments.
+        max_restarts: How often to start again after a failure.
 
     Raises:
-        UserError: It is not there.
+        UserError: There is no such program.
     """
-    path = Path(sys.executable).with_name("horovodrun")
-    if not path.exists():
-        raise UserError(f"{path}: Horovod is not installed here; run `make install`")
-    return path
+
+    def __init__(self, processes: int, command: Sequence[str], max_restarts: int = 0) -> None:
+        # `python` is this one, whether or not its environment is activated.
+        self._path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        program = shutil.which(command[0], path=self._path)
+        if program is None:
+            raise UserError(f"{command[0]}: no such program; what follows -- is the command to start")
+        self._command = [program, *command[1:]]
+        self._processes, self._max_restarts = processes, max_restarts
+        self._job = uuid.uuid4().hex
+        self._signals: list[int] = []
+        self._ranks: Any = None
+
+    def run(self) -> int:
+        """Start the ranks until they end well, or for good; return the exit code."""
+        # PyTorch would tell of each process it ends, below the line that matters.
+        logging.disable(logging.ERROR)
+        for number in PASSED_ON:
+            signal.signal(number, self._pass_on)
+        for attempt in range(self._max_restarts + 1):
+            with tempfile.TemporaryDirectory(prefix="launch-") as logs:
+                code, told = self._run_once(attempt, logs)
+            if self._signals.count(signal.SIGINT) > 1:
+                return 128 + signal.SIGINT
+            if code == 0 or code == EXIT_MISTAKE:
+                return code
+            if code == EXIT_START_AGAIN or self._signals:
+                return EXIT_START_AGAIN
+            print(f"launch: {told}", file=sys.stderr, flush=True)
+            if attempt < self._max_restarts:
+                again = f"starting again in {PAUSE_S:g} s ({attempt + 1} of {self._max_restarts})"
+                print(f"launch: {again}", file=sys.stderr, flush=True)
+                time.sleep(PAUSE_S)
+                if self._signals:
+                    return EXIT_START_AGAIN
+        return code
+
+    def _run_once(self, attempt: int, logs: str) -> tuple[int, str]:
+        """Exit code, and how the rank that failed first has ended."""
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
+
+        from horovod_transformer.distributed.rendezvous import serve_store
+
+        store = serve_store("127.0.0.1", 0)
+        shared = {
+            "PATH": self._path,
+            "WORLD_SIZE": str(self._processes),
+            "LOCAL_WORLD_SIZE": str(self._processes),
+            "GROUP_WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_RUN_ID": self._job,
+            "TORCHELASTIC_RESTART_COUNT": str(attempt),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+        ranks = range(self._processes)
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are ours
+        self._ranks = start_processes(
+            name="launch",
+            entrypoint=self._command[0],
+            args={rank: tuple(self._command[1:]) for rank in ranks},
+            envs={rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks},
+            # Rank 0 has the terminal, progress bar and all; the others are heard if they fail.
+            logs_specs=DefaultLogsSpecs(logs, redirects={rank: Std.ALL for rank in ranks if rank}),
+        )
+        if self._signals:
+            self._send(PASSED_ON[signal.Signals(self._signals[0])])  # it came while they were being started
+        while (result := self._ranks.wait(0)) is None:
+            time.sleep(POLL_S)
+        if not result.failures:
+            return 0, ""
+        rank, failure = next(iter(result.failures.items()))  # in the order in which they were seen
+        if rank:
+            _show(rank, Path(result.stderrs[rank]), Path(result.stdouts[rank]))
+        code = failure.exitcode
+        if any(other.exitcode == EXIT_START_AGAIN for other in result.failures.values()):
+            return EXIT_START_AGAIN, ""
+        if code < 0:
+            return 128 - code, f"rank {rank} was ended by {signal.Signals(-code).name}"
+        return code, f"rank {rank} ended with exit code {code}"
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+        at_once = self._signals.count(signal.SIGINT) > 1
+        self._send(signal.SIGKILL if at_once else PASSED_ON[signal.Signals(number)])
+
+    def _send(self, number: int) -> None:
+        for pid in self._ranks.pids().values() if self._ranks else ():
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)  # each rank leads a session of its own
+
+
+def _show(rank: int, *outputs: Path) -> None:
+    """Print what a rank has said last: its one line, or its traceback."""
+    for output in outputs:
+        lines = output.read_text(errors="replace").strip().splitlines()
+        if lines:
+            shown = lines[-1:] if lines[-1].startswith("error: ") else lines[-SHOWN_LINES:]
+            print("\n".join(f"rank {rank}: {line}" for line in shown), file=sys.stderr, flush=True)
+            return
 
 
 def run_verb(processes: int, verb: str, arguments: Sequence[str]) -> None:
     """Run `horovod-transformer VERB ...` on this many processes and wait for its end.
 
     Args:
-        processes: 1 runs it plainly, more under `horovodrun`.
+        processes: 1 runs it plainly, more under `horovod-transformer launch`.
         verb: A verb of the command line.
         arguments: Its arguments.
 
     Raises:
         UserError: It ended badly; what it printed tells more.
     """
-    command = [sys.executable, "-m", "horovod_transformer", verb, *arguments]
+    program = [sys.executable, "-m", "horovod_transformer"]
+    command = [*program, verb, *arguments]
     if processes > 1:
-        command = [str(horovodrun_path()), "-np", str(processes), *command]
-    # horovodrun starts helpers by the name `python`: let it find this one first.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    code = subprocess.run(command, env={**os.environ, "PATH": path}, check=False).returncode
+        command = [*program, "launch", "-np", str(processes), "--", *command]
+    code = subprocess.run(command, check=False).returncode
     if code:
         raise UserError(
             f"`{verb}` on {processes} process(es) ended with exit code {code}; its output tells why"

@@ -19,16 +19,13 @@ import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
-from horovod_transformer.errors import UserError
-from horovod_transformer.launchers import Launch
+from horovod_transformer.errors import LostRank0Error, LostRankError, UserError
+from horovod_transformer.launchers import Launch, start_timeout
 
-# Seconds until the last rank must have come. The first `import torch` of a day, from a slow network
-# file system, takes a minute or more, and not the same on every machine.
-START_TIMEOUT_S = 120.0
 POLL_S = 0.02
 
 
@@ -60,11 +57,11 @@ def meet(launch: Launch) -> Meeting:
     Raises:
         UserError: A rank did not come in time, a port is taken, or the hosts cannot work together.
     """
-    timeout = float(os.environ.get("HOROVOD_START_TIMEOUT") or START_TIMEOUT_S)
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + start_timeout()
     host, port, agent_serves = _meeting_point(launch)
     job = f"{launch.job}.{os.environ.get('SLURM_STEP_ID', '')}"
-    store = PrefixStore(job, _open_store(host, port, launch.rank == 0 and not agent_serves, deadline))
+    serve = launch.rank == 0 and not agent_serves
+    store = PrefixStore(job, serve_store(host, port) if serve else _reach_store(host, port, deadline))
     report = {"id": uuid.uuid4().hex, "attempt": launch.attempt, **_describe_host()}
     server = None
     try:
@@ -76,11 +73,14 @@ def meet(launch: Launch) -> Meeting:
         else:
             answer = _report(store, launch.rank, report, deadline)
     except DistError:
-        _told_here(f"rank 0 has ended, or the network to {host} is down; what rank 0 printed tells why")
-    if mistake := answer.get("mistake"):
+        raise LostRank0Error(
+            f"rank 0 has ended, or the network to {host} is down; what rank 0 printed tells why"
+        ) from None
+    missing, mistake = answer.get("missing"), answer.get("mistake")
+    if missing or mistake:
         if server is not None:
             time.sleep(1)  # the others read it before the store ends with this process
-        raise UserError(mistake)
+        raise LostRankError(missing) if missing else UserError(mistake)
     reports = answer["reports"]
     variables = _variables([each["host"] for each in reports], launch.rank, *answer["server"])
     return Meeting(variables, max(each["attempt"] for each in reports), server, store)
@@ -107,35 +107,42 @@ def _meeting_point(launch: Launch) -> tuple[str, int, bool]:
     return host, int(os.environ.get("MASTER_PORT") or 12_000 + (job * 7 + step) % 20_000), False
 
 
-def _open_store(host: str, port: int, serve: bool, deadline: float) -> Store:
-    if serve:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            # On one address, not on all: it answers anyone, without a password.
-            listener.bind((host, port))
-        except OSError as error:
-            raise UserError(
-                f"rank 0 cannot listen on {host}:{port} ({error.strerror}); set MASTER_PORT to a free port"
-            ) from None
-        listener.listen(1024)
-    while not serve:  # TCPStore's own attempts to connect fill the screen
+def serve_store(host: str, port: int) -> TCPStore:
+    """Serve a store on one address, not on all: it answers anyone, without a password.
+
+    Args:
+        host: Where to listen.
+        port: 0 takes a free one.
+
+    Raises:
+        UserError: The port is taken.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise UserError(
+            f"rank 0 cannot listen on {host}:{port} ({error.strerror}); set MASTER_PORT to a free port"
+        ) from None
+    listener.listen(1024)
+    port = listener.getsockname()[1]
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+def _reach_store(host: str, port: int, deadline: float) -> TCPStore:
+    while True:  # TCPStore's own attempts to connect fill the screen
         try:
             socket.create_connection((host, port), timeout=2).close()
             break
         except OSError as error:
             if time.monotonic() > deadline:
-                _told_here(f"rank 0 did not come in time: {host}:{port} does not answer ({error})")
+                raise LostRank0Error(
+                    f"rank 0 did not come in time: {host}:{port} does not answer ({error})"
+                ) from None
             time.sleep(0.1)
     left = timedelta(seconds=max(1.0, deadline - time.monotonic()))
-    return TCPStore(
-        host,
-        port,
-        is_master=serve,
-        timeout=left,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach() if serve else None,
-    )
+    return TCPStore(host, port, is_master=False, timeout=left, wait_for_workers=False)
 
 
 def _collect(store: Store, word: str, mine: dict[str, Any], size: int, deadline: float) -> dict[str, Any]:
@@ -146,7 +153,7 @@ def _collect(store: Store, word: str, mine: dict[str, Any], size: int, deadline:
         if time.monotonic() > deadline:
             who = f"{'ranks' if len(missing) > 1 else 'rank'} {', '.join(map(str, missing))}"
             return {
-                "mistake": f"{who} of {size} did not come in time; what they printed tells why, or their "
+                "missing": f"{who} of {size} did not come in time; what they printed tells why, or their "
                 "machine is too slow: HOROVOD_START_TIMEOUT gives them more seconds"
             }
         time.sleep(POLL_S)
@@ -166,14 +173,8 @@ def _report(store: Store, rank: int, mine: dict[str, Any], deadline: float) -> d
             if "reports" not in answer or answer["reports"][rank] == mine:
                 return answer
         if time.monotonic() > deadline + 5:  # rank 0 comes first: it can say who is missing
-            _told_here("rank 0 did not come in time; what it printed tells why")
+            raise LostRank0Error("rank 0 did not come in time; what it printed tells why")
         time.sleep(POLL_S)
-
-
-def _told_here(text: str) -> NoReturn:
-    error = UserError(text)
-    error.only_here = True  # rank 0 cannot
-    raise error
 
 
 def _find_mistake(reports: list[dict[str, Any]]) -> str | None:

@@ -9,17 +9,21 @@ from horovod_transformer.config import GenerationConfig
 
 
 def next_tokens(
-    logits: Tensor, settings: GenerationConfig, generator: torch.Generator | None = None
+    logits: Tensor, settings: GenerationConfig, draws: Tensor | None = None, seen: Tensor | None = None
 ) -> Tensor:
     """Draw one token per row.
 
     Args:
         logits: Unnormalised log-probabilities, float of shape (batch, vocab_size).
-        settings: `temperature` divides the logits; 0 takes the likeliest token and ignores the
-            rest. `top_k` keeps only the k likeliest tokens; 0 keeps all. `top_p` keeps the fewest
+        settings: `temperature` divides the logits; 0 takes the likeliest token and ignores both
+            cuts. `top_k` keeps only the k likeliest tokens; 0 keeps all. `top_p` keeps the fewest
             likeliest tokens whose probabilities sum to at least this much (nucleus sampling,
-            Holtzman et al. 2020, arXiv:1904.09751); 1 keeps all.
-        generator: Source of randomness, on the device of the logits; None uses torch's own.
+            Holtzman et al. 2020, arXiv:1904.09751); 1 keeps all. `repetition_penalty` divides
+            positive logits of `seen` tokens and multiplies negative ones (Keskar et al. 2019,
+            arXiv:1909.05858), before all else.
+        draws: A number from 0 to below 1 for each row, float64 of shape (batch,), on any device:
+            it decides the row's token. None takes them from torch's own generator.
+        seen: Which tokens stand in each row's text already, bool of shape (batch, vocab_size).
 
     Returns:
         Token ids, int64 of shape (batch,).
@@ -30,15 +34,24 @@ def next_tokens(
     logits = logits.float()
     if torch.isnan(logits).any():
         raise ValueError("the model's logits are not numbers (NaN): its weights are damaged or diverged")
+    if seen is not None and settings.repetition_penalty != 1:
+        penalty = settings.repetition_penalty
+        lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+        logits = torch.where(seen, lowered, logits)
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
     # Sorted once, both cuts are prefixes. Rows beyond top_k are never sorted.
     kept = min(settings.top_k, logits.shape[-1]) or logits.shape[-1]
     values, tokens = torch.topk(logits / settings.temperature, kept, dim=-1)
-    probabilities = values.softmax(dim=-1)
+    probabilities = values.double().softmax(dim=-1)
     if settings.top_p < 1:
         before = probabilities.cumsum(dim=-1) - probabilities
         # The likeliest token always stays: nothing comes before it.
         probabilities = probabilities.masked_fill(before >= settings.top_p, 0.0)
-    chosen = torch.multinomial(probabilities, 1, generator=generator)
+    if draws is None:
+        draws = torch.rand(len(logits), dtype=torch.float64)
+    # The first token up to which the probabilities sum to more than the draw.
+    up_to = probabilities.cumsum(dim=-1)
+    wanted = draws.to(logits.device)[:, None] * up_to[:, -1:]
+    chosen = torch.searchsorted(up_to, wanted, right=True).clamp(max=kept - 1)
     return tokens.gather(-1, chosen).squeeze(-1)

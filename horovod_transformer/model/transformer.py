@@ -2,7 +2,8 @@
 
 Pre-norm blocks of causal self-attention and a GELU feed-forward layer, learned token embeddings
 shared with the output projection, and fixed sinusoidal positions (Vaswani et al. 2017,
-arXiv:1706.03762, section 3.5). Initialisation is GPT-2's (Radford et al. 2019, section 2.3).
+arXiv:1706.03762, section 3.5) or, on request, learned ones. Initialisation is GPT-2's (Radford et
+al. 2019, section 2.3).
 
 Shapes in comments: B sequences, T tokens, C = d_model, H heads, D = C / H, V = vocab_size.
 """
@@ -10,7 +11,7 @@ Shapes in comments: B sequences, T tokens, C = d_model, H heads, D = C / H, V = 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from horovod_transformer.config import GenerationConfig, ModelConfig
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
+from horovod_transformer.model.decoding import Decoder, KeyValueCache
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
-from horovod_transformer.model.sampling import next_tokens
 
 INITIAL_STD = 0.02
 # Sines and cosines have a root mean square of 1/sqrt(2). This brings the table to the size of
@@ -28,45 +29,6 @@ INITIAL_STD = 0.02
 # not (as in the 2017 paper) on the embedding: the tied output projection is then the embedding
 # itself, and an export to GPT-2's format is a plain copy. docs/log.md has the comparison.
 POSITION_SCALE = INITIAL_STD * math.sqrt(2)
-
-
-class KeyValueCache:
-    """Keys and values of the tokens seen so far, so that generation computes each only once.
-
-    Room for a whole context is taken at once: 2 x layers x batch x `max_seq_len` x `d_model`
-    numbers of the model's dtype, on its device. What lies beyond `length` is not initialised.
-
-    Attributes:
-        keys: One tensor per layer, (B, H, `max_seq_len`, D).
-        values: The same for values.
-        length: Tokens held, the same number in every row; set to 0 to forget them all.
-    """
-
-    def __init__(self, model: TransformerLM, batch_size: int) -> None:
-        """Take memory for `batch_size` rows of `model`; nothing is held yet."""
-        parameter = model.token_embedding.weight
-        shape = (batch_size, model.n_heads, model.max_seq_len, model.d_model // model.n_heads)
-        self.keys = [parameter.new_empty(shape) for _ in model.blocks]
-        self.values = [parameter.new_empty(shape) for _ in model.blocks]
-        self.length = 0
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store what one layer has computed for T new tokens.
-
-        `length` stays as it is: it moves on once all layers have stored theirs.
-
-        Args:
-            layer: Which one, from 0.
-            keys: (B, H, T, D).
-            values: (B, H, T, D).
-
-        Returns:
-            This layer's keys and values of old and new tokens, (B, H, `length` + T, D) each; views.
-        """
-        end = self.length + keys.shape[2]
-        self.keys[layer][:, :, self.length : end] = keys
-        self.values[layer][:, :, self.length : end] = values
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
 class CausalSelfAttention(nn.Module):
@@ -101,8 +63,8 @@ class CausalSelfAttention(nn.Module):
         causal = mask is None
         if cache is not None:
             key, value = cache.extend(layer, key, value)
-            # A single new token may look at everything in the cache.
-            causal = causal and cache.length == 0
+            # A single new token may look at everything before it.
+            causal = causal and cache.filling
         x = F.scaled_dot_product_attention(
             query,
             key,
@@ -165,6 +127,7 @@ class TransformerLM(nn.Module):
         pad_token_id: Fills rows that ended early in `generate`; None uses the end-of-text token.
         gradient_checkpointing: Recompute each block in the backward pass instead of keeping its
             activations.
+        positions: `sinusoidal`, a fixed table, or `learned`, an embedding of `max_seq_len` rows.
 
     Raises:
         ValueError: The shape does not fit together.
@@ -182,6 +145,7 @@ class TransformerLM(nn.Module):
         dropout: float = 0.0,
         pad_token_id: int | None = None,
         gradient_checkpointing: bool = False,
+        positions: str = "sinusoidal",
     ) -> None:
         super().__init__()
         if d_model % n_heads or d_model % 2:
@@ -193,8 +157,12 @@ class TransformerLM(nn.Module):
         self.pad_token_id = pad_token_id
         self.gradient_checkpointing = gradient_checkpointing
         self.token_embedding = nn.Embedding(vocab_size, d_model)
-        # Derived from the shape, hence not part of the state dict.
-        self.register_buffer("position_table", sinusoidal_positions(max_seq_len, d_model), persistent=False)
+        if positions == "learned":
+            self.position_embedding = nn.Embedding(max_seq_len, d_model)
+        else:
+            # Derived from the shape, hence not part of the state dict.
+            table = sinusoidal_positions(max_seq_len, d_model)
+            self.register_buffer("position_table", table, persistent=False)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)
@@ -213,6 +181,13 @@ class TransformerLM(nn.Module):
                 nn.init.normal_(parameter, std=INITIAL_STD / math.sqrt(2 * len(self.blocks)))
             elif "norm" not in name:
                 nn.init.normal_(parameter, std=INITIAL_STD)
+
+    @property
+    def position_vectors(self) -> Tensor:
+        """What is added to the embedding of a token at each position, float (`max_seq_len`, C)."""
+        if hasattr(self, "position_embedding"):
+            return self.position_embedding.weight
+        return self.get_buffer("position_table")
 
     def compile_blocks(self) -> None:
         """From now on run blocks and loss as code made by `torch.compile`, made when first needed.
@@ -278,34 +253,67 @@ class TransformerLM(nn.Module):
             self._compiled,
         )
 
-    def cached_logits(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
-        """Logits after the last token, reading earlier tokens from the cache and adding these.
+    def new_cache(self, batch_size: int) -> KeyValueCache:
+        """Make an empty cache for `batch_size` texts."""
+        parameter = self.token_embedding.weight
+        size = self.d_model // self.n_heads
+        return KeyValueCache(parameter, len(self.blocks), (batch_size, self.n_heads, self.max_seq_len, size))
+
+    def cached_logits(
+        self,
+        input_ids: Tensor,
+        cache: KeyValueCache,
+        rows: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Logits after each row's last token, with keys and values of earlier tokens from the cache.
 
         Args:
-            input_ids: Int64, (B, T) to fill an empty cache, or (B, 1) to continue one.
-            cache: For B rows of this model; extended in place by T.
+            input_ids: Int64. With `lengths`, or into an empty cache: (R, T), whole texts, the
+                shorter ones filled up at their end with any tokens. Otherwise (R, 1), the next
+                token of each text.
+            cache: Extended in place.
+            rows: Which of the cache's rows these R are; None: all, in order.
+            lengths: How many of the T are tokens, for each row; None: all of them.
 
         Returns:
-            Logits, float (B, V).
+            Logits, float (R, V).
         """
-        assert cache.length == 0 or input_ids.shape[1] == 1, "a filled cache grows one token at a time"
-        hidden = self._hidden(input_ids, cache=cache)
-        cache.length += input_ids.shape[1]
-        return F.linear(hidden[:, -1], self.token_embedding.weight)
+        rows = list(range(cache.batch_size)) if rows is None else list(rows)
+        if lengths is None and not any(cache.lengths[row] for row in rows):
+            lengths = [input_ids.shape[1]] * len(rows)
+        if lengths is not None:
+            cache.begin_filling(rows, lengths)
+            last = torch.tensor(lengths, device=input_ids.device) - 1
+            hidden = self._hidden(input_ids, cache=cache)
+            hidden = hidden[torch.arange(len(rows), device=input_ids.device), last]
+        else:
+            assert input_ids.shape[1] == 1, "a filled cache grows by one token at a time"
+            cache.begin_growing(rows)
+            hidden = self._hidden(input_ids, cache=cache)[:, -1]
+        cache.finish()
+        return F.linear(hidden, self.token_embedding.weight)
 
     def _hidden(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         """Final hidden states, (B, T, C)."""
-        start = cache.length if cache is not None else 0
-        end = start + input_ids.shape[1]
-        if end > self.max_seq_len:
-            raise ValueError(f"{end} tokens do not fit into a context of {self.max_seq_len}")
-        positions: Tensor = self.position_table[start:end]  # type: ignore[index]
+        length = input_ids.shape[1] if cache is None or cache.filling else max(cache.positions) + 1
+        if length > self.max_seq_len:
+            raise ValueError(f"{length} tokens do not fit into a context of {self.max_seq_len}")
         mask = None
         if attention_mask is not None:
-            positions = self.position_table[(attention_mask.long().cumsum(1) - 1).clamp(min=0)]  # type: ignore[index]
+            positions = self.position_vectors[(attention_mask.long().cumsum(1) - 1).clamp(min=0)]
             mask = _causal_mask(attention_mask)
+        elif cache is None or cache.filling:
+            positions = self.position_vectors[:length]
+        else:
+            places = torch.tensor(cache.positions, device=input_ids.device)
+            positions = self.position_vectors[places][:, None]
+            if min(cache.positions) < max(cache.positions):
+                # A shorter text does not see what lies beyond its end.
+                columns = torch.arange(length, device=input_ids.device)
+                mask = (columns <= places[:, None])[:, None, None]
         x = self.dropout(self.token_embedding(input_ids) + positions)
         run = self._run_block if mask is None else _run_block
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
@@ -318,7 +326,6 @@ class TransformerLM(nn.Module):
                 x = run(block, x, mask)
         return self.final_norm(x)
 
-    @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
@@ -345,7 +352,7 @@ class TransformerLM(nn.Module):
             eos_token_id: A row that draws this token has ended and is filled with padding; when
                 all rows have ended, so does the call.
             use_cache: Keep keys and values of earlier tokens. False recomputes them, for tests.
-            generator: Source of randomness, on the model's device.
+            generator: Source of randomness; None uses torch's own.
 
         Returns:
             Prompt and continuation, int64 (B, T + new).
@@ -358,7 +365,6 @@ class TransformerLM(nn.Module):
         )
         return self.continue_rows(input_ids, settings, eos_token_id, use_cache=use_cache, generator=generator)
 
-    @torch.no_grad()
     def continue_rows(
         self,
         input_ids: Tensor,
@@ -369,43 +375,16 @@ class TransformerLM(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """`generate` with settings that have been checked."""
-        was_training = self.training
-        self.eval()
-        try:
-            return self._continue_rows(input_ids, settings, eos_token_id, use_cache, generator)
-        finally:
-            self.train(was_training)
-
-    def _continue_rows(
-        self,
-        tokens: Tensor,
-        settings: GenerationConfig,
-        eos_token_id: int | None,
-        use_cache: bool,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        if tokens.shape[1] == 0:
-            raise ValueError("generation needs at least one token to start from")
-        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        decoder = Decoder(
+            self, input_ids.tolist(), settings, eos_token_id, generator=generator, use_cache=use_cache
+        )
+        while decoder.rows:
+            decoder.step()
         padding = self.pad_token_id if self.pad_token_id is not None else eos_token_id or 0
-        window = tokens[:, -self.max_seq_len :]
-        cache = KeyValueCache(self, len(tokens))
-        for _ in range(settings.max_new_tokens):
-            if window.shape[1] > self.max_seq_len:
-                window = window[:, -max(1, self.max_seq_len // 2) :]
-                cache.length = 0
-            if not use_cache:
-                cache.length = 0
-            logits = self.cached_logits(window[:, cache.length :], cache)
-            new = next_tokens(logits, settings, generator)
-            if eos_token_id is not None:
-                new = torch.where(ended, padding, new)
-                ended |= new == eos_token_id
-            tokens = torch.cat([tokens, new[:, None]], dim=1)
-            window = torch.cat([window, new[:, None]], dim=1)
-            if eos_token_id is not None and bool(ended.all()):
-                break
-        return tokens
+        longest = max(map(len, decoder.texts))
+        return torch.tensor(
+            [text + [padding] * (longest - len(text)) for text in decoder.texts], device=input_ids.device
+        )
 
 
 def sinusoidal_positions(length: int, d_model: int) -> Tensor:
@@ -444,3 +423,22 @@ def _causal_mask(attention_mask: Tensor) -> Tensor:
 def build_model(config: ModelConfig) -> TransformerLM:
     """Make the model that a config's `model` section describes, with fresh weights."""
     return TransformerLM(**config.model_dump())
+
+
+def model_with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> TransformerLM:
+    """Make the model of a config around existing weights: nothing is drawn, nothing is copied.
+
+    Args:
+        config: Its shape.
+        weights: A state dict; its tensors become the model's parameters.
+
+    Raises:
+        RuntimeError: They do not fit the shape.
+    """
+    with torch.device("meta"):
+        model = build_model(config)
+    model.load_state_dict(weights, assign=True)
+    if config.positions == "sinusoidal":
+        table = sinusoidal_positions(config.max_seq_len, config.d_model)
+        model.register_buffer("position_table", table, persistent=False)
+    return model

@@ -7,8 +7,8 @@ What makes a resumed run the same, bit for bit, as one that was never stopped:
 - derived from (seed, update), hence not saved: which blocks an update has and who computes them
   (`data.sampler.UpdatePlan`), the learning rate (`training.schedule`), the seeds of dropout
   (`UpdatePlan.dropout_seed`), the seeds of sample texts;
-- refused if it is not the same: model shape, seed, global batch, data, tokenizer, optimizer (every
-  check is in this file);
+- refused if it is not the same: model shape, seed, global batch, data, tokenizer, optimizer (this
+  file calls every check);
 - dropped and computed again: rows of the tables and TensorBoard events after the checkpoint
   (`training.metric_logger`);
 - archived: checkpoints after the one that is resumed (`checkpoint.manager`).
@@ -30,6 +30,7 @@ from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config import ModelConfig, config_from_dict
 from horovod_transformer.data.dataset import PreparedData
 from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.tokenizer_choice import require_same_tokenizer
 from horovod_transformer.errors import UserError
 
 # In a checkpoint TrainState.data_fingerprint has the name it was born with: keys never change.
@@ -130,7 +131,7 @@ def find_start(
     fresh: TrainState,
     manager: CheckpointManager,
     model: ModelConfig,
-    tokenizer: dict[str, Any] | None,
+    data: PreparedData,
     decay_updates: int,
     request: StartRequest,
 ) -> Start:
@@ -143,7 +144,7 @@ def find_start(
         fresh: State of a run that begins now.
         manager: The run's checkpoints.
         model: Shape that the weights must fit.
-        tokenizer: The data's, as in its manifest; None if it is not known.
+        data: What the run trains on.
         decay_updates: Where the learning rate schedule ends now.
         request: What was asked for.
 
@@ -159,7 +160,7 @@ def find_start(
     if contents is not None:
         config = config_from_dict(contents["config"], str(path))
         require_same_model(config.model, model, path)
-        require_same_tokenizer(contents["tokenizer"], tokenizer, path)
+        require_same_tokenizer(contents["tokenizer"], data, path)
         start.model = contents["model"]
     if contents is None or request.init_from:
         archived = manager.archive()
@@ -221,25 +222,13 @@ def require_same_model(before: ModelConfig, now: ModelConfig, path: Path) -> Non
         UserError: A key differs.
     """
     # The rest changes how the model is computed, not which weights it has.
-    for key in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff"):
+    keys = ["vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "positions"]
+    if now.positions == "learned":
+        keys.append("max_seq_len")
+    for key in keys:
         old, new = getattr(before, key), getattr(now, key)
         if old != new:
             raise UserError(f"{path}: its model has {key} = {old}, but the config says model.{key} = {new}")
-
-
-def require_same_tokenizer(before: dict[str, Any] | None, now: dict[str, Any] | None, path: Path) -> None:
-    """Refuse weights for which every token id means another word.
-
-    Data or checkpoints that came without a tokenizer pass: there is nothing to compare.
-
-    Raises:
-        UserError: Both are known and differ.
-    """
-    if before is not None and now is not None and before != now:
-        raise UserError(
-            f"{path}: was trained with another tokenizer than the data was prepared with, so its weights "
-            f"would read every token as another; prepare the data with --data.tokenizer {path}"
-        )
 
 
 def require_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:

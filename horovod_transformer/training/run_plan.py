@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # doctor reckons checkpoint sizes where torch is missing
 FEW_UPDATES = 200
 # Above this share of the run the rate spends its time rising.
 LONG_WARMUP = 0.3
-# Tokens per parameter below which a model is mostly untrained; Hoffmann et al. 2022
+# Tokens per parameter below which a model stays mostly what it was drawn as; Hoffmann et al. 2022
 # (arXiv:2203.15556) find about 20 best for a given amount of work.
-FEW_TOKENS = 1.0
+FEW_TOKENS = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,19 @@ class RunPlan:
             f"of them ({self.warmup / self.updates:.0%}); checkpoints take up to "
             f"{self.checkpoint_bytes / 1e9:.1f} GB"
         )
+
+    def introduction(self, config: Config, plan: UpdatePlan) -> list[str]:
+        """What a run says of itself before its first update, a line each."""
+        lines = [
+            f"an update: {plan.global_batch_size} blocks of {plan.block_size} tokens = "
+            f"{plan.micro_batches} micro-batch(es) of up to {plan.micro_batch_size} per process"
+        ]
+        if config.training.gradient_accumulation_steps is not None:
+            lines.append(
+                f"training.gradient_accumulation_steps ties the update to the {plan.world_size} process(es): "
+                "another number of them is another global batch and another curve"
+            )
+        return [*lines, self.describe(), *(f"warning: {text}" for text in self.warnings())]
 
     def warnings(self) -> list[str]:
         """What cannot go well, a line each, with what to change."""

@@ -13,18 +13,19 @@ from torch.utils.data import DataLoader
 
 from horovod_transformer import distributed
 from horovod_transformer.checkpoint.manager import LAST, CheckpointManager, snapshot
-from horovod_transformer.config import Config, PathsConfig
+from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_updates, training_loader, validation_loader
 from horovod_transformer.errors import UserError
 from horovod_transformer.folder_lock import FolderLock
-from horovod_transformer.generation import continue_prompt
 from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.precision import choose_precision, set_arithmetic
+from horovod_transformer.precision import set_arithmetic
+from horovod_transformer.training.checkpointing import Checkpointing
 from horovod_transformer.training.metric_logger import MetricLogger, UpdateMetrics, ValidationMetrics
 from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.restarts import require_progress
 from horovod_transformer.training.resume import (
     Start,
     StartRequest,
@@ -34,6 +35,7 @@ from horovod_transformer.training.resume import (
     require_same_optimizer,
 )
 from horovod_transformer.training.run_plan import RunPlan
+from horovod_transformer.training.sample_texts import write_samples
 from horovod_transformer.training.schedule import learning_rate
 from horovod_transformer.training.step import UpdateResult, UpdateStep
 from horovod_transformer.training.stop_signals import StopRequest
@@ -91,7 +93,7 @@ def run_distributed_training(
     if resume_checkpoint and init_from:
         raise UserError("--resume continues a run, --init_from starts another: give one of them")
     if output_dir is not None:
-        config = _moved_to(config, Path(output_dir))
+        config = config.with_paths_in(output_dir)
     distributed.set_threads(config.training.threads_per_rank)
     with distributed.lost_ranks_explained():
         trainer = Trainer(config, StartRequest(resume_checkpoint, init_from, run_name))
@@ -117,9 +119,8 @@ class Trainer:
         self.config = config
         self.watchdog = Watchdog(config.distributed.stall_timeout, distributed.get_rank())
         self.stop_reason: str | None = None
-        self.checkpoint_stall = 0.0
         self.device, cards = distributed.choose_device(config.training.device)
-        self.precision = _common_precision(config.training.precision, self.device)
+        self.precision = distributed.common_precision(config.training.precision, self.device)
         set_arithmetic(self.device, self.precision, config.training.deterministic)
         self.data = distributed.raise_on_all_ranks(lambda: open_prepared_data(config))
         self.plan = plan_updates(config, self.data.train, distributed.get_world_size())
@@ -131,13 +132,16 @@ class Trainer:
         try:
             start = self._set_up_state(request)
             self._set_up_ranks(start)
-            facts = {"device": self.device.type, "precision": self.precision, "cards": cards}
+            facts: dict[str, Any] = {"device": self.device.type, "precision": self.precision, "cards": cards}
             self.logger = distributed.raise_on_all_ranks(
                 lambda: MetricLogger(config, self.state.run_name, self.state.update, self.total, facts)
             )
         except BaseException:
             self._release_folder()
             raise
+        self.checkpointing = Checkpointing(
+            self.checkpoints, self.lock, self.model, self.watchdog.beat, self.logger.say
+        )
         parameters = self.run_plan.parameters
         peaks = [peak_flops(card, self.precision) for card in cards]
         self.throughput = Throughput(
@@ -170,11 +174,12 @@ class Trainer:
                 ),
                 self.checkpoints,
                 self.config.model,
-                self.data.manifest.get("tokenizer"),
+                self.data,
                 self.decay_updates,
                 request.on_attempt(again),
             )
             self.checkpoints.record_launch(launch)
+            require_progress(folder, launch, distributed.attempt(), start.state.update)
             return start
 
         start = distributed.run_on_rank0(find, self.watchdog.beat)
@@ -256,7 +261,7 @@ class Trainer:
                 periodic = ends or state.update % training.save_interval == 0
                 if periodic or best:
                     self._save(periodic, best)
-                self._note_failed_write(self.checkpoints.poll())
+                self._note_failed_write(self.checkpointing.poll(state.update))
                 if result.stop_requested:
                     break
             # Still deaf to signals: a second one must not cut off the last checkpoint.
@@ -294,18 +299,8 @@ class Trainer:
             f"process(es) on {self.device.type} in {self.precision}, {torch.get_num_threads()} CPU thread(s) "
             "each"
         )
-        say(
-            f"an update: {plan.global_batch_size} blocks of {plan.block_size} tokens = "
-            f"{plan.micro_batches} micro-batch(es) of up to {plan.micro_batch_size} per process"
-        )
-        if self.config.training.gradient_accumulation_steps is not None:
-            say(
-                f"training.gradient_accumulation_steps ties the update to the {plan.world_size} process(es): "
-                "another number of them is another global batch and another curve"
-            )
-        say(self.run_plan.describe())
-        for warning in self.run_plan.warnings():
-            say(f"warning: {warning}")
+        for line in self.run_plan.introduction(self.config, plan):
+            say(line)
         if self.state.update >= self.total:
             say(f"all {self.total} updates are done already")
 
@@ -387,37 +382,25 @@ class Trainer:
         return best
 
     def _write_samples(self) -> None:
-        """Write the sample texts when it is time, on rank 0, while the others wait. *Collective.*"""
+        """Write the sample texts when it is time. *Collective.*"""
         interval, tokenizer = self.config.training.sample_interval, self.data.tokenizer
         if not interval or self.state.update % interval:
             return
         if tokenizer is None:
             self.logger.say("no sample texts: the data came without a tokenizer")
             return
-        settings = self.config.generation.model_copy(update={"num_samples": 1})
-
-        def write() -> list[str]:
-            seed = self.config.training.seed
-            return [
-                continue_prompt(self.model, tokenizer, prompt, settings, seed)[0]
-                for prompt in self.config.training.sample_prompts
-            ]
-
-        texts = distributed.run_on_rank0(write, self.watchdog.beat)
+        texts = write_samples(self.model, tokenizer, self.config, self.watchdog.beat)
         if distributed.is_main_process():
-            for prompt, text in zip(self.config.training.sample_prompts, texts, strict=True):
+            for prompt, text in texts.items():
                 self.logger.log_sample(self.state.update, prompt, text)
 
     def _save(self, periodic: bool, best: bool) -> None:
-        """Hand a checkpoint to the writer on rank 0, if all weights are equal. *Collective.*"""
-        began = time.monotonic()
-        distributed.require_equal_weights(self.model, f"update {self.state.update}")
-        # The writer may still be at the checkpoint before; the others wait without timing out.
-        self._note_failed_write(distributed.run_on_rank0(self._writable_or_why_not, self.watchdog.beat))
-        if distributed.is_main_process():
+        """Write a checkpoint in the background. *Collective.*"""
+
+        def contents() -> dict[str, Any]:
             step = self.step.state_dict()
             self.state.loss_scale = step["loss_scale"]
-            contents = {
+            return {
                 "model": self.model.state_dict(),
                 "optimizer": step["optimizer"],
                 "scheduler": {"decay_updates": self.decay_updates},
@@ -425,46 +408,22 @@ class Trainer:
                 "config": self.config.to_dict(),
                 "tokenizer": self.data.manifest.get("tokenizer"),
             }
-            self.checkpoints.save(contents, self.state.update, periodic, best)
-        self.checkpoint_stall += time.monotonic() - began
 
-    def _writable_or_why_not(self) -> str | None:
-        """Wait for the writer; return why the last write failed, if it did.
+        self._note_failed_write(self.checkpointing.save(contents, self.state.update, periodic, best))
 
-        Raises:
-            LockLostError: The folder is another process's by now.
-        """
-        assert self.lock is not None
-        failure = self.checkpoints.wait()
-        self.lock.require()
-        return None if failure is None else str(failure)
-
-    def _note_failed_write(self, failure: OSError | str | None) -> None:
-        if failure is None or not distributed.is_main_process():
-            return
-        text = f"a checkpoint could not be written: {failure}"
-        self.logger.say(f"update {self.state.update}: {text}; earlier checkpoints are untouched")
-        if self.config.training.on_checkpoint_failure == "stop":
-            self.stop_reason = text
+    def _note_failed_write(self, failure: str | None) -> None:
+        if failure is not None and self.config.training.on_checkpoint_failure == "stop":
+            self.stop_reason = failure
 
     def _conclude(self) -> None:
         """Wait for the last checkpoint and tell how it ended. *Collective.*"""
-        state, folder = self.state, self.checkpoints.folder
-
-        def wait_for_writer() -> str | None:
-            failure = self.checkpoints.wait()
-            if failure is not None:
-                raise UserError(
-                    f"the checkpoint of update {state.update} could not be written: {failure}; make room, "
-                    f"then resume from the newest one in {folder} with --resume auto"
-                )
-            return self.stop_reason
-
-        reason = distributed.run_on_rank0(wait_for_writer, self.watchdog.beat)
+        state = self.state
+        self.checkpointing.finish(state.update)
+        reason = distributed.run_on_rank0(lambda: self.stop_reason)
         seconds = self.throughput.seconds
         self.logger.say(
-            f"checkpoints held training up for {self.checkpoint_stall:.2f} s of {seconds:.1f} s "
-            f"({self.checkpoint_stall / seconds:.2%})"
+            f"checkpoints held training up for {self.checkpointing.stall:.2f} s of {seconds:.1f} s "
+            f"({self.checkpointing.stall / seconds:.2%})"
         )
         if state.update < self.total:
             self.logger.say(
@@ -474,19 +433,7 @@ class Trainer:
         else:
             best = state.best_validation_loss  # infinite if a signal came before any
             said = f"best validation loss {best:.4f}" if best < math.inf else "not validated"
-            self.logger.say(f"done: {state.update} updates, {said}; checkpoints in {folder}")
-
-
-def _common_precision(wanted: str, device: torch.device) -> str:
-    """Choose the precision, and make sure that all ranks choose the same. *Collective.*"""
-    mine = distributed.raise_on_all_ranks(lambda: choose_precision(wanted, device))
-    chosen = distributed.gather_objects(mine, "precision")
-    if len(set(chosen)) > 1:
-        raise UserError(
-            f"training.precision = {wanted} is {', '.join(chosen)} on ranks 0 to {len(chosen) - 1}: their "
-            "devices differ; set one that all of them can do"
-        )
-    return mine
+            self.logger.say(f"done: {state.update} updates, {said}; checkpoints in {self.checkpoints.folder}")
 
 
 def _out_of_memory(config: Config) -> UserError:
@@ -497,9 +444,3 @@ def _out_of_memory(config: Config) -> UserError:
     )
     error.only_here = True
     return error
-
-
-def _moved_to(config: Config, folder: Path) -> Config:
-    """Make the paths a run writes to relative to a folder."""
-    paths = {key: str(folder / value) for key, value in config.paths.model_dump().items()}
-    return config.model_copy(update={"paths": PathsConfig(**paths)})

@@ -15,45 +15,53 @@ import select
 import signal
 import subprocess
 import sys
+from typing import ClassVar
 
 
 class Watchdog:
     """Kills this process unless `beat` is called often enough, while entered.
 
+    A process has one at a time: the one of a run takes over from the one of its start-up.
+
     Args:
         timeout: Seconds between two beats; None watches nothing.
         rank: For the message.
+        setting: The name of what sets the time-out, for the message.
     """
 
-    def __init__(self, timeout: float | None, rank: int) -> None:
-        self._timeout, self._rank = timeout, rank
+    _running: ClassVar[Watchdog | None] = None
+
+    def __init__(self, timeout: float | None, rank: int, setting: str = "distributed.stall_timeout") -> None:
+        self._timeout, self._rank, self._setting = timeout, rank, setting
         self._companion: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Watchdog:
+        before, Watchdog._running = Watchdog._running, self
         if self._timeout is not None:
             # Isolated and without site-packages: it starts in milliseconds and takes a few MB.
-            words = [
-                sys.executable,
-                "-I",
-                "-S",
-                __file__,
-                str(os.getpid()),
-                str(self._timeout),
-                str(self._rank),
-            ]
+            words = [sys.executable, "-I", "-S", __file__]
+            words += [str(os.getpid()), str(self._timeout), str(self._rank), self._setting]
             self._companion = subprocess.Popen(words, stdin=subprocess.PIPE, bufsize=0)
+        if before is not None:
+            before._end()
         return self
 
     def beat(self) -> None:
-        """Show that the rank is alive and getting on."""
-        if self._companion is not None:
-            assert self._companion.stdin is not None
+        """Show that the rank is alive and getting on, to whichever watchdog is entered."""
+        running = Watchdog._running
+        if running is not None and running._companion is not None:
+            assert running._companion.stdin is not None
             try:
-                self._companion.stdin.write(b".")
+                running._companion.stdin.write(b".")
             except BrokenPipeError:
-                self._companion = None  # somebody ended the companion; the rank runs unwatched
+                running._companion = None  # somebody ended the companion; the rank runs unwatched
 
     def __exit__(self, *error: object) -> None:
+        self._end()
+        if Watchdog._running is self:
+            Watchdog._running = None
+
+    def _end(self) -> None:
         if self._companion is not None:
             assert self._companion.stdin is not None
             # Not by closing its input alone: loader processes hold copies of the pipe.
@@ -63,7 +71,7 @@ class Watchdog:
             self._companion = None
 
 
-def watch(parent: int, timeout: float, rank: str) -> None:
+def watch(parent: int, timeout: float, rank: str, setting: str) -> None:
     """Read signs of life on stdin until it ends; kill the parent if none comes in time."""
     # Signals meant for the rank reach its whole process group: the rank decides when to end.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
@@ -73,7 +81,7 @@ def watch(parent: int, timeout: float, rank: str) -> None:
             return
     if os.getppid() == parent:
         print(
-            f"rank {rank}: no progress for {timeout:g} s (distributed.stall_timeout), so it is killed: a "
+            f"rank {rank}: no progress for {timeout:g} s ({setting}), so it is killed: a "
             "process was stopped, a machine is gone or the network hangs; --resume auto continues from "
             "the last checkpoint",
             file=sys.stderr,
@@ -83,4 +91,4 @@ def watch(parent: int, timeout: float, rank: str) -> None:
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])
+    watch(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -23,14 +23,25 @@ MARK = "HT_CHAOS_JOB"  # in the environment of every process of a job
 
 
 class Job:
-    """One start of a run on two ranks, all of whose processes can be found."""
+    """A run on two ranks, all of whose processes can be found.
 
-    def __init__(self, config: Path, folder: Path, table: Path) -> None:
+    Args:
+        config: Its config file.
+        folder: Its output folder.
+        table: Its train.csv, whether it is there yet or not.
+        restarts: None has `horovodrun` start it once; a number has `horovod-transformer launch` start it
+            again so often.
+    """
+
+    def __init__(self, config: Path, folder: Path, table: Path, restarts: int | None = None) -> None:
         self.mark = uuid.uuid4().hex
         self._old_table = inode(table)
         self._output = folder.with_name(f"{folder.name}-{self.mark}.out")
-        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2", sys.executable, "-m"]
-        command += ["src.train", "--config", str(config), "--output_dir", str(folder)]
+        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2"]
+        if restarts is not None:
+            command = [sys.executable, "-m", "horovod_transformer", "launch", "-np", "2"]
+            command += ["--max-restarts", str(restarts), "--"]
+        command += [sys.executable, "-m", "src.train", "--config", str(config), "--output_dir", str(folder)]
         command += ["--run_name", "run", "--resume", "auto"]
         with open(self._output, "wb") as output:
             self.launcher = subprocess.Popen(
@@ -83,7 +94,8 @@ class Job:
             with suppress(psutil.Error):
                 words = process.cmdline()
                 is_rank = "python" in Path(words[0]).name and words[1:3] == ["-m", "src.train"]
-                if is_rank and process.environ().get("HOROVOD_RANK") == str(number):
+                environment = process.environ()
+                if is_rank and str(number) in (environment.get("HOROVOD_RANK"), environment.get("RANK")):
                     return process
         return None
 

@@ -363,6 +363,7 @@ def original(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_damage_is_refused_or_harmless(original, outcomes_of):
     anatomy, files = Anatomy(original.read_bytes()), []
     for damage in DAMAGES:
@@ -383,6 +384,7 @@ def test_damage_is_refused_or_harmless(original, outcomes_of):
     assert all(table[(name, "equal")] == 0 for name in ("truncate", "splice_pickle"))
 
 
+@pytest.mark.slow
 def test_hostile_files_are_refused(original, outcomes_of):
     files = list(hostile_files(load_checkpoint(original)).items())
     outcomes = outcomes_of(load_checkpoint(original), files)

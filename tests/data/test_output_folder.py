@@ -62,6 +62,7 @@ def command_line(source: Path | str, data_dir: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=str
 )
@@ -95,7 +96,6 @@ def test_what_is_killed_midway_never_looks_finished(
     done = run_python(*command_line("sample", target))
     assert done.returncode == 0, done.stderr
     assert "removed, an earlier try was cut short" in done.stdout
-    assert "taken over from process" in done.stdout
     assert os.listdir(tmp_path) == ["v1"]
     assert len(datasets.load_from_disk(str(target))["train"]) > 1000
 

@@ -20,7 +20,13 @@ import pytest
 
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.data.prepare import prepare
-from horovod_transformer.data.selection import choose_validation, end_cut, kept_books, survey_books
+from horovod_transformer.data.selection import (
+    choose_tokenizer_sample,
+    choose_validation,
+    end_cut,
+    kept_books,
+    survey_books,
+)
 from horovod_transformer.data.sources import open_books
 from horovod_transformer.errors import UserError
 from horovod_transformer.tokenizer import tokenizer_from_dict, train_bpe
@@ -170,6 +176,25 @@ def test_the_vocabulary_is_learned_from_training_books_only(library: Path, tmp_p
         path.read_text(encoding="utf-8") for path in sorted(library.iterdir()) if path.stem not in held_out
     ]
     assert train_bpe(texts, 280).to_dict() == tokenizer.to_dict()
+
+
+def test_a_large_corpus_gives_the_tokenizer_a_sample_chosen_by_text(library: Path, tmp_path: Path) -> None:
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(library.iterdir())}
+    survey = survey_books(open_books(str(library)), 0)
+    held_out = choose_validation(survey, 0.2, 0)
+    samples = [choose_tokenizer_sample(survey, held_out, 9000, seed) for seed in (0, 0, 1)]
+    for sample in samples:
+        total = sum(survey.lengths[index] for index in sample)
+        assert not sample & held_out and 9000 - max(survey.lengths) < total <= 9000
+    assert samples[0] == samples[1] != samples[2]
+    manifest = run_quietly(library, tmp_path / "v1", validation_fraction=0.2, tokenizer_characters=9000)
+    learned_from = [text for index, text in enumerate(texts.values()) if index in samples[0]]
+    assert train_bpe(learned_from, 280).to_dict() == manifest["tokenizer"]
+    # All books are tokenized, whatever the sample.
+    assert sum(split["books"] for split in manifest["splits"].values()) == 20
+    text = refusal(library, tmp_path / "v1", validation_fraction=0.2)
+    assert "data.tokenizer_characters was 9000, now it is 200000000" in text
+    assert len(choose_tokenizer_sample(survey, held_out, 1, 0)) == 1
 
 
 def test_the_same_books_give_the_same_bytes(library: Path, tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_missing_things(tmp_path: Path) -> None:
     assert re.search(r"nowhere: no such file or folder; data\.source takes `sample`", refusal("nowhere"))
     assert "no file matches this pattern" in refusal(f"{tmp_path}/*.txt")
-    assert re.search(r": no \.parquet, \.txt, \.md files in this folder; it is empty", refusal(str(tmp_path)))
+    assert re.search(
+        r": no \.parquet, \.jsonl, \.txt and \.md files there; it is empty", refusal(str(tmp_path))
+    )
     (tmp_path / "x.epub").touch()
     assert "it has only .epub" in refusal(str(tmp_path))
     assert "empty list" in refusal([])
@@ -139,13 +141,13 @@ def test_a_hub_that_cannot_be_reached_is_one_line(run_python) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "hint"),
-    [(".txt.gz", "unpack"), (".epub", "convert it to .txt"), (".jsonl", "to parquet"), (".xyz", "rename")],
+    [(".txt.xz", "unpack"), (".epub", "convert it to .txt"), (".csv", "to parquet"), (".xyz", "rename")],
 )
 def test_other_kinds_of_file_are_refused_with_a_hint(tmp_path: Path, suffix: str, hint: str) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_text("x")
     text = refusal(str(path))
-    assert text.startswith(f"{path}: only .parquet, .txt, .md files are read") and hint in text
+    assert text.startswith(f"{path}: only .parquet, .jsonl, .txt and .md files are read") and hint in text
 
 
 def test_text_that_is_not_utf8_names_file_and_byte(tmp_path: Path) -> None:

@@ -1,8 +1,16 @@
 """One GPU per rank, however the launcher shows them; no GPU is needed to test the choice."""
 
 import pytest
+import torch
 
-from horovod_transformer.distributed.devices import local_device_index, require_own_devices
+from horovod_transformer.distributed.devices import (
+    SLURM_GPU_VARIABLES,
+    RankDevice,
+    choose_device,
+    local_device_index,
+    require_alike,
+    require_own_devices,
+)
 from horovod_transformer.errors import UserError
 
 
@@ -25,3 +33,45 @@ def test_two_ranks_on_one_gpu_are_named() -> None:
     require_own_devices(["GPU-a", "GPU-b", "GPU-c"])
     with pytest.raises(UserError, match="ranks 1 and 2 would share one GPU"):
         require_own_devices(["GPU-a", "GPU-b", "GPU-b"])
+
+
+def test_ranks_of_one_kind_may_train_together() -> None:
+    require_alike([RankDevice("cpu")] * 3)
+    require_alike([RankDevice("cuda", "H100", "a"), RankDevice("cuda", "A100", "b")])
+
+
+def test_a_rank_without_its_gpu_is_named() -> None:
+    with pytest.raises(UserError, match=r"ranks \[1\] see no usable GPU, the others do"):
+        require_alike([RankDevice("cuda", "H100", "a"), RankDevice("cpu"), RankDevice("cuda", "H100", "c")])
+
+
+def test_a_ranks_problem_is_told() -> None:
+    with pytest.raises(UserError, match="rank 1: CUDA driver version is insufficient"):
+        require_alike([RankDevice("cpu"), RankDevice("cpu", problem="CUDA driver version is insufficient")])
+
+
+@pytest.fixture
+def no_slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in SLURM_GPU_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_a_mistake(no_slurm: pytest.MonkeyPatch) -> None:
+    assert choose_device("auto") == choose_device("cpu") == (torch.device("cpu"), [])
+    with pytest.raises(UserError, match="rank 0: training.device = cuda, but torch .* sees none"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(("name", "value"), [("SLURM_JOB_GPUS", "0,1"), ("SLURM_GPUS_ON_NODE", "2")])
+def test_a_gpu_that_slurm_granted_and_torch_does_not_see(
+    no_slurm: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    no_slurm.setenv(name, value)
+    with pytest.raises(
+        UserError, match=rf"Slurm granted a GPU \({name}\), but torch .* --training.device cpu"
+    ):
+        choose_device("auto")
+    assert choose_device("cpu")[0].type == "cpu"

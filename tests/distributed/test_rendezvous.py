@@ -108,6 +108,7 @@ def test_two_jobs_on_one_node_do_not_meet(start):
     assert len(ports[0]) == len(ports[1]) == 1 and ports[0] != ports[1]
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_one_line(start):
     port = str(free_port())
     first = [start(srun(rank, 2, SLURM_JOB_ID="100", MASTER_PORT=port)) for rank in range(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import keyword
 import os
 import re
 import shutil
@@ -332,7 +333,8 @@ def check_names(root: Path) -> Callable[[Document, set[str]], None]:
 
         for command in re.findall(r"horovod-transformer ([a-z]+)", " ".join(words)):
             assert command in VERBS, f"{document.path.name}: no such verb: {command}"
-            assert (root / f"horovod_transformer/commands/{command}.py").is_file(), command
+            name = f"{command}_" if keyword.iskeyword(command) else command
+            assert (root / f"horovod_transformer/commands/{name}.py").is_file(), command
         targets = re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.M)
         for target in re.findall(r"\bmake ([a-z]+)", " ".join(words)):
             assert target in targets, f"{document.path.name}: no such make target: {target}"

@@ -68,6 +68,7 @@ def test_names(document, check_names):
     check_names(document, MADE)
 
 
+@pytest.mark.slow
 def test_samples_run_and_print_what_they_say(document, root, tmp_path, run_command):
     samples = [(fence.line, fence.text) for fence in document.fences if fence.language == "python"]
     shutil.copytree(root / "configs", tmp_path / "configs")
@@ -132,6 +133,7 @@ def test_imports_named_in_the_text(document):
         assert name == "prepare" or module in promised[name]
 
 
+@pytest.mark.slow
 def test_the_script_runs(root, tmp_path, run_command):
     result = run_command([sys.executable, str(root / "horovod_transformer.API.py")], tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -132,6 +132,7 @@ def test_minimal_script_then_text(samples, workspace, run_command):
 # --- What goes wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -151,6 +152,7 @@ def test_a_mistake_is_one_line(arguments, named, workspace, run_example):
     assert line.startswith("error: ") and named in line
 
 
+@pytest.mark.slow
 def test_help(workspace, run_example):
     result = run_example("--help", workspace)
     assert result.returncode == 0

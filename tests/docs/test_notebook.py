@@ -68,6 +68,7 @@ def test_one_cell_to_change(notebook):
     assert cells[0].source.splitlines()[0] == 'SOURCE = "sample"'
 
 
+@pytest.mark.slow
 def test_makes_data_for_the_default_config(notebook, copy_of_repository, monkeypatch):
     executed = execute(notebook, copy_of_repository / "notebooks", monkeypatch)
     pictures = [
@@ -94,6 +95,7 @@ def test_makes_data_for_the_default_config(notebook, copy_of_repository, monkeyp
     assert tuple(batch["input_ids"].shape) == (32, 512)
 
 
+@pytest.mark.slow
 def test_again_from_the_root_leaves_the_data_alone(notebook, copy_of_repository, monkeypatch):
     manifest = copy_of_repository / DATA_DIR / "manifest.json"
     if not manifest.exists():
@@ -104,6 +106,7 @@ def test_again_from_the_root_leaves_the_data_alone(notebook, copy_of_repository,
     assert manifest.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_other_books_by_changing_one_cell(notebook, copy_of_repository, tmp_path, monkeypatch):
     books = {"title": ["one", "two", "three"], "text": [f"Book {n}. " + "It rained. " * 400 for n in "123"]}
     pq.write_table(pa.table(books), tmp_path / "part-0.parquet")

@@ -472,6 +472,7 @@ def test_cuda_build_points_horovod_at_the_toolkit_and_nccl(cuda, tmp_path):
 OFFLINE = ["unshare", "--map-root-user", "--net"]
 
 
+@pytest.mark.slow
 def test_without_a_network_pip_takes_horovods_sources_from_a_folder(tmp_path):
     if shutil.which("g++") is None or subprocess.run([*OFFLINE, "true"], capture_output=True).returncode != 0:
         pytest.skip("no g++, or this user may not make a network namespace")

@@ -162,3 +162,30 @@ def test_only_one_chunk_of_logits_is_alive(small_chunks):
         loss, _, _ = chunked_cross_entropy(hidden, weight, labels)
         loss.backward()
     assert biggest == 8
+
+
+def test_the_gradient_in_fp16_is_formed_with_the_scale():
+    """An unscaled slope of a large vocabulary, in fp16, loses most of its small entries."""
+    torch.manual_seed(0)
+    hidden = (torch.randn(64, 32) * 0.02).requires_grad_()
+    weight = (torch.randn(20_000, 32) * 0.02).requires_grad_()
+    labels = torch.randint(0, 20_000, (64,))
+    scale, tokens = 2.0**16, 64
+    exact = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(hidden.double() @ weight.double().t(), labels, reduction="sum")
+        / tokens,
+        weight,
+    )[0]
+    errors = {}
+    for ahead in (1.0, scale / tokens):
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss, _, _ = chunked_cross_entropy(hidden, weight, labels, ahead)
+        (gradient,) = torch.autograd.grad(loss * (scale / tokens), weight)
+        errors[ahead] = float((gradient / scale - exact).norm() / exact.norm())
+        # Columns that no label names have the small slopes.
+        others = torch.ones(20_000, dtype=torch.bool)
+        others[labels] = False
+        errors[ahead, "small"] = float((gradient / scale - exact)[others].norm() / exact[others].norm())
+    assert errors[scale / tokens] < 0.01
+    assert errors[scale / tokens, "small"] < 0.01
+    assert errors[1.0, "small"] > 3 * errors[scale / tokens, "small"]

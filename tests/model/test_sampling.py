@@ -16,7 +16,8 @@ LOGITS = torch.tensor([2.0, 1.0, 3.0, 0.0, -1.0])
 
 
 def draw(logits, generator=None, **settings):
-    return next_tokens(logits, GenerationConfig(**{**ALL, **settings}), generator)
+    draws = torch.rand(len(logits), dtype=torch.float64, generator=generator)
+    return next_tokens(logits, GenerationConfig(**{**ALL, **settings}), draws)
 
 
 def reference(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
@@ -102,3 +103,23 @@ def test_half_precision_logits_and_the_shape_of_the_answer():
 
 def test_a_tiny_temperature_does_not_overflow():
     assert draw(LOGITS[None], temperature=1e-6).item() == 2
+
+
+def test_the_draw_decides():
+    logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    settings = GenerationConfig(**ALL)
+    found = [
+        next_tokens(logits, settings, torch.tensor([x], dtype=torch.float64)).item()
+        for x in (0.0, 0.49, 0.51, 0.74, 0.76, 0.999)
+    ]
+    assert found[:2] == [0, 0] and found[2] == found[3] != found[4] == found[5]
+
+
+def test_the_penalty_is_that_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    texts = torch.randint(0, 20, (3, 7), generator=torch.Generator().manual_seed(1))
+    expected = transformers.RepetitionPenaltyLogitsProcessor(5.0)(texts, logits.clone()).argmax(-1)
+    seen = torch.zeros(3, 20, dtype=torch.bool).scatter_(1, texts, True)
+    found = next_tokens(logits, GenerationConfig(temperature=0, repetition_penalty=5.0), seen=seen)
+    assert torch.equal(found, expected) and not torch.equal(found, logits.argmax(-1))

@@ -12,7 +12,6 @@ from torch import nn
 from horovod_transformer.config import ModelConfig, load_config
 from horovod_transformer.model.transformer import (
     POSITION_SCALE,
-    KeyValueCache,
     TransformerLM,
     build_model,
     sinusoidal_positions,
@@ -62,6 +61,31 @@ def test_positions_are_as_large_as_a_fresh_embedding_and_not_in_the_state_dict(t
     table, embedding = tiny_model.position_table, tiny_model.token_embedding.weight
     assert table.square().mean().sqrt().item() == pytest.approx(embedding.std().item(), rel=0.03)
     assert not [key for key in tiny_model.state_dict() if "position" in key]
+
+
+def test_learned_positions_are_weights():
+    torch.manual_seed(0)
+    model = build_model(
+        ModelConfig(
+            vocab_size=300, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32, positions="learned"
+        )
+    )
+    table = model.position_vectors
+    assert table is model.state_dict(keep_vars=True)["position_embedding.weight"]
+    assert table.shape == (32, 32) and table.std().item() == pytest.approx(0.02, rel=0.1)
+    # With a sinusoidal table in their place the two kinds are one model.
+    with torch.no_grad():
+        table.copy_(sinusoidal_positions(32, 32))
+    fixed = build_model(
+        ModelConfig(vocab_size=300, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32)
+    )
+    fixed.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("position")})
+    assert torch.equal(fixed(TOKENS)[0], model(TOKENS)[0])
+    mask = torch.ones_like(TOKENS)
+    mask[:, :3] = 0
+    assert torch.equal(fixed(TOKENS, mask)[0], model(TOKENS, mask)[0])
+    model.loss_sums(TOKENS, TOKENS)[0].backward()
+    assert table.grad[:19].ne(0).any(dim=1).all() and table.grad[20:].eq(0).all()
 
 
 def test_initial_weights():
@@ -282,7 +306,7 @@ def test_cached_equals_uncached(opinionated_model, settings, prompt_length):
 def test_cached_logits_equal_forward(opinionated_model):
     opinionated_model.eval()
     tokens = torch.randint(0, 300, (2, 20), generator=torch.Generator().manual_seed(3))
-    cache = KeyValueCache(opinionated_model, 2)
+    cache = opinionated_model.new_cache(2)
     steps = [opinionated_model.cached_logits(tokens[:, :7], cache)]
     steps += [opinionated_model.cached_logits(tokens[:, t : t + 1], cache) for t in range(7, 20)]
     expected, _ = opinionated_model(tokens)
@@ -315,9 +339,10 @@ def test_a_long_prompt_counts_by_its_newest_part(opinionated_model):
 
 
 def test_ended_rows_are_padded_and_the_call_stops_with_the_last(tiny_model, monkeypatch):
-    script = iter([[7, 1, 1], [9, 8, 1], [7, 9, 2], [7, 7, 9], [5, 5, 5]])
+    # Rows that have ended are not computed any more.
+    script = iter([[7, 1, 1], [9, 8, 1], [9, 2], [9], [5, 5, 5]])
     monkeypatch.setattr(
-        "horovod_transformer.model.transformer.next_tokens", lambda *_: torch.tensor(next(script))
+        "horovod_transformer.model.decoding.next_tokens", lambda *_: torch.tensor(next(script))
     )
     tiny_model.pad_token_id = 0
     new = tiny_model.generate(PROMPTS, 50, eos_token_id=9)[:, 5:]

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -46,7 +47,9 @@ def resume(folder: Path, wanted: str, kill_before: int | None, report: Path) -> 
         if kill_before is not None:
             kill_before_change(kill_before)
         fresh = TrainState("r", {"seed": 7, "global_batch_size": 8, "data": "abc"})
-        found = find_start(fresh, CheckpointManager(folder), TINY, None, 20, StartRequest(resume=wanted))
+        found = find_start(
+            fresh, CheckpointManager(folder), TINY, SimpleNamespace(), 20, StartRequest(resume=wanted)
+        )
         os.write(os.open(report, os.O_CREAT | os.O_WRONLY), str(found.state.update).encode())
         os._exit(0)
     os.waitpid(pid, 0)

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoi
 from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
+from horovod_transformer.tokenizer import train_bpe
 from horovod_transformer.training.resume import StartRequest, TrainState, find_start
 from tests.conftest import TINY
 
@@ -40,7 +42,8 @@ def folder(tmp_path):
 
 def start(folder, resume=None, init_from=None, name=None, model=TINY, decay=20, tokenizer=None, **identity):
     fresh = TrainState(name or "20260101-000000", {**IDENTITY, **identity})
-    return find_start(fresh, folder, model, tokenizer, decay, StartRequest(resume, init_from, name))
+    data = SimpleNamespace(tokenizer=tokenizer, folder="here")
+    return find_start(fresh, folder, model, data, decay, StartRequest(resume, init_from, name))
 
 
 def test_auto_resumes_everything(folder):
@@ -138,6 +141,7 @@ def test_strange_progress_is_a_mistake(folder, tmp_path, broken):
         start(folder, str(tmp_path / "strange.pt"))
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_stays_resumed_whenever_a_kill_comes(folder, tmp_path, root):
     # best_model.pt is of update 5, update_00000006.pt and last.pt are the future to be abandoned.
     folder.folder.rename(tmp_path / "filled")
@@ -211,14 +215,11 @@ def test_another_runs_checkpoint_takes_the_folder_over(folder, tmp_path):
     assert again.model["w"].tolist() == [0, 0]
 
 
-BPE = {"kind": "bpe", "tokenizer_json": "one"}
-
-
 @pytest.mark.parametrize("way", ["resume", "init_from"])
-def test_another_tokenizer_is_refused(folder, tmp_path, way):
+def test_another_tokenizer_is_refused(folder, tmp_path, way, tiny_tokenizer):
     path = tmp_path / "elsewhere.pt"
     contents = load_checkpoint(folder.folder / "last.pt")
-    save_checkpoint(path, {**contents, "tokenizer": BPE})
-    assert start(folder, tokenizer=BPE, **{way: str(path)}).model
+    save_checkpoint(path, {**contents, "tokenizer": tiny_tokenizer.to_dict()})
+    assert start(folder, tokenizer=tiny_tokenizer, **{way: str(path)}).model
     with pytest.raises(UserError, match="was trained with another tokenizer .* --data.tokenizer"):
-        start(folder, tokenizer={**BPE, "tokenizer_json": "two"}, **{way: str(path)})
+        start(folder, tokenizer=train_bpe(["other words " * 50], 262), **{way: str(path)})

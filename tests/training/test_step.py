@@ -17,12 +17,14 @@ BATCH, BLOCK, PADDING = 4, 8, 3
 BLOCKS = torch.randint(0, TINY.vocab_size, (BATCH, BLOCK), generator=torch.Generator().manual_seed(1))
 
 
-def make_step(micro=BATCH, precision="fp32", clip=0.0, dropout=0.0, decay=0.0):
+def make_step(micro=BATCH, precision="fp32", clip=0.0, dropout=0.0, decay=0.0, compression="none"):
     torch.manual_seed(0)
     model = build_model(TINY.model_copy(update={"dropout": dropout})).train()
     training = TrainingConfig(learning_rate=0.01, weight_decay=decay)
     plan = UpdatePlan(BATCH, BLOCK, PADDING, BATCH, micro, 1, 1, 7)
-    return UpdateStep(model, build_optimizer(model, training), plan, CPU, precision, clip, dropout > 0)
+    return UpdateStep(
+        model, build_optimizer(model, training), plan, CPU, precision, clip, dropout > 0, compression
+    )
 
 
 def batches_of(plan, update=0):
@@ -152,3 +154,41 @@ def test_running_out_of_batches_is_an_error():
     step = make_step(1)
     with pytest.raises(RuntimeError, match="update 0 got 2 of 4 micro-batches"):
         step.run(0, iter(list(batches_of(step.plan))[:2]), 0.01)
+
+
+@pytest.mark.parametrize("saved_in", ["fp32", "bf16"])
+@pytest.mark.parametrize("form", ["new", "early"])
+def test_a_run_resumed_in_fp16_begins_with_the_default_scale(saved_in, form):
+    before = make_step(2, saved_in)
+    run(before)
+    state = before.state_dict()
+    assert state["loss_scale"] == {}
+    if form == "early":  # checkpoints of the first version held the factor that never changed
+        state["loss_scale"] = {"factor": 1.0, "good_updates": 0}
+    after = make_step(2, "fp16")
+    after.load_state_dict(state)
+    assert after.loss_scale.factor == 2.0**16
+
+
+def test_a_scale_that_moved_is_resumed():
+    before = make_step(2, "fp16")
+    before.loss_scale.factor = 512.0
+    run(before)
+    after = make_step(2, "fp16")
+    after.load_state_dict(before.state_dict())
+    assert after.loss_scale.factor == 512.0
+
+
+def test_gradients_that_travel_in_fp16_are_not_subnormal():
+    """What each rank sends is scaled: with a real update's tokens nearly all would be too small."""
+    seen = {}
+    for compression in ("none", "fp16"):
+        step = make_step(compression=compression)
+        tokens = 256 * 512  # those of the default update
+        step._backward(0, batches_of(step.plan), tokens)
+        sizes = torch.cat([p.grad.abs().flatten() for p in step.model.parameters()])
+        sizes = sizes[sizes > 0]
+        seen[compression] = float((sizes < torch.finfo(torch.float16).smallest_normal).float().mean())
+        assert float(sizes.max()) < torch.finfo(torch.float16).max
+    assert seen["none"] > 0.9
+    assert seen["fp16"] < 0.1

@@ -15,6 +15,7 @@ def prepare_arguments(data_dir: Path, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_the_quickstart_data_from_the_command_line(run_python, tmp_path: Path) -> None:
     target = tmp_path / "v1"
     done = run_python(*prepare_arguments(target))

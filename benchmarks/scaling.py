@@ -1,0 +1,188 @@
+"""How does the link between two machines decide the speed of training?
+
+    sudo .venv/bin/python benchmarks/scaling.py [--rates 10000 1000 100] [--compression none] [--updates 4]
+
+Makes two network namespaces, joined by one link, and trains a model of 30 million parameters on two ranks,
+one in each, with one thread each. Each rank shapes what it sends with `tc tbf`, from rate to rate (Mbit/s).
+Adds a row per update to benchmarks/results/scaling.csv; benchmarks/scaling_model.py makes sense of them.
+Needs root and iproute2. `tc` shapes bandwidth only: the latency is that of one machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import date
+from pathlib import Path
+
+HOSTS = ("scaling0", "scaling1")
+PORT = "29455"
+RESULTS = Path(__file__).with_name("results") / "scaling.csv"
+# d = 384, 6 layers, GPT-2's vocabulary: 30 million parameters, 120 MB of gradients.
+SHAPE = {
+    "model.d_model": 384,
+    "model.n_layers": 6,
+    "model.n_heads": 6,
+    "model.d_ff": 1536,
+    "model.max_seq_len": 256,
+    "training.global_batch_size": 4,
+    "training.per_gpu_batch_size": 2,
+    "training.device": "cpu",
+    "training.precision": "fp32",
+    "data.source": "sample",
+    "data.data_dir": "data/scaling",
+    "data.num_workers": 0,
+}
+
+
+def main() -> int:
+    """Be the one who starts both ranks, or one of them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rates", type=int, nargs="+", default=[10_000, 5_000, 2_000, 1_000, 500, 200, 100])
+    parser.add_argument("--compression", choices=("none", "fp16"), default="none")
+    parser.add_argument("--updates", type=int, default=4, help="at each rate")
+    options = parser.parse_args()
+    if "RANK" in os.environ:
+        run_rank(options.rates, options.compression, options.updates)
+        return 0
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(len(HOSTS)),
+        "MASTER_ADDR": "10.98.0.1",
+        "MASTER_PORT": PORT,
+        "OMP_NUM_THREADS": "1",
+    }
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and not without cleaning up
+    with two_hosts(), contextlib.ExitStack() as ended:
+        ranks = [
+            subprocess.Popen(
+                # A host of its own: its network, its name, and what its name stands for.
+                [
+                    "ip",
+                    "netns",
+                    "exec",
+                    host,
+                    "unshare",
+                    "--uts",
+                    "sh",
+                    "-c",
+                    'hostname "$0" && exec "$@"',
+                    host,
+                ]
+                + [sys.executable, *sys.argv],
+                env={**environment, "RANK": str(rank)},
+            )
+            for rank, host in enumerate(HOSTS)
+        ]
+        for rank in ranks:
+            ended.callback(rank.kill)
+        return max([abs(rank.wait()) for rank in ranks])
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[None]:
+    """Two network namespaces with one link, gone when left."""
+    places = [Path("/etc/netns", host) for host in HOSTS]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True)
+
+    try:
+        for number, (host, place) in enumerate(zip(HOSTS, places, strict=True), 1):
+            ip("netns", "add", host)
+            place.mkdir(parents=True)
+            place.joinpath("hosts").write_text(f"127.0.0.1 localhost\n10.98.0.{number} {host}\n")
+        ip("link", "add", "eth0", "netns", HOSTS[0], "type", "veth", "peer", "eth0", "netns", HOSTS[1])
+        for number, host in enumerate(HOSTS, 1):
+            ip("-n", host, "address", "add", f"10.98.0.{number}/24", "dev", "eth0")
+            ip("-n", host, "link", "set", "eth0", "up")
+            ip("-n", host, "link", "set", "lo", "up")
+        yield
+    finally:
+        for host, place in zip(HOSTS, places, strict=True):
+            subprocess.run(["ip", "netns", "delete", host], check=False)
+            place.joinpath("hosts").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def run_rank(rates: Sequence[int], compression: str, updates: int) -> None:
+    """Train at each rate in turn; rank 0 writes the rows. *Collective.*"""
+    import torch
+
+    from horovod_transformer import distributed
+    from horovod_transformer.config import load_config
+    from horovod_transformer.data.dataset import open_prepared_data
+    from horovod_transformer.data.loader import plan_updates, training_loader
+    from horovod_transformer.data.prepare import prepare
+    from horovod_transformer.distributed.collectives import gather_objects
+    from horovod_transformer.model.transformer import build_model
+    from horovod_transformer.training.optimizer import build_optimizer
+    from horovod_transformer.training.step import UpdateStep
+
+    world_size, rank, _, _ = distributed.setup_horovod(require_distributed=True, device="cpu")
+    config = load_config("configs/config.yaml", {key: str(value) for key, value in SHAPE.items()})
+    distributed.run_on_rank0(lambda: prepare(config, progress=False) and None)
+    data = open_prepared_data(config)
+    plan = plan_updates(config, data.train, world_size)
+    torch.manual_seed(0)
+    model = build_model(config.model)
+    optimizer = distributed.distribute_optimizer(
+        build_optimizer(model, config.training), model.named_parameters(), plan.micro_batches, compression
+    )
+    step = UpdateStep(model, optimizer, plan, torch.device("cpu"), "fp32", 1.0, False, compression)
+    batches = iter(training_loader(config, data.train, plan, rank, range(len(rates) * updates)))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    for number, rate in enumerate(rates):
+        gather_objects(rate, "before the link changes")
+        shape_link(rate)
+        gather_objects(rate, "after the link has changed")
+        for update in range(number * updates, (number + 1) * updates):
+            began = time.perf_counter()
+            tokens = step.run(update, batches, 1e-4).tokens
+            seconds = time.perf_counter() - began
+            if rank == 0 and update > 0:  # the very first warms up
+                write_row(
+                    {
+                        "date": date.today().isoformat(),
+                        "compression": compression,
+                        "mbit_per_s": rate,
+                        "seconds": round(seconds, 4),
+                        "tokens_per_update": tokens,
+                        "parameters": parameters,
+                    }
+                )
+    gather_objects(0, "end")
+
+
+def shape_link(rate: int) -> None:
+    """Let this namespace send no more than `rate` Mbit/s."""
+    # A burst of 10 ms, as the manual of tbf asks for.
+    burst, limit = max(16_000, rate * 1_250), max(400_000, rate * 12_500)
+    words = f"qdisc replace dev eth0 root tbf rate {rate}mbit burst {burst} limit {limit}"
+    subprocess.run(["tc", *words.split()], check=True)
+
+
+def write_row(row: dict[str, object]) -> None:
+    """Add a row to the results, and print it."""
+    fresh = not RESULTS.exists()
+    RESULTS.parent.mkdir(exist_ok=True)
+    with open(RESULTS, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+    print(row, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""`horovod-transformer launch`: start a command on several processes of this machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from horovod_transformer.command_line import CommandParser
+from horovod_transformer.distributed.launcher import Launcher
+from horovod_transformer.errors import UserError
+
+DESCRIPTION = """\
+Start a command as N ranks of one Horovod job on this machine; `horovodrun -np N` does so, too, but
+takes longer and cannot start a failed job again. Rank 0 has the terminal, the others are heard only
+if they fail. SIGTERM, SIGUSR1 and Ctrl-C reach all ranks, and training saves a checkpoint; a second
+Ctrl-C ends everything at once. Training that is started again resumes its newest checkpoint."""
+
+EXAMPLES = """\
+examples:
+  horovod-transformer launch -np 2 -- python -m src.train --config configs/quickstart.yaml
+  horovod-transformer launch -np 4 --max-restarts 3 -- python -m src.train --config configs/config.yaml
+
+exit codes:
+  0   done
+  2   a mistake of yours, in one line; starting again would not help
+  75  stopped by a signal with a checkpoint saved: start the same command again with --resume auto
+  others: that of the rank that failed first, 128 + n if signal n ended it
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Launch as the command line says; returns the exit code."""
+    parser = CommandParser(
+        prog="horovod-transformer launch",
+        usage="horovod-transformer launch -np N [--max-restarts R] -- COMMAND",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-np", type=int, required=True, metavar="N", help="number of processes")
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="R",
+        help="start again so often after a failure; never after exit code 0, 2 or 75 (default: %(default)s)",
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to start")
+    options = parser.parse_args(list(arguments))
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if options.np < 1:
+        raise UserError(f"-np {options.np}: should be at least 1")
+    if options.max_restarts < 0:
+        raise UserError(f"--max-restarts {options.max_restarts}: should be at least 0")
+    if not command:
+        raise UserError("no command to start: horovod-transformer launch -np 2 -- python -m src.train ...")
+    return Launcher(options.np, command, options.max_restarts).run()

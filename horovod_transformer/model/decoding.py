@@ -1,0 +1,271 @@
+"""Writing token after token: the cache of keys and values, and the loop over it.
+
+Texts of different lengths stand in one batch, each at its own position: they are filled up at
+their end, where no token looks, so each is computed as it would be alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from horovod_transformer.config import GenerationConfig
+from horovod_transformer.model.sampling import next_tokens
+
+
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, so that generation computes each only once.
+
+    Room for a whole context is taken at once: 2 x layers x batch x `max_seq_len` x `d_model`
+    numbers of the model's dtype, on its device. What lies beyond a row's length has no meaning.
+
+    Attributes:
+        keys: One tensor per layer, (B, H, `max_seq_len`, D).
+        values: The same for values.
+        lengths: Tokens held, for each of the B rows.
+        filling: Whether the pass under way computes whole texts, or else one more token each.
+        positions: In a pass that grows texts: where each one's new token stands, from 0.
+    """
+
+    def __init__(self, like: Tensor, layers: int, shape: tuple[int, int, int, int]) -> None:
+        """Take memory; nothing is held yet.
+
+        Args:
+            like: Gives dtype and device.
+            layers: Number of blocks.
+            shape: (B, H, `max_seq_len`, D).
+        """
+        # Zeros: what attention masks out is multiplied by 0, and memory as it comes may hold NaN.
+        self.keys = [like.new_zeros(shape) for _ in range(layers)]
+        self.values = [like.new_zeros(shape) for _ in range(layers)]
+        self.lengths = [0] * shape[0]
+        self.filling = False
+        self.positions: list[int] = []
+        self._rows: list[int] = []
+        self._ends: list[int] = []
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows."""
+        return len(self.lengths)
+
+    def begin_filling(self, rows: list[int], lengths: Sequence[int]) -> None:
+        """Let the coming pass replace what `rows` hold by texts of these lengths."""
+        self.filling, self._rows, self._ends = True, rows, list(lengths)
+
+    def begin_growing(self, rows: list[int]) -> None:
+        """Let the coming pass add one token to each of `rows`."""
+        self.filling, self._rows = False, rows
+        self.positions = [self.lengths[row] for row in rows]
+        self._ends = [position + 1 for position in self.positions]
+
+    def finish(self) -> None:
+        """Count what the pass has stored."""
+        for row, end in zip(self._rows, self._ends, strict=True):
+            self.lengths[row] = end
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store what one layer has computed for T new tokens.
+
+        Args:
+            layer: Which one, from 0.
+            keys: (R, H, T, D), for the R rows of the pass under way.
+            values: (R, H, T, D).
+
+        Returns:
+            The keys and values that the new tokens may see, (R, H, K, D) each; in a batch of
+            unequal lengths a shorter row's last ones are not its own.
+        """
+        seen = []
+        for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            if self.filling:
+                store[self._rows, :, : new.shape[2]] = new
+                seen.append(new)
+                continue
+            first, longest = min(self.positions), max(self.positions) + 1
+            every = len(self._rows) == self.batch_size
+            if every and first + 1 == longest:
+                store[:, :, first:longest] = new
+            else:
+                store[self._rows, :, self.positions] = new[:, :, 0]
+            seen.append(store[:, :, :longest] if every else store[self._rows, :, :longest])
+        return seen[0], seen[1]
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget all rows but these."""
+        self.keys = [store[rows] for store in self.keys]
+        self.values = [store[rows] for store in self.values]
+        self.lengths = [self.lengths[row] for row in rows]
+
+
+class CachedModel(Protocol):
+    """What the loop needs of a model."""
+
+    max_seq_len: int
+    vocab_size: int
+    training: bool
+
+    def new_cache(self, batch_size: int) -> KeyValueCache: ...
+
+    def cached_logits(
+        self,
+        input_ids: Tensor,
+        cache: KeyValueCache,
+        rows: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor: ...
+
+    def train(self, mode: bool = True) -> object: ...
+
+
+@dataclass(frozen=True)
+class Written:
+    """One token that was written.
+
+    Attributes:
+        row: Which text it belongs to.
+        token: Its id; the end-of-text token is reported, too, and ends its text.
+        log_probability: What the model itself gave it, in nats: before temperature, cuts and
+            penalty. None unless asked for.
+    """
+
+    row: int
+    token: int
+    log_probability: float | None
+
+
+class Decoder:
+    """Continues several texts, one token each at a time.
+
+    Once its context is full, a text continues from the newest half of it: any length can be written
+    at a bounded cost per token.
+
+    Args:
+        model: In either mode; dropout is off while it writes.
+        prompts: Token ids of each text, one at least.
+        settings: How tokens are drawn, and how many at most.
+        end_of_text: The token that ends a text; None: none does.
+        generators: A source of randomness for each text, on the CPU: then what one text becomes
+            does not depend on the others.
+        generator: One for all, instead; without either, torch's own.
+        use_cache: False computes each text anew for every token, for tests.
+        log_probabilities: Report them.
+
+    Attributes:
+        texts: All tokens of each text so far, its prompt included.
+        rows: The texts that are still being written.
+
+    Raises:
+        ValueError: A prompt is empty.
+    """
+
+    def __init__(
+        self,
+        model: CachedModel,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationConfig,
+        end_of_text: int | None = None,
+        *,
+        generators: Sequence[torch.Generator] | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+        log_probabilities: bool = False,
+    ) -> None:
+        if not all(len(prompt) for prompt in prompts):
+            raise ValueError("generation needs at least one token to start from")
+        self.texts = [list(prompt) for prompt in prompts]
+        self.rows = list(range(len(prompts)))
+        self._model = model
+        self._settings = settings
+        self._end_of_text = end_of_text
+        self._generators = generators
+        self._generator = generator
+        self._use_cache = use_cache
+        self._log_probabilities = log_probabilities
+        self._prompt_lengths = [len(prompt) for prompt in prompts]
+        # Where in each text the window begins that the model looks at.
+        self._starts = [max(0, len(prompt) - model.max_seq_len) for prompt in prompts]
+        self._cache = model.new_cache(len(prompts))
+        self._device = self._cache.keys[0].device
+        self._seen: Tensor | None = None
+        if settings.repetition_penalty != 1:
+            self._seen = torch.zeros(len(prompts), model.vocab_size, dtype=torch.bool, device=self._device)
+            for row, text in enumerate(self.texts):
+                self._seen[row, text] = True
+
+    def finish(self, row: int) -> None:
+        """Write no more of this text."""
+        kept = [slot for slot, other in enumerate(self.rows) if other != row]
+        if len(kept) < len(self.rows):
+            self.rows = [self.rows[slot] for slot in kept]
+            if kept:
+                self._cache.keep(kept)
+
+    @torch.no_grad()
+    def step(self) -> list[Written]:
+        """Write one token of each of `rows`; those that end thereby leave it."""
+        was_training = self._model.training
+        if was_training:
+            self._model.train(False)
+        try:
+            logits = self._logits()
+        finally:
+            if was_training:
+                self._model.train()
+        seen = None if self._seen is None else self._seen[self.rows]
+        tokens = next_tokens(logits, self._settings, self._draws(), seen)
+        chosen = tokens.tolist()
+        scores: list[float] = []
+        if self._log_probabilities:
+            scores = logits.float().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1).tolist()
+        written = []
+        for slot, row in enumerate(list(self.rows)):
+            token = chosen[slot]
+            self.texts[row].append(token)
+            if self._seen is not None:
+                self._seen[row, token] = True
+            written.append(Written(row, token, scores[slot] if scores else None))
+        for row in list(self.rows):
+            new = len(self.texts[row]) - self._prompt_lengths[row]
+            if self.texts[row][-1] == self._end_of_text or new >= self._settings.max_new_tokens:
+                self.finish(row)
+        return written
+
+    def _draws(self) -> Tensor | None:
+        """A uniform number for each row, float64, on the CPU: the same on every device."""
+        if self._settings.temperature == 0:
+            return None
+        if self._generators is not None:
+            own = [self._generators[row] for row in self.rows]
+            return torch.cat([torch.rand(1, dtype=torch.float64, generator=source) for source in own])
+        source = self._generator
+        device = source.device if source is not None else "cpu"
+        return torch.rand(len(self.rows), dtype=torch.float64, generator=source, device=device)
+
+    def _logits(self) -> Tensor:
+        """Logits after each of `rows`, (rows, V)."""
+        context = self._model.max_seq_len
+        filled: list[int] = []
+        grown: list[int] = []
+        for slot, row in enumerate(self.rows):
+            overflows = len(self.texts[row]) - self._starts[row] > context
+            if overflows:
+                self._starts[row] = len(self.texts[row]) - max(1, context // 2)
+            fresh = overflows or not self._use_cache or not self._cache.lengths[slot]
+            (filled if fresh else grown).append(slot)
+        parts = []
+        if filled:
+            windows = [self.texts[self.rows[slot]][self._starts[self.rows[slot]] :] for slot in filled]
+            lengths = [len(window) for window in windows]
+            padded = [window + [0] * (max(lengths) - len(window)) for window in windows]
+            ids = torch.tensor(padded, device=self._device)
+            parts.append(self._model.cached_logits(ids, self._cache, filled, lengths))
+        if grown:
+            ids = torch.tensor([[self.texts[self.rows[slot]][-1]] for slot in grown], device=self._device)
+            parts.append(self._model.cached_logits(ids, self._cache, grown))
+        order = torch.tensor(filled + grown, device=self._device).argsort()
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[order]

@@ -1,0 +1,141 @@
+"""`horovod-transformer evaluate`: what it prints and writes, its options, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from horovod_transformer.checkpoint.format import save_checkpoint
+from horovod_transformer.commands import evaluate
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.errors import UserError
+from horovod_transformer.evaluation.text_quality import MEASURES
+from horovod_transformer.model.transformer import build_model
+from horovod_transformer.tokenizer import Tokenizer, train_bpe
+from tests.conftest import LINE, TINY, tiny_checkpoint_contents
+
+CONTEXT = TINY.max_seq_len
+
+
+def write_data(folder, tokenizer: Tokenizer, books: list[str]):
+    """Prepared data as far as `evaluate` reads it: both splits hold these books."""
+    import datasets
+
+    stream = [token for book in books for token in [*tokenizer.encode(book), tokenizer.eos_token_id]]
+    padding = -len(stream) % CONTEXT
+    rows = np.array(stream + [0] * padding).reshape(-1, CONTEXT).tolist()
+    splits = {name: datasets.Dataset.from_dict({"input_ids": rows}) for name in ("train", "validation")}
+    datasets.DatasetDict(splits).save_to_disk(str(folder))
+    described = {
+        "padding": padding,
+        "tokens": len(stream),
+        "bytes": sum(len(book.encode()) for book in books),
+    }
+    manifest = {"tokenizer": tokenizer.to_dict(), "splits": {"train": described, "validation": described}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, tiny_checkpoint, tiny_tokenizer):
+    """A run with a checkpoint that recites LINE, and books of that and more."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "checkpoints").mkdir()
+    shutil.copy(tiny_checkpoint, folder / "checkpoints" / "best_model.pt")
+    write_data(folder / "data", tiny_tokenizer, [LINE, LINE + " <b>The sea</b> & the land. " + LINE])
+    return folder
+
+
+def command(folder, *arguments: str) -> list[str]:
+    return [
+        "--checkpoint",
+        str(folder / "checkpoints" / "best_model.pt"),
+        "--data.data_dir",
+        str(folder / "data"),
+        "--samples",
+        "6",
+        *arguments,
+    ]
+
+
+def test_command(run_folder, run_python):
+    done = run_python("-m", "horovod_transformer", "evaluate", *command(run_folder, "--xz"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run_folder / "evaluation" / "evaluation.json").read_text())
+    assert set(result) == {"format_version", "model", "settings", "prediction", "quality", "samples"}
+    prediction = result["prediction"]
+    assert prediction["books"] == 2 and prediction["xz_bits_per_byte"] > 0
+    assert prediction["perplexity"] == pytest.approx(math.exp(prediction["loss"]))
+    assert prediction["bits_per_byte"] == pytest.approx(
+        prediction["loss"] * prediction["tokens"] / math.log(2) / prediction["bytes"]
+    )
+    for writer in ("model", "human"):
+        assert list(result["quality"][writer]) == [measure.key for measure in MEASURES]
+    assert len(result["samples"]) == 6
+    assert all(sample["human_tokens"] <= 7 for sample in result["samples"])  # the checkpoint's own limit
+    page = (run_folder / "evaluation" / "evaluation.html").read_text()
+    assert "<b>The sea" not in page and page.startswith("<!DOCTYPE html>")
+    assert f"{prediction['bits_per_byte']:.3f}" in done.stdout and "own prompt fits best" in done.stdout
+
+
+def test_the_seed_decides(run_folder, tmp_path, capsys):
+    texts = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        arguments = command(run_folder, "--seed", seed, "--output", str(tmp_path / name), "--device", "cpu")
+        assert evaluate.main([*arguments, "--generation.temperature", "1"]) == 0
+        texts.append((tmp_path / name / "evaluation.json").read_text())
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"evaluation.json", "evaluation.html"}
+
+
+def test_overrides_and_fewer_books(run_folder, tmp_path, capsys):
+    more = ["--books", "1", "--generation.max_new_tokens", "3", "--output", str(tmp_path)]
+    assert evaluate.main(command(run_folder, *more)) == 0
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["prediction"]["books"] == 1
+    assert result["settings"]["max_new_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--checkpoint", "absent.pt"], "absent.pt"),
+        (["--samples", "1"], "--samples 1"),
+        (["--samples", "many"], "--samples many"),
+        (["--samples", "99999"], "places for a prompt"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--books", "0"], "--books 0"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--model.d_model", "8"], "--model.d_model"),
+        (["--generation.top_p", "2"], "top_p"),
+        (["--data.data_dir", "absent"], "absent"),
+        (["--output", __file__], "is a file"),
+        (["--device", "tpu"], "tpu"),
+    ],
+)
+def test_mistakes(run_folder, more, words):
+    with pytest.raises(UserError, match=words):
+        evaluate.main(command(run_folder, *more))
+
+
+def test_mistakes_are_one_line(run_folder, run_python):
+    done = run_python("-m", "horovod_transformer", "evaluate", *command(run_folder, "--samples", "0"))
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_data_of_another_tokenizer(run_folder, tmp_path):
+    write_data(tmp_path / "data", train_bpe([LINE[::-1]], 260), [LINE])
+    with pytest.raises(UserError, match="another tokenizer"):
+        evaluate.main(command(run_folder, "--data.data_dir", str(tmp_path / "data")))
+
+
+def test_a_checkpoint_too_small_for_its_tokenizer(run_folder, tmp_path, tiny_tokenizer):
+    config = config_from_dict({"model": {**TINY.model_dump(), "vocab_size": 200}}, "test")
+    path = tmp_path / "small.pt"
+    save_checkpoint(path, tiny_checkpoint_contents(build_model(config.model), config, tiny_tokenizer))
+    with pytest.raises(UserError):
+        evaluate.main(command(run_folder, "--checkpoint", str(path)))

@@ -1,0 +1,201 @@
+"""`horovod-transformer launch`: real ranks, real signals, and what the screen and the exit code say."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+LAUNCH = ["-m", "horovod_transformer", "launch", "-np", "2"]
+TRAIN = ["python", "-m", "src.train", "--run_name", "run"]
+ENDLESS = {"training__max_updates": 5000, "training__epochs": 5000}
+
+ONE_RANK_FAILS = """
+import sys
+sys.path.insert(0, '.')
+from horovod_transformer import distributed
+from horovod_transformer.command_line import run_command
+from horovod_transformer.errors import UserError
+
+def main(arguments):
+    _, rank, _, _ = distributed.setup_horovod(require_distributed=True)
+    with distributed.lost_ranks_explained():
+        if rank == 1:
+            error = UserError('row 3 is bad')
+            error.only_here = True
+            raise error
+        distributed.metric_average(1.0, 'never')
+    return 0
+
+sys.exit(run_command(main))
+"""
+
+DEAF = """
+import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print('ready', os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def wait_for(true, limit=60.0):
+    end = time.monotonic() + limit
+    while not (found := true()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)
+    return found
+
+
+def ranks_of(job):
+    found = {}
+    for process in psutil.Process(job.process.pid).children():
+        if rank := process.environ().get("RANK"):
+            found[int(rank)] = process
+    return found
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGINT"])
+def test_a_signal_is_a_clean_stop_of_all_ranks(write_config, start_job, outcome_of, tmp_path, name):
+    config = write_config(tmp_path / "config.yaml", **ENDLESS)
+    arguments = [*TRAIN, "--config", str(config), "--output_dir", str(tmp_path)]
+    table = tmp_path / "runs" / "structured" / "run" / "train.csv"
+    with start_job(1, *LAUNCH, "--max-restarts", "3", "--", *arguments) as job:
+        wait_for(lambda: table.exists() and len(table.read_text().splitlines()) > 3)
+        job.process.send_signal(getattr(signal, name))
+        assert job.wait(timeout=30) == 75, job.stderr
+    assert f"({name})" in job.stdout
+    assert "Traceback" not in job.stderr and "launch:" not in job.stderr
+    outcome = outcome_of(tmp_path)
+    assert int(outcome.rows[-1]["update"]) == outcome.state["progress"]["update"] < 5000
+
+
+def test_a_mistake_is_the_one_line_and_is_not_started_again(write_config, run_job, tmp_path):
+    config = write_config(tmp_path / "config.yaml")
+    arguments = ["--config", str(config), "--output_dir", str(tmp_path), "--data.data_dir", "nowhere"]
+    job = run_job(1, *LAUNCH, "--max-restarts", "3", "--", *TRAIN, *arguments)
+    assert job.process.returncode == 2
+    assert re.fullmatch(r"error: nowhere: no prepared data here; .*\n", job.stderr)
+
+
+def test_the_first_failing_ranks_line_is_the_last_on_the_screen(run_job, tmp_path):
+    script = tmp_path / "one_rank_fails.py"
+    script.write_text(ONE_RANK_FAILS)
+    job = run_job(1, *LAUNCH, "--max-restarts", "3", "--", "python", str(script))
+    assert job.process.returncode == 2
+    told = [line for line in job.stderr.splitlines() if not line.startswith("[")]
+    assert told == [
+        "error: another process of this job has ended; what it printed tells why",
+        "rank 1: error: row 3 is bad",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("exit 7", 7, ["launch: rank 0 ended with exit code 7"]),
+        ("kill -KILL $$", 137, ["launch: rank 0 was ended by SIGKILL"]),
+        ("exit 75", 75, []),
+        ("exit 2", 2, []),
+    ],
+)
+def test_the_exit_code_comes_through(run_job, command, code, told):
+    job = run_job(1, *LAUNCH, "--", "sh", "-c", f"[ $RANK = 1 ] && exec sleep 9; {command}")
+    assert (job.process.returncode, job.stderr.splitlines()) == (code, told)
+
+
+def test_a_failure_is_started_again_after_a_pause(run_job):
+    script = "echo attempt $TORCHELASTIC_RESTART_COUNT; [ $TORCHELASTIC_RESTART_COUNT = 2 ] || exit 3"
+    job = run_job(1, *LAUNCH, "--max-restarts", "5", "--", "sh", "-c", script)
+    assert job.process.returncode == 0
+    assert job.stdout.split() == ["attempt", "0", "attempt", "1", "attempt", "2"]  # of rank 0 alone
+    assert job.stderr.count("exit code 3") == 2 and "starting again in 2 s (2 of 5)" in job.stderr
+
+
+def test_the_second_ctrl_c_ends_at_once(start_job, tmp_path):
+    script = tmp_path / "deaf.py"
+    script.write_text(DEAF)
+    with start_job(1, *LAUNCH, "--max-restarts", "3", "--", "python", str(script)) as job:
+        wait_for(lambda: "ready" in job.stdout)
+        job.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert job.process.poll() is None
+        began = time.monotonic()
+        job.process.send_signal(signal.SIGINT)
+        assert job.wait(10) == 130
+        assert time.monotonic() - began < 9
+
+
+def test_ranks_end_with_their_launcher(start_job, tmp_path):
+    script = tmp_path / "idle.py"
+    script.write_text(
+        "import sys, time; sys.path.insert(0, '.')\n"
+        "from src.utils.distributed import setup_horovod\n"
+        "setup_horovod(); print('ready', flush=True); time.sleep(60)\n"
+    )
+    with start_job(1, *LAUNCH, "--", "python", str(script)) as job:
+        wait_for(lambda: "ready" in job.stdout)
+        ranks = ranks_of(job)
+        assert sorted(ranks) == [0, 1]
+        job.process.kill()
+        _, alive = psutil.wait_procs(ranks.values(), timeout=3)
+        for process in alive:
+            process.kill()
+    assert not alive
+
+
+def test_rank_0_has_the_terminal(root):
+    ours, theirs = pty.openpty()
+    script = "import sys; print(sys.stderr.isatty(), sys.stdout.isatty())"
+    command = [sys.executable, *LAUNCH, "--", "python", "-c", script]
+    subprocess.run(command, cwd=root, stdout=theirs, stderr=theirs, check=True, timeout=60)
+    assert os.read(ours, 1000).decode().strip() == "True True"
+
+
+def test_a_rank_that_hangs_before_the_first_update_ends_the_job(write_config, run_job, tmp_path):
+    # In Horovod's own start-up, where nothing else watches a stopped process.
+    config = write_config(tmp_path / "config.yaml", distributed__stall_timeout=5.0)
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import os, runpy, signal, sys\n"
+        "import horovod.torch as hvd\n"
+        "init = hvd.init\n"
+        "hvd.init = lambda: os.kill(os.getpid(), signal.SIGSTOP) if os.environ['RANK'] == '1' else init()\n"
+        "sys.path.insert(0, '.')\n"
+        "runpy.run_module('src.train', run_name='__main__')\n"
+    )
+    arguments = ["--config", str(config), "--output_dir", str(tmp_path)]
+    began = time.monotonic()
+    job = run_job(1, *LAUNCH, "--", "python", str(script), *arguments, HOROVOD_START_TIMEOUT="3")
+    assert time.monotonic() - began < 45
+    assert job.process.returncode == 137
+    assert "no progress for 6 s (in the start-up" in job.stderr
+    assert re.search(r"launch: rank \d was ended by SIGKILL$", job.stderr.strip())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["-np", "0", "--", "true"], "error: -np 0: should be at least 1"),
+        (
+            ["-np", "2", "--max-restarts", "-1", "--", "true"],
+            "error: --max-restarts -1: should be at least 0",
+        ),
+        (["-np", "2"], "error: no command to start"),
+        (["-np", "2", "--", "no-such-program"], "error: no-such-program: no such program"),
+    ],
+)
+def test_mistakes_on_the_command_line(capsys, monkeypatch, arguments, told):
+    from horovod_transformer.command_line import run_command
+    from horovod_transformer.commands.launch import main
+
+    assert run_command(main, arguments) == 2
+    assert capsys.readouterr().err.startswith(told)
