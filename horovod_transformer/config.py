@@ -117,6 +117,7 @@ class TrainingConfig(_Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
+    deterministic: bool = False
     seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)] = 1337
     log_interval: Positive = 10
     eval_interval: Positive = 500

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 import torch
+import torch.utils.deterministic
 
 from horovod_transformer.errors import UserError
 
@@ -31,6 +33,28 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     ):
         raise UserError("training.precision = bf16: this GPU has no bfloat16; use fp16, fp32 or auto")
     return wanted
+
+
+def set_arithmetic(device: torch.device, precision: str, deterministic: bool) -> None:
+    """Choose between exact, fast and repeatable for the whole process, before its first product.
+
+    In fp32 a GPU's matrix units round the factors of a product to TF32 (10 bits of mantissa, sums in
+    float32), many times faster than its plain units; CPUs compute in full float32.
+
+    Args:
+        device: What is computed on.
+        precision: fp32, bf16 or fp16.
+        deterministic: Take only algorithms that give the same bits each time, attention's backward
+            pass among them; an operation without one is an error. CPUs need none of it.
+    """
+    on_gpu = device.type == "cuda"
+    torch.set_float32_matmul_precision("high" if on_gpu and precision == "fp32" else "highest")
+    if on_gpu and deterministic:
+        # cuBLAS reads it when it starts; torch refuses to be deterministic without.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    # Nothing here reads memory that it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
+from horovod_transformer import precision
 from horovod_transformer.precision import autocast, choose_precision
 
 CPU = torch.device("cpu")
@@ -25,3 +28,27 @@ def test_products_run_in_the_precision(precision, dtype):
     assert product.dtype == dtype
     product.sum().backward()
     assert weight.grad.dtype == torch.float32
+
+
+@pytest.fixture
+def arithmetic_restored():
+    yield
+    precision.set_arithmetic(torch.device("cpu"), "fp32", deterministic=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "products"),
+    [("cuda", "fp32", "high"), ("cuda", "bf16", "highest"), ("cpu", "fp32", "highest")],
+)
+def test_only_a_gpu_asked_for_fp32_computes_in_tf32(arithmetic_restored, device, wanted, products):
+    precision.set_arithmetic(torch.device(device), wanted, deterministic=False)
+    assert torch.get_float32_matmul_precision() == products
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_deterministic_algorithms(arithmetic_restored, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    precision.set_arithmetic(torch.device("cuda"), "bf16", deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

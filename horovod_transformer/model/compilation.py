@@ -11,6 +11,9 @@ import torch
 
 from horovod_transformer.errors import UserError
 
+# Several runs in one process share the code that is kept; torch's own limit of 8 is soon reached.
+SHAPES_KEPT = 64
+
 
 def choose_compile(wanted: str, device: torch.device) -> tuple[bool, str | None]:
     """Resolve `training.compile`.
@@ -49,7 +52,10 @@ def compile_for_fixed_shapes(function: Callable[..., Any]) -> Callable[..., Any]
 
     A run has few shapes: full and last micro-batch, in training and in validation. Code for
     flexible shapes would depend on which shapes came first, and a resumed run sees them in
-    another order: its last bits would differ. More shapes than torch keeps code for are an error
-    rather than a silent return to slow code.
+    another order: its last bits would differ. More shapes than `SHAPES_KEPT` are an error rather
+    than a silent return to slow code.
     """
+    import torch._dynamo  # takes seconds
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_KEPT)
     return torch.compile(function, dynamic=False, fullgraph=True)

@@ -116,8 +116,12 @@ class UpdateStep:
         totals[2] = float(stop)
         pending = distributed.allreduce_async(totals, "update")
         distributed.synchronize(self.optimizer)
-        loss, correct, stops = pending.wait().tolist()
-        gradient_norm, finite = self._unscale_and_clip()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # All that the host must know is read at once: it waits for a GPU once an update.
+        loss, correct, stops, norm_of_scaled = torch.cat([pending.wait(), norm.double()[None]]).tolist()
+        gradient_norm = norm_of_scaled / self.loss_scale.factor
+        finite = self._unscale_and_clip(gradients, gradient_norm)
         if finite:
             with distributed.skip_synchronize(self.optimizer):
                 self.optimizer.step()
@@ -153,18 +157,15 @@ class UpdateStep:
             raise RuntimeError(f"update {update} got {number + 1} of {self.plan.micro_batches} micro-batches")
         return totals
 
-    def _unscale_and_clip(self) -> tuple[float, bool]:
-        """Bring gradients to their true size, at most `max_grad_norm`; return norm and finiteness.
+    def _unscale_and_clip(self, gradients: list[Tensor], norm: float) -> bool:
+        """Bring gradients to their true size, at most `max_grad_norm`; return whether they are finite.
 
         The summed gradients are the same bits on every rank, and so is this decision.
         """
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        scale = self.loss_scale.factor
-        norm = float(torch.nn.utils.get_total_norm(gradients)) / scale
         finite = norm < float("inf")  # false for NaN, too
-        shrink = 1.0 / scale
+        shrink = 1.0 / self.loss_scale.factor
         if self.max_grad_norm and norm > self.max_grad_norm:
             shrink *= self.max_grad_norm / norm
         if finite and shrink != 1.0:
             torch._foreach_mul_(gradients, shrink)
-        return norm, finite
+        return finite

@@ -21,6 +21,7 @@ from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
+from horovod_transformer.precision import set_arithmetic
 from horovod_transformer.training.checkpointing import Checkpointing
 from horovod_transformer.training.metric_logger import MetricLogger, UpdateMetrics, ValidationMetrics
 from horovod_transformer.training.optimizer import build_optimizer
@@ -120,6 +121,7 @@ class Trainer:
         self.stop_reason: str | None = None
         self.device, cards = distributed.choose_device(config.training.device)
         self.precision = distributed.common_precision(config.training.precision, self.device)
+        set_arithmetic(self.device, self.precision, config.training.deterministic)
         self.data = distributed.raise_on_all_ranks(lambda: open_prepared_data(config))
         self.plan = plan_updates(config, self.data.train, distributed.get_world_size())
         self.run_plan = RunPlan.of(config, self.plan)
