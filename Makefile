@@ -55,8 +55,9 @@ check: install ## run the fast tests, about a minute and a half
 test: install ## run all tests; PYTEST="-k name" picks some
 	@$(VENV_PYTHON) -m pytest $(PYTEST)
 
-chaos: install ## kill a training run fifty times, about a quarter of an hour
+chaos: install ## kill a training run a hundred times, about half an hour
 	@$(VENV_PYTHON) -m tests.chaos.chaos
+	@$(VENV_PYTHON) -m tests.chaos.chaos --launcher
 
 lint: install ## ruff and mypy
 	$(VENV_PYTHON) -m ruff check

@@ -24,7 +24,7 @@ from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.schedule import learning_rate
 from horovod_transformer.training.step import UpdateStep
-from horovod_transformer.training.validation import evaluate
+from horovod_transformer.training.validation import validate
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 35.0)
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def train(factor: float, seed: int, updates: int) -> float:
     batches = iter(training_loader(config, data.train, plan, 0, range(updates)))
     for update in range(updates):
         step.run(update, batches, learning_rate(update, config.training, updates))
-    figures = evaluate(model, validation_loader(config, data.validation, 0, 1), CPU, "fp32")
+    figures = validate(model, validation_loader(config, data.validation, 0, 1), CPU, "fp32")
     result = bits_per_byte(figures.loss, data.bytes_per_token["validation"])
     assert result is not None
     return result

@@ -4,8 +4,8 @@
 
 Makes two network namespaces, joined by one link, and trains a model of 30 million parameters on two ranks,
 one in each, with one thread each. Each rank shapes what it sends with `tc tbf`, from rate to rate (Mbit/s).
-Adds a row per update to benchmarks/results/scaling.csv; benchmarks/scaling_model.py makes sense of them. Needs
-root and iproute2. `tc` shapes bandwidth only: the latency is that of one machine.
+Adds a row per update to benchmarks/results/scaling.csv; benchmarks/scaling_model.py makes sense of them.
+Needs root and iproute2. `tc` shapes bandwidth only: the latency is that of one machine.
 """
 
 from __future__ import annotations

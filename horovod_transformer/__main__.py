@@ -19,6 +19,7 @@ VERBS = {
     "launch": "start a command on several processes of this machine, again if they fail",
     "generate": "write text from a checkpoint",
     "evaluate": "measure a checkpoint on held-out books: how it predicts, how it writes",
+    "report": "a page of a training run, or of several side by side",
     "export": "a checkpoint as a Hugging Face folder, for transformers, vLLM and others",
     "import": "a Hugging Face GPT-2 folder as a checkpoint",
     "demo": "the whole path in minutes on a laptop: prepare, train, measure, write",

@@ -54,6 +54,11 @@ def _one_or_more(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _on_or_off(value: Any) -> Any:
+    """YAML takes the words `on` and `off` for true and false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
@@ -111,6 +116,7 @@ class TrainingConfig(_Section):
     gradient_accumulation_steps: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
     seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)] = 1337
     log_interval: Positive = 10
     eval_interval: Positive = 500
@@ -184,6 +190,7 @@ class DistributedConfig(_Section):
     """What Horovod does with the gradients on their way between processes."""
 
     compression: Literal["none", "fp16"] = "none"
+    gradient_groups: Positive = 4
     stall_timeout: PositiveFloat | None = 600.0
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from horovod_transformer.command_line import config_parser, parse_with_config
-from horovod_transformer.errors import EXIT_START_AGAIN
+from horovod_transformer.config import Config
+from horovod_transformer.errors import EXIT_START_AGAIN, UserError
 from horovod_transformer.launchers import launched_rank, start_timeout, this_process
 
 DESCRIPTION = """\
@@ -67,8 +69,21 @@ def main(arguments: Sequence[str]) -> int:
             output_dir=options.output_dir,
             init_from=options.init_from,
         )
+    if rank == 0:
+        _report(Path(options.output_dir or "."), config, outcome["run_name"])
     if outcome["finished"] or this_process().launcher == "horovodrun":
         return 0  # of another code horovodrun would make a traceback
     # Launchers end all ranks once one has left with such a code: leave together, all files closed.
     run_on_rank0(lambda: None)
     return EXIT_START_AGAIN
+
+
+def _report(folder: Path, config: Config, run_name: str) -> None:
+    """Write the page of the run; a page that fails does not make the run fail."""
+    from horovod_transformer.evaluation.run_report import write_run_report
+
+    run = folder / config.paths.tensorboard_dir / "structured" / run_name
+    try:
+        print(f"report: {write_run_report([run], run / 'report.html')}")
+    except UserError as error:
+        print(f"no report: {error}")

@@ -81,6 +81,8 @@ def _start_horovod(launch: Launch, on_gpus: bool) -> Any:
         raise UserError("launched for several processes, but Horovod is not installed; run `make install`")
     # Horovod reads these once, when it starts.
     os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", GLOO_TIMEOUT_S)
+    # Groups of gradients that are ready together would be fused, and summed in another order each time.
+    os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
     if not on_gpus:
         os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_TIME_MS)
     meeting = None

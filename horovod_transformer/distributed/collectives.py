@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -257,35 +257,63 @@ def distribute_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     backward_passes: int,
     compression: str = "none",
-    num_groups: int | None = 1,
+    gradient_groups: int | None = 1,
 ) -> Optimizer:
     """Make the optimizer sum gradients over ranks during the last of `backward_passes`.
 
-    All gradients go as one group: with more than two ranks Horovod otherwise fuses them in
+    Gradients go in fixed groups: with more than two ranks Horovod otherwise fuses them in
     whatever order they become ready, and float sums in another order differ in their last bits
-    from run to run.
+    from run to run. Several groups are as repeatable as one, because `setup_horovod` forbids
+    Horovod to fuse groups with each other.
 
     Args:
         optimizer: A plain torch optimizer.
         named_parameters: The model's, to name the collectives alike on every rank.
         backward_passes: Backward passes between two updates.
         compression: `none`, or `fp16` to halve the bytes sent.
-        num_groups: How many groups gradients are sent in; None leaves it to Horovod, and gives up
-            repeatable sums. `benchmarks/gradient_group.py` measures the difference.
+        gradient_groups: See `group_parameters`. None leaves it to Horovod, and gives up
+            repeatable sums; `benchmarks/gradient_group.py` measures the difference.
 
     Returns:
         The Horovod optimizer, or the given one in a lone process.
     """
     if not _hvd:
         return optimizer
+    named = list(named_parameters)
+    groups = gradient_groups and group_parameters([parameter for _, parameter in named], gradient_groups)
     return _hvd.DistributedOptimizer(
         optimizer,
-        named_parameters=list(named_parameters),
+        named_parameters=named,
         backward_passes_per_step=backward_passes,
         compression=_hvd.Compression.fp16 if compression == "fp16" else _hvd.Compression.none,
         op=_hvd.Sum,
-        num_groups=num_groups,
+        groups=groups,
     )
+
+
+def group_parameters(parameters: Sequence[nn.Parameter], number: int) -> list[list[nn.Parameter]]:
+    """Form groups whose gradients are sent together, each as soon as its last one is there.
+
+    The backward pass goes through a model from its end to its beginning, and so do the groups,
+    cut into pieces of about the same size. The first parameter is the tied embedding, whose
+    gradient is complete only at the very end: it is a group of its own, so that nothing waits
+    for it.
+
+    Args:
+        parameters: In the order of the forward pass, each once.
+        number: Of groups, at most; 1 sends all gradients after the backward pass.
+    """
+    if number == 1 or len(parameters) == 1:
+        return [list(reversed(parameters))]
+    first, *others = parameters
+    total = sum(parameter.numel() for parameter in others)
+    groups: list[list[nn.Parameter]] = [[] for _ in range(number - 1)]
+    before = 0
+    for parameter in reversed(others):
+        # By its middle: a large parameter falls where most of it lies.
+        groups[(2 * before + parameter.numel()) * (number - 1) // (2 * total)].append(parameter)
+        before += parameter.numel()
+    return [group for group in groups if group] + [[first]]
 
 
 def synchronize(optimizer: Optimizer) -> None:

@@ -6,10 +6,8 @@ forbids scripts and resources in its own security policy.
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -18,7 +16,9 @@ from typing import Any
 
 from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.book_scores import BookScore
+from horovod_transformer.evaluation.html_page import escape, page
 from horovod_transformer.evaluation.text_quality import MEASURES, Measure, Sample, Value
+from horovod_transformer.files import write_text
 from horovod_transformer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -103,12 +103,7 @@ def write_report(evaluation: Evaluation, tokenizer: Tokenizer, folder: Path) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            partial = folder / f".{name}.partial-{os.getpid()}"
-            try:
-                partial.write_text(text, encoding="utf-8")
-                partial.replace(folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_text(folder / name, text)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to: {error.strerror or error} (--output)") from None
     return folder / JSON_NAME, folder / HTML_NAME
@@ -138,20 +133,11 @@ def to_html(values: dict[str, Any]) -> str:
         figures.insert(1, ("bits per byte of xz -9", _number(prediction["xz_bits_per_byte"], 3)))
     cards = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in figures)
     facts = {**values["model"], **values["settings"]}
-    rows = "".join(f"<tr><th>{_text(k)}</th><td>{_text(_shown(v))}</td></tr>" for k, v in facts.items())
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Evaluation of {_text(values["model"]["checkpoint"])}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
+    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(_shown(v))}</td></tr>" for k, v in facts.items())
+    body = f"""
 <h1>How good is this model?</h1>
-<p class="note">{_text(values["model"]["checkpoint"])}, {values["model"]["parameters"]:,} parameters, after
-{_text(values["model"]["updates"])} updates.</p>
+<p class="note">{escape(values["model"]["checkpoint"])}, {values["model"]["parameters"]:,} parameters, after
+{escape(values["model"]["updates"])} updates.</p>
 <h2>Predicting held-out books</h2>
 <div class="cards">{cards}</div>
 <p class="note">{prediction["books"]:,} whole book{"s" * (prediction["books"] > 1)},
@@ -168,16 +154,15 @@ books where the two columns agree: higher is not always better.</p>
 {_quality_rows(values["quality"])}
 </tbody></table>
 <details><summary>What the rows mean</summary><dl>
-{"".join(f"<dt>{_text(m.label)}</dt><dd>{_text(m.meaning)}</dd>" for m in MEASURES)}
+{"".join(f"<dt>{escape(m.label)}</dt><dd>{escape(m.meaning)}</dd>" for m in MEASURES)}
 </dl></details>
 <h2>Samples</h2>
 {"".join(_sample_block(number, sample) for number, sample in enumerate(shown, 1))}
 <p class="note">{len(shown)} of {len(samples)}; the others are in {JSON_NAME}.</p>
 <h2>Settings</h2>
 <table class="facts">{rows}</table>
-</body>
-</html>
 """
+    return page(f"Evaluation of {values['model']['checkpoint']}", body)
 
 
 def _quality_rows(quality: dict[str, Any]) -> str:
@@ -185,11 +170,11 @@ def _quality_rows(quality: dict[str, Any]) -> str:
     for name, group in groupby(MEASURES, key=lambda measure: measure.quality):
         measures = list(group)
         for place, measure in enumerate(measures):
-            first = f'<th class="group" rowspan="{len(measures)}">{_text(name)}</th>' if not place else ""
+            first = f'<th class="group" rowspan="{len(measures)}">{escape(name)}</th>' if not place else ""
             cells = "".join(f"<td>{_cell(quality[w][measure.key], measure)}</td>" for w in ("model", "human"))
             css = ' class="first"' if not place else ""
             rows.append(
-                f'<tr{css}>{first}<th title="{_text(measure.meaning)}">{measure.label}</th>{cells}</tr>'
+                f'<tr{css}>{first}<th title="{escape(measure.meaning)}">{measure.label}</th>{cells}</tr>'
             )
     return "\n".join(rows)
 
@@ -197,11 +182,11 @@ def _quality_rows(quality: dict[str, Any]) -> str:
 def _sample_block(number: int, sample: dict[str, Any]) -> str:
     columns = "".join(
         f"<div><h4>{writer} <span>{sample[f'{writer}_tokens']} tokens{_ending(sample, writer)}</span></h4>"
-        f'<p class="text">{_text(sample[writer]) or "<i>nothing</i>"}</p></div>'
+        f'<p class="text">{escape(sample[writer]) or "<i>nothing</i>"}</p></div>'
         for writer in ("model", "human")
     )
     return (
-        f'<section><h3>Prompt {number}</h3><p class="text prompt">{_text(sample["prompt"])}</p>'
+        f'<section><h3>Prompt {number}</h3><p class="text prompt">{escape(sample["prompt"])}</p>'
         f'<div class="pair">{columns}</div></section>\n'
     )
 
@@ -232,47 +217,3 @@ def _finite(value: float) -> float | None:
 
 def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _text(value: Any) -> str:
-    """Escape text for HTML; control characters, which HTML forbids, become U+FFFD."""
-    clean = "".join(c if c in "\n\t" or c.isprintable() or c.isspace() else "\ufffd" for c in str(value))
-    return html.escape(clean, quote=True)
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2328; --soft: #66717c; --line: #d9dee3; --wash: #f4f6f8;
-  --paper: #fff; --accent: #2f6f9f }
-@media (prefers-color-scheme: dark) { :root { --ink: #e3e7ea; --soft: #98a3ad; --line: #353c43;
-  --wash: #20262b; --paper: #171b1f; --accent: #7db5dd } }
-* { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 60rem; margin: 0 auto; padding: 1.5rem 1.25rem 4rem }
-h1 { font-size: 1.7rem; margin: 0 }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem }
-h3 { font-size: .8rem; margin: 0 0 .3rem; color: var(--soft); font-weight: 600 }
-h4 { font-size: .8rem; margin: 0 0 .3rem; color: var(--accent) }
-h4 span { color: var(--soft); font-weight: 400 }
-.note, dd, summary { color: var(--soft); font-size: .9rem; margin: .4rem 0; overflow-wrap: anywhere }
-.cards { display: flex; flex-wrap: wrap; gap: .75rem }
-.cards div { flex: 1 1 9rem; background: var(--wash); border-radius: .5rem; padding: .8rem 1rem }
-.cards b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums }
-.cards span { color: var(--soft); font-size: .85rem }
-table { border-collapse: collapse; width: 100%; margin: .6rem 0 }
-th, td { text-align: left; font-weight: 400; padding: .3rem .6rem; vertical-align: top }
-.quality thead th { color: var(--soft); font-size: .85rem }
-.quality td, .quality thead th:nth-child(n+3) { text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums }
-.quality td span { display: inline-block; min-width: 4.5em; color: var(--soft); font-size: .85rem }
-.quality .first > * { border-top: 1px solid var(--line) }
-.quality .group { font-weight: 600; text-transform: capitalize }
-.facts { width: auto; font-size: .9rem } .facts th { color: var(--soft) }
-.facts td { overflow-wrap: anywhere }
-dt { font-weight: 600; font-size: .9rem; margin-top: .6rem } dd { margin: 0 }
-section { background: var(--wash); border-radius: .5rem; padding: 1rem; margin: .8rem 0 }
-.text { font: .95rem/1.45 Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
-  unicode-bidi: isolate }
-.prompt { color: var(--soft); border-left: 3px solid var(--line); padding-left: .8rem; margin-bottom: .9rem }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.5rem }
-@media (max-width: 40rem) { .pair { grid-template-columns: 1fr } }
-"""

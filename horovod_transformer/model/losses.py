@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from horovod_transformer.model.compilation import compile_for_fixed_shapes
+
 IGNORED_LABEL = -100
-# Rows of logits alive at once. 512 rows x 50,257 columns are 103 MB in float32; fewer rows are
+# Rows of logits alive at once on a CPU. 512 rows x 50,257 columns are 103 MB in float32; fewer rows are
 # slower at that width (docs/log.md), more only take memory.
 CHUNK_ROWS = 512
+# A GPU is fed with fewer, larger products; its chunk may take this share of its memory.
+GPU_CHUNK_ROWS = 8192
+GPU_MEMORY_SHARE = 1 / 16
+# Matrix units want rows that begin at round addresses, and 50,257 columns do not make such rows.
+GPU_COLUMNS_MULTIPLE = 64
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, gradient_scale: float = 1.0
+    hidden: Tensor, weight: Tensor, labels: Tensor, gradient_scale: float = 1.0, compiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Next-token loss of an output projection, computed a few hundred rows at a time.
 
@@ -30,55 +39,95 @@ def chunked_cross_entropy(
         labels: The token that follows each row, int64 of shape (rows,); -100 rows do not count.
         gradient_scale: What the caller is going to multiply the loss with before `backward`. The
             gradient is formed with it at once: in fp16 most of it would be lost without.
+        compiled: Let `torch.compile` fuse what happens to a chunk between its matrix products.
 
     Returns:
         The summed loss in nats (float32 scalar, differentiable), the number of rows that count
         and the number of them whose likeliest token is the label (int64 scalars). Of tokens that
         are likeliest alike the one with the lowest id counts, as in `argmax` and greedy generation.
     """
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, gradient_scale, torch.is_grad_enabled())
+    return _ChunkedCrossEntropy.apply(
+        hidden, weight, labels, gradient_scale, compiled, torch.is_grad_enabled()
+    )
+
+
+def rows_per_chunk(device: torch.device, columns: int) -> int:
+    """How many rows of logits to hold at once.
+
+    It follows from the card's whole memory, not from what is free: the number decides the last
+    bits of the sums, and a resumed run must repeat them.
+
+    Args:
+        device: Where they are.
+        columns: Of the logits.
+    """
+    if device.type != "cuda":
+        return CHUNK_ROWS
+    memory = torch.cuda.get_device_properties(device).total_memory
+    bytes_per_row = columns * 12  # logits in half and single precision, their gradient, its half
+    fitting = int(memory * GPU_MEMORY_SHARE) // bytes_per_row
+    return max(CHUNK_ROWS, min(GPU_CHUNK_ROWS, fitting // CHUNK_ROWS * CHUNK_ROWS))
+
+
+def padded_columns(device: torch.device, vocab_size: int) -> int:
+    """Columns of the logits that are computed; those beyond the vocabulary are not looked at."""
+    multiple = GPU_COLUMNS_MULTIPLE if device.type == "cuda" else 1
+    return -(-vocab_size // multiple) * multiple
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, gradient_scale: float, with_gradient: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        gradient_scale: float,
+        compiled: bool,
+        with_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        device, vocab_size = hidden.device, weight.shape[0]
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
+        columns = padded_columns(device, vocab_size)
+        chunk_rows = rows_per_chunk(device, columns)
         counted = labels != IGNORED_LABEL
         targets = labels.masked_fill(~counted, 0)
         loss = hidden.new_zeros((), dtype=torch.float32)
         correct = labels.new_zeros(())
         hidden_gradient = torch.empty_like(hidden) if with_gradient else None
-        weight_gradient = torch.zeros_like(weight) if with_gradient else None
+        weight_gradient = weight.new_zeros(columns, weight.shape[1]) if with_gradient else None
 
-        for start in range(0, hidden.shape[0], CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            count, target = counted[rows], targets[rows, None]
-            logits = torch.nn.functional.linear(hidden[rows], weight).float()
-            # The index and not the value: in half precision a label often ties with another token.
-            largest, likeliest = logits.max(dim=1, keepdim=True)
-            target_logit = logits.gather(1, target)
-            correct += ((likeliest == target).squeeze(1) & count).sum()
-            exponentials = logits.sub_(largest).exp_()
-            total = exponentials.sum(dim=1, keepdim=True)
-            row_loss = (total.log() + largest - target_logit).squeeze(1)
-            loss += row_loss.masked_fill(~count, 0.0).sum()
-            if with_gradient:
-                # d loss / d logits = softmax - one_hot(label), and nothing for rows left out.
-                assert hidden_gradient is not None and weight_gradient is not None
-                slope = exponentials.div_(total)
-                slope.scatter_add_(1, target, -torch.ones_like(target_logit))
-                slope = slope.masked_fill_(~count[:, None], 0.0)
-                if gradient_scale != 1.0:
-                    slope *= gradient_scale
-                slope = slope.to(weight.dtype)
-                hidden_gradient[rows] = slope @ weight
-                if slope.dtype == weight_gradient.dtype and not torch.is_autocast_enabled(slope.device.type):
-                    weight_gradient.addmm_(slope.t(), hidden[rows])
-                else:
-                    # Under autocast the product comes in half precision; the sum stays in float32.
-                    weight_gradient += slope.t() @ hidden[rows]
+        # A tensor: compiled code takes a number for a constant, and this one changes.
+        scale = hidden.new_full((), gradient_scale, dtype=torch.float32) if gradient_scale != 1.0 else None
+        loss_and_slope = _compiled_loss_and_slope() if compiled else _loss_and_slope
+        # Products are cast by hand, once and not chunk by chunk.
+        with torch.autocast(device.type, enabled=False):
+            projection = weight.to(dtype)
+            if columns > vocab_size:
+                # Rows of zeros: their logits are zero, too, and stay so in the gradient.
+                projection = torch.nn.functional.pad(projection, (0, 0, 0, columns - vocab_size))
+            for start in range(0, hidden.shape[0], chunk_rows):
+                rows = slice(start, start + chunk_rows)
+                part = hidden[rows].to(dtype)
+                logits = torch.nn.functional.linear(part, projection)
+                row_loss, right, slope = loss_and_slope(
+                    logits, vocab_size, targets[rows, None], counted[rows], scale, with_gradient
+                )
+                del logits
+                loss += row_loss
+                correct += right
+                if slope is not None:
+                    assert hidden_gradient is not None and weight_gradient is not None
+                    hidden_gradient[rows] = slope @ projection
+                    if dtype == weight_gradient.dtype:
+                        weight_gradient.addmm_(slope.t(), part)
+                    else:
+                        # The product comes in half precision; the sum stays in float32.
+                        weight_gradient += slope.t() @ part
 
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient[:vocab_size]
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         ctx.gradient_scale = gradient_scale
         number = counted.sum()
@@ -92,4 +141,52 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scale = gradients[0]
         if ctx.gradient_scale != 1.0:
             scale = scale / ctx.gradient_scale
-        return hidden_gradient * scale, weight_gradient * scale, None, None, None
+        return hidden_gradient * scale, weight_gradient * scale, None, None, None, None
+
+
+def _loss_and_slope(
+    logits: Tensor,
+    vocab_size: int,
+    target: Tensor,
+    count: Tensor,
+    scale: Tensor | None,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Turn a chunk of logits into its summed loss and the gradient of that.
+
+    Args:
+        logits: Float (rows, columns); overwritten if float32.
+        vocab_size: Columns that are tokens; the others hold zeros.
+        target: Token ids, int64 (rows, 1).
+        count: Bool (rows,): which rows count.
+        scale: What to multiply the gradient with, float32 scalar; None is 1.
+        with_gradient: Whether the gradient is wanted.
+
+    Returns:
+        The summed loss in nats (float32 scalar), how many rows' likeliest token is the label (int64
+        scalar), and the gradient, of the logits' shape and dtype, or None.
+    """
+    wide = logits.float()
+    tokens = wide[:, :vocab_size]
+    # The index and not the value: in half precision a label often ties with another token.
+    largest, likeliest = tokens.max(dim=1, keepdim=True)
+    target_logit = tokens.gather(1, target)
+    correct = ((likeliest == target).squeeze(1) & count).sum()
+    exponentials = tokens.sub_(largest).exp_()
+    total = exponentials.sum(dim=1, keepdim=True)
+    row_loss = (total.log() + largest - target_logit).squeeze(1)
+    summed = row_loss.masked_fill(~count, 0.0).sum()
+    if not with_gradient:
+        return summed, correct, None
+    # d loss / d logits = softmax - one_hot(label), and nothing for rows left out.
+    slope = exponentials.div_(total)
+    slope.scatter_(1, target, slope.gather(1, target) - 1)
+    slope.masked_fill_(~count[:, None], 0.0)
+    if scale is not None:
+        slope *= scale
+    return summed, correct, wide.to(logits.dtype)
+
+
+@functools.cache
+def _compiled_loss_and_slope() -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
+    return compile_for_fixed_shapes(_loss_and_slope)

@@ -11,7 +11,7 @@ Shapes in comments: B sequences, T tokens, C = d_model, H heads, D = C / H, V = 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from horovod_transformer.config import GenerationConfig, ModelConfig
+from horovod_transformer.model.compilation import compile_for_fixed_shapes
 from horovod_transformer.model.decoding import Decoder, KeyValueCache
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
 
@@ -108,6 +109,10 @@ class TransformerBlock(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
+def _run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    return block(x, mask)
+
+
 class TransformerLM(nn.Module):
     """A GPT-style language model; the defaults have 123,653,376 parameters.
 
@@ -163,6 +168,8 @@ class TransformerLM(nn.Module):
             TransformerBlock(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)
         )
         self.final_norm = nn.LayerNorm(d_model)
+        self._run_block: Callable[[nn.Module, Tensor, Tensor | None], Tensor] = _run_block
+        self._compiled = False
         self._initialise()
 
     def _initialise(self) -> None:
@@ -181,6 +188,16 @@ class TransformerLM(nn.Module):
         if hasattr(self, "position_embedding"):
             return self.position_embedding.weight
         return self.get_buffer("position_table")
+
+    def compile_blocks(self) -> None:
+        """From now on run blocks and loss as code made by `torch.compile`, made when first needed.
+
+        Parameters, their hooks and the state dict stay as they are. Text generation, whose shapes
+        change with each token, and masked input are not compiled. With dropout on a GPU the random
+        numbers are others than without compiling.
+        """
+        self._run_block = compile_for_fixed_shapes(_run_block)
+        self._compiled = True
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
@@ -229,7 +246,11 @@ class TransformerLM(nn.Module):
         """
         hidden = self._hidden(input_ids)
         return chunked_cross_entropy(
-            hidden.flatten(0, 1), self.token_embedding.weight, _shifted(labels).flatten(), gradient_scale
+            hidden.flatten(0, 1),
+            self.token_embedding.weight,
+            _shifted(labels).flatten(),
+            gradient_scale,
+            self._compiled,
         )
 
     def new_cache(self, batch_size: int) -> KeyValueCache:
@@ -294,11 +315,15 @@ class TransformerLM(nn.Module):
                 columns = torch.arange(length, device=input_ids.device)
                 mask = (columns <= places[:, None])[:, None, None]
         x = self.dropout(self.token_embedding(input_ids) + positions)
+        run = self._run_block if mask is None else _run_block
+        checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, use_reentrant=False)
-            else:
+            if cache is not None:
                 x = block(x, mask, cache, layer)
+            elif checkpointing:
+                x = checkpoint(run, block, x, mask, use_reentrant=False)
+            else:
+                x = run(block, x, mask)
         return self.final_norm(x)
 
     def generate(

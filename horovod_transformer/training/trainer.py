@@ -19,6 +19,7 @@ from horovod_transformer.data.loader import iterate_batches, plan_updates, train
 from horovod_transformer.errors import UserError
 from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.metrics import bits_per_byte, perplexity
+from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training.checkpointing import Checkpointing
 from horovod_transformer.training.metric_logger import MetricLogger, UpdateMetrics, ValidationMetrics
@@ -187,17 +188,23 @@ class Trainer:
         weights = start.model or distributed.broadcast(snapshot(self.model.state_dict()))
         self.model.load_state_dict(weights)
         self.model.to(self.device).train()
+        compiles, note = distributed.raise_on_all_ranks(lambda: choose_compile(training.compile, self.device))
+        if compiles:
+            self.model.compile_blocks()
+        self.notes += [note] if note else []
         return start
 
     def _set_up_ranks(self, start: Start) -> None:
         """What depends on the number of ranks: the summing optimizer, the update step, the loaders."""
         training, model = self.config.training, self.model
         compression = self.config.distributed.compression
+        groups = self.config.distributed.gradient_groups
         optimizer = distributed.distribute_optimizer(
             build_optimizer(model, training),
             model.named_parameters(),
             self.plan.micro_batches,
             compression,
+            groups,
         )
         self.step = UpdateStep(
             model,

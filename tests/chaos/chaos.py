@@ -1,6 +1,6 @@
 """`make chaos`: kill a training run fifty times and see whether it notices.
 
-    python -m tests.chaos.chaos [--kills 50] [--seed 0] [--keep FOLDER]
+    python -m tests.chaos.chaos [--launcher] [--kills 50] [--seed 0] [--keep FOLDER]
 
 Ends with 0 if the run that was killed is, to the bit, the run that was not.
 """
@@ -18,15 +18,21 @@ from pathlib import Path
 import datasets
 
 from tests.chaos.kill_test import Kill, KillTest
+from tests.chaos.launch_test import LaunchTest
 
 
 def table_of(kills: list[Kill], missing: int) -> list[str]:
     """What happened, as lines of a Markdown table."""
     counted = collections.Counter((kill.victim, kill.moment) for kill in kills)
     survived = [kill for kill in kills if kill.recomputed is not None]
-    lines = ["| victim | start-up | training | during a checkpoint |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| victim | start-up | training | during a checkpoint | stopped |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for victim in ("rank 0", "rank 1", "horovodrun"):
-        numbers = [str(counted[(victim, moment)]) for moment in ("start-up", "training", "checkpoint")]
+        numbers = [
+            str(counted[(victim, moment)]) for moment in ("start-up", "training", "checkpoint", "stopped")
+        ]
         lines.append(f"| {victim} | {' | '.join(numbers)} |")
     recoveries = [kill.recovery_s for kill in kills if kill.recovery_s is not None]
     ends = [kill.end_s for kill in kills if kill.end_s is not None]
@@ -54,6 +60,11 @@ def middle_and_most(seconds: list[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.chaos.chaos")
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument(
+        "--launcher",
+        action="store_true",
+        help="one job under `horovod-transformer launch`, which starts it again",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the runs in this new folder")
     options = parser.parse_args()
@@ -63,7 +74,8 @@ def main() -> int:
         folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         # A kill in mid-training brings the run some six updates on.
-        kill_test = KillTest(folder, updates=8 * options.kills + 20, seed=options.seed)
+        test, updates = (LaunchTest, 14) if options.launcher else (KillTest, 8)
+        kill_test = test(folder, updates=updates * options.kills + 20, seed=options.seed)
         kill_test.run_straight()
         kill_test.run_killed(options.kills)
         found = kill_test.differences()

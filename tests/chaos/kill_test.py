@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -93,9 +93,12 @@ class KillTest:
     kills: list[Kill] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
+    changes: ClassVar[dict[str, Any]] = CHANGES
+    restarts: ClassVar[int | None] = None  # as for `Job`
+
     def __post_init__(self) -> None:
         corpus = write_corpus(self.folder / "corpus")
-        config = make_config(corpus, **CHANGES, training__max_updates=self.updates)
+        config = make_config(corpus, **self.changes, training__max_updates=self.updates)
         self.config = self.folder / "config.yaml"
         self.config.write_text(yaml.safe_dump(config))
         self.random = random.Random(self.seed)
@@ -207,7 +210,7 @@ class KillTest:
 
     @contextmanager
     def _job(self, name: str) -> Iterator[Job]:
-        job = Job(self.config, self.folder / name, self.table)
+        job = Job(self.config, self.folder / name, self.table, self.restarts)
         try:
             yield job
         finally:

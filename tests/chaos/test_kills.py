@@ -6,6 +6,7 @@ import pytest
 
 from tests.chaos.chaos import table_of
 from tests.chaos.kill_test import KillTest
+from tests.chaos.launch_test import LaunchTest
 
 KILLS = 6
 
@@ -24,3 +25,14 @@ def test_a_run_killed_again_and_again_is_the_same_run(tmp_path):
     assert all(kill.left == 0 for kill in kill_test.kills if kill.victim != "horovodrun")
     # Otherwise no kill cost anything, and the run was never in danger.
     assert sum(kill.recomputed or 0 for kill in kill_test.kills) > 0
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_a_launcher_alone_brings_a_run_to_its_end(tmp_path):
+    launch_test = LaunchTest(tmp_path, updates=80, seed=2)
+    launch_test.run_straight()
+    launch_test.run_killed(3)
+    assert launch_test.differences() == []
+    assert len(launch_test.kills) == 3
+    assert sum(kill.recomputed or 0 for kill in launch_test.kills) > 0

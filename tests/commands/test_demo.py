@@ -28,7 +28,7 @@ def test_without_horovod_on_one_process_beside_files_of_others(root, run_python,
     for file in theirs:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("not the demo's")
-    done = run_python("-c", WITHOUT_HOROVOD, "demo", *SMALL, cwd=tmp_path)
+    done = run_python("-c", WITHOUT_HOROVOD, "demo", *SMALL, cwd=tmp_path, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     said = [
         "Training on 1 process ",

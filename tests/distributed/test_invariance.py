@@ -198,11 +198,18 @@ def test_folders_may_have_any_name(alone_again, folders):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fusion_bytes", ["134217728", "4096"])
-def test_four_processes_repeat_to_the_bit(scene, play, outcome_of, folders, assert_same_run, fusion_bytes):
+@pytest.mark.parametrize(("groups", "fusion_bytes"), [(1, "134217728"), (4, "134217728"), (4, "4096")])
+def test_four_processes_repeat_to_the_bit(
+    scene, play, outcome_of, folders, assert_same_run, groups, fusion_bytes
+):
     # The small buffer splits the gradients into many messages, as a large model's are.
-    changes = {"training__per_gpu_batch_size": 1, "model__dropout": 0.1}
-    names = SimpleNamespace(**{name: f"{name} {fusion_bytes}" for name in ("one", "two", "stopped")})
+    changes = {
+        "training__per_gpu_batch_size": 1,
+        "model__dropout": 0.1,
+        "distributed__gradient_groups": groups,
+    }
+    label = f"{groups} {fusion_bytes}"
+    names = SimpleNamespace(**{name: f"{name} {label}" for name in ("one", "two", "stopped")})
     play(
         4,
         [

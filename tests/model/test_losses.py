@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from horovod_transformer.model import losses
-from horovod_transformer.model.losses import chunked_cross_entropy
+from horovod_transformer.model.losses import chunked_cross_entropy, padded_columns
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    """Several chunks and a last one that is not full, at test size."""
+@pytest.fixture(autouse=True, params=[1, 64], ids=["plain", "padded"])
+def small_chunks(monkeypatch, request):
+    """Several chunks and a last one that is not full, at test size; columns as on a CPU and on a GPU."""
     monkeypatch.setattr(losses, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(losses, "padded_columns", lambda _, size: -(-size // request.param) * request.param)
+    return request.param
 
 
 def example(rows: int = 30, ignored: float = 0.3, width: int = 12, vocabulary: int = 50):
@@ -44,6 +48,37 @@ def test_loss_and_gradients_equal_full_logits(rows, ignored):
     references = torch.autograd.grad(expected * 0.37, [hidden, weight])
     for gradient, reference in zip(gradients, references, strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-6), (torch.bfloat16, 2e-2)])
+def test_close_to_float64(dtype, tolerance):
+    hidden, weight, labels = example(64, width=32, vocabulary=1001)
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        loss, _, correct = chunked_cross_entropy(hidden, weight, labels)
+    exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    exact = full(exact_hidden, exact_weight, labels)
+    assert loss.item() == pytest.approx(exact.item(), rel=tolerance)
+    right = ((exact_hidden @ exact_weight.T).argmax(1) == labels).sum().item()
+    assert abs(correct.item() - right) <= (0 if dtype is None else 2)
+    references = torch.autograd.grad(exact, [exact_hidden, exact_weight])
+    for gradient, reference in zip(torch.autograd.grad(loss, [hidden, weight]), references, strict=True):
+        assert gradient.shape == reference.shape
+        assert (gradient - reference).norm() / reference.norm() < tolerance
+
+
+@pytest.mark.parametrize(("gib", "rows"), [(79, 8192), (40, 4096), (16, 1536), (2, 512)])
+def test_rows_by_the_memory_of_a_card(monkeypatch, gib, rows):
+    card = SimpleNamespace(total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 512)
+    assert losses.rows_per_chunk(torch.device("cuda", 0), 50304) == rows
+    assert losses.rows_per_chunk(torch.device("cpu"), 50304) == 512
+
+
+def test_columns_are_padded_on_a_card_alone():
+    assert padded_columns(torch.device("cuda", 0), 50257) == 50304
+    assert padded_columns(torch.device("cuda", 0), 50304) == 50304
+    assert padded_columns(torch.device("cpu"), 50257) == 50257
 
 
 def test_large_logits_do_not_overflow():
@@ -110,14 +145,15 @@ def test_the_gradient_reaches_what_lies_below():
     torch.testing.assert_close(gradient, scale.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_only_one_chunk_of_logits_is_alive():
+def test_only_one_chunk_of_logits_is_alive(small_chunks):
+    columns = 50 if small_chunks == 1 else 64
     biggest = 0
 
     class Watch(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, function, types, arguments=(), keywords=None):
             nonlocal biggest
             result = function(*arguments, **(keywords or {}))
-            if isinstance(result, torch.Tensor) and result.shape[-1:] == (50,):
+            if isinstance(result, torch.Tensor) and result.shape[-1:] == (columns,):
                 biggest = max(biggest, result.shape[0])
             return result
 

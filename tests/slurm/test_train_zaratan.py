@@ -92,10 +92,6 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
     job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *wanted, **slow)
     table = output_dir / "runs" / "structured" / f"slurm-{job}" / "train.csv"
     wait_for("updates", lambda: table.exists() and table.read_text().count("\n") > 3)
-    intruder = submitter.submit("--gres=gpu:h100:1", *PROMISED, *wanted, **NO_GPU)
-    assert submitter.wait(intruder, "FAILED", "COMPLETED")["ExitCode"] == "2:0"
-    assert "is writing here; wait for it, end it, or choose another folder" in submitter.output(intruder)
-
     submitter.slurm.run("scancel", job)
     wait_for("the end", lambda: not submitter.slurm.run("squeue", "-h", f"--jobs={job}"))
 
@@ -112,6 +108,18 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
     assert f"resuming after update {stopped}" in submitter.output(smaller)
     after = Submitter.read_losses(output_dir / "runs" / "structured" / f"slurm-{smaller}" / "train.csv")
     assert after == pytest.approx(curve_of_one[stopped:], abs=1e-4)
+
+
+def test_two_jobs_do_not_write_into_one_folder(submitter: Submitter, prepared_data: Path) -> None:
+    wanted = ["--gres=gpu:h100:1", *PROMISED, *tiny_run(prepared_data, 100_000)]
+    job = submitter.submit(*wanted, **NO_GPU)
+    wait_for("updates", lambda: len(submitter.updates(job)) > 3)
+
+    other = submitter.submit(*wanted, **NO_GPU)
+    assert submitter.wait(other, "FAILED", "COMPLETED")["ExitCode"] == "2:0"
+    assert f"job slurm-{job}, process" in submitter.output(other)
+    assert "is writing here; wait for it, end it, or choose another folder" in submitter.output(other)
+    submitter.slurm.run("scancel", job)
 
 
 def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, prepared_data: Path) -> None:

@@ -1,0 +1,46 @@
+"""`horovod-transformer report`: a page of a training run, or of several side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from horovod_transformer.command_line import CommandParser, parse_options
+from horovod_transformer.errors import UserError
+
+DESCRIPTION = """\
+Write one self-contained HTML page of a training run, or of several side by side: curves, restarts and
+skipped updates, figures, differences of configs, samples, environment. It can be mailed and printed.
+`train` writes the page of its own run, runs/structured/NAME/report.html, when it ends."""
+
+EXAMPLES = """\
+examples:
+  %(prog)s runs/structured/first --output report.html
+  %(prog)s runs/structured/first runs/structured/second --output both.html
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page."""
+    parser = CommandParser(
+        prog="horovod-transformer report",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="runs/structured/NAME, or an output folder that holds one run"
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="the page; replaced if it is there")
+    options, overrides = parse_options(parser, arguments)
+    if overrides:
+        raise UserError(f"--{next(iter(overrides))}: a report shows a run as it was")
+    if Path(options.output).is_dir():
+        raise UserError(f"--output {options.output}: is a folder; it names the page's file")
+
+    from horovod_transformer.evaluation.run_report import write_run_report
+
+    print(f"written to {write_run_report(options.runs, options.output)}")
+    return 0

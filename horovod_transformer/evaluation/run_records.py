@@ -1,0 +1,165 @@
+"""What a run has left behind, read for a report; all of it untrusted, and any of it may be missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from horovod_transformer.errors import UserError
+
+_SAMPLE = re.compile(r"^=== update (\d+), prompt (.*) ===$", re.M)
+_STALL = re.compile(r"checkpoints held training up for ([\d.]+) s of ([\d.]+) s")
+
+
+@dataclass
+class RunRecords:
+    """One run.
+
+    Attributes:
+        name: Of its folder.
+        train: Columns of `train.csv`; a value that is not a finite number is None.
+        validation: Columns of `val.csv`.
+        config: Flat, by dotted key.
+        environment: Of `environment.json`.
+        samples: Update, prompt and text of each sample.
+        stall: Seconds that checkpoints held training up, and of how many; None if not known.
+        evaluation: The numbers of `evaluation.json`, if the run was evaluated.
+    """
+
+    name: str
+    train: dict[str, list[float | None]]
+    validation: dict[str, list[float | None]]
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    samples: list[tuple[int, str, str]] = field(default_factory=list)
+    stall: tuple[float, float] | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def restarts(self) -> list[float]:
+        """Updates after which the run was started again: there its clock goes back."""
+        updates, seconds = self.train["update"], self.train.get("seconds", [])
+        return [
+            float(updates[place] or 0)
+            for place in range(len(seconds) - 1)
+            if (seconds[place + 1] or 0) < (seconds[place] or 0)
+        ]
+
+    @property
+    def skipped(self) -> list[float]:
+        """Updates whose gradients were not finite."""
+        updates, counts = self.train["update"], self.train.get("skipped_updates", [])
+        return [
+            float(updates[place] or 0)
+            for place in range(len(counts))
+            if (counts[place] or 0) > ((counts[place - 1] or 0) if place else 0)
+        ]
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, over all starts."""
+        clock = [value or 0.0 for value in self.train.get("seconds", [])]
+        ends = [clock[i] for i in range(len(clock)) if i + 1 == len(clock) or clock[i + 1] < clock[i]]
+        return sum(ends)
+
+
+def read_run(path: str | Path) -> RunRecords:
+    """Read a run's records.
+
+    Args:
+        path: `runs/structured/NAME`, or a folder above it that holds one run only, such as its
+            output folder.
+
+    Raises:
+        UserError: There is no run, there are several, or its table cannot be read.
+    """
+    folder = _find(Path(path))
+    config = _flat(_read(folder / "config.yaml", yaml.safe_load))
+    run = RunRecords(
+        folder.name, _read_table(folder / "train.csv"), _read_table(folder / "val.csv", needed=False), config
+    )
+    run.environment = _read(folder / "environment.json", json.loads)
+    samples = _text(folder / "samples.txt")
+    heads = list(_SAMPLE.finditer(samples))
+    ends = [head.start() for head in heads[1:]] + [len(samples)]
+    run.samples = [
+        (int(head[1]), head[2], samples[head.end() : end].strip("\n"))
+        for head, end in zip(heads, ends, strict=False)
+    ]
+    # The log is the folder's, not the run's: its part since this run's latest start counts.
+    log = _text(Path(str(config.get("paths.log_dir", "logs"))) / "train_rank0.log")
+    stalls = _STALL.findall(log.rpartition(f" run {run.name}: ")[2]) if f" run {run.name}: " in log else []
+    if stalls:
+        run.stall = (float(stalls[-1][0]), float(stalls[-1][1]))
+    beside = Path(str(config.get("paths.checkpoint_dir", "checkpoints"))).parent
+    run.evaluation = _read(beside / "evaluation" / "evaluation.json", json.loads)
+    return run
+
+
+def _find(path: Path) -> Path:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; a run's records are in runs/structured/NAME")
+    if (path / "train.csv").is_file():
+        return path
+    patterns = ("*/train.csv", "structured/*/train.csv", "runs/structured/*/train.csv")
+    found = sorted(table.parent for pattern in patterns for table in path.glob(pattern))
+    if not found:
+        raise UserError(f"{path}: holds no run; name a folder with train.csv, such as runs/structured/NAME")
+    if len(found) > 1:
+        raise UserError(f"{path}: holds {len(found)} runs; name one, such as {found[-1]}")
+    return found[0]
+
+
+def _read_table(path: Path, needed: bool = True) -> dict[str, list[float | None]]:
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error) as error:
+        if needed:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+        return {}
+    # A row that a kill cut off has fewer columns.
+    rows = [row for row in rows if None not in row.values() and (row.get("update") or "").isdigit()]
+    if not rows and needed:
+        raise UserError(f"{path}: holds no updates yet; has the run started?")
+    return {column: [_number(row[column]) for row in rows] for column in rows[0] if column} if rows else {}
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _read(path: Path, parse: Any) -> dict[str, Any]:
+    """A file's keys and values; what is missing or damaged is left out of the report."""
+    try:
+        values = parse(_text(path) or "{}")
+    except (ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value
+        for section, values in config.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }

@@ -1,0 +1,105 @@
+"""`training.compile`: the same curve, few compilations, dropout and gradient checkpointing included."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from horovod_transformer.config import TrainingConfig, config_from_dict
+from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.errors import UserError
+from horovod_transformer.model.compilation import choose_compile
+from horovod_transformer.model.transformer import build_model
+from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.step import UpdateStep
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+BLOCKS = torch.randint(0, TINY.vocab_size, (6, 16), generator=torch.Generator().manual_seed(1))
+
+
+def make_step(compiled, precision="fp32", **shape):
+    torch.manual_seed(0)
+    model = build_model(TINY.model_copy(update=shape)).train()
+    if compiled:
+        model.compile_blocks()
+    training = TrainingConfig(learning_rate=0.01)
+    # Micro-batches of 4 and 2 blocks.
+    plan = UpdatePlan(6, 16, 0, 6, 4, 1, 100, 7)
+    optimizer = build_optimizer(model, training)
+    return UpdateStep(model, optimizer, plan, CPU, precision, 1.0, shape.get("dropout", 0) > 0)
+
+
+def run(step, updates):
+    batches = []
+    for update in updates:
+        for number in range(step.plan.micro_batches):
+            rows = step.plan.block_indices(step.plan.micro_batch(update, 0, number))
+            batches.append({"input_ids": BLOCKS[rows], "labels": BLOCKS[rows]})
+    stream = iter(batches)
+    return [step.run(update, stream, 0.01) for update in updates]
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+
+
+@needs_compiler
+def test_the_curve_is_eagers_and_nothing_is_compiled_twice():
+    eager, step = make_step(False), make_step(True)
+    expected = run(eager, range(8))
+    results = run(step, range(2))
+    with torch.no_grad():  # a validation
+        step.model.eval().loss_sums(BLOCKS, BLOCKS)
+        step.model.train()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        results += run(step, range(2, 8))
+    assert [r.loss for r in results] == pytest.approx([r.loss for r in expected], abs=1e-5)
+    assert [r.gradient_norm for r in results] == pytest.approx([r.gradient_norm for r in expected], rel=1e-4)
+    assert [r.accuracy for r in results] == [r.accuracy for r in expected]
+    assert step.model.state_dict().keys() == eager.model.state_dict().keys()
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_dropout_and_checkpointing_change_nothing_but_memory(precision):
+    plain = make_step(True, precision, dropout=0.2)
+    checkpointing = make_step(True, precision, dropout=0.2, gradient_checkpointing=True)
+    curves = [[r.loss for r in run(step, range(3))] for step in (plain, checkpointing)]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    assert curves[0] == [r.loss for r in run(make_step(True, precision, dropout=0.2), range(3))]
+    # Dropout is there, and the scale of fp16, which changes, costs no compilation.
+    assert abs(curves[0][0] - run(make_step(True, precision), [0])[0].loss) > 1e-4
+    with torch.compiler.set_stance("fail_on_recompile"):
+        plain.loss_scale.factor /= 2
+        run(plain, [3])
+
+
+@needs_compiler
+def test_text_is_written_without_compiling():
+    model = make_step(True).model
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert model.generate(BLOCKS[:1, :3], 5).shape == (1, 8)
+
+
+def test_who_compiles(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
+    assert (
+        choose_compile("auto", gpu) == choose_compile("on", gpu) == choose_compile("on", CPU) == (True, None)
+    )
+    assert choose_compile("auto", CPU) == choose_compile("off", gpu) == (False, None)
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    compiles, note = choose_compile("auto", gpu)
+    assert not compiles and "not compiled" in note
+    for device in (gpu, CPU):
+        with pytest.raises(UserError, match="training.compile = on: there is no"):
+            choose_compile("on", device)
+
+
+@pytest.mark.parametrize(("said", "meant"), [(True, "on"), (False, "off"), ("on", "on"), ("auto", "auto")])
+def test_yaml_reads_on_and_off_as_truth(said, meant):
+    assert config_from_dict({"training": {"compile": said}}, "test").training.compile == meant
+    override = config_from_dict({}, "test").with_overrides({"training.compile": "off"})
+    assert override.training.compile == "off"
