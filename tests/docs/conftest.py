@@ -252,6 +252,14 @@ RUN_BY = {
     "make test": ".ci/run",
     "source .venv/bin/activate": ".ci/run",  # `make install` makes what is activated
     "horovod-transformer prepare --config configs/quickstart.yaml": "tests/docs/conftest.py",
+    **{
+        f"horovod-transformer data {what}": "tests/docs/test_notebook.py"
+        for what in (
+            "verify notebooks/data/preprocessed/v1",
+            "show notebooks/data/preprocessed/v1 --split validation --block 0",
+            "stats notebooks/data/preprocessed/v1",
+        )
+    },
     "python -m src.train --config configs/quickstart.yaml": "tests/docs/test_readme.py",
     "horovodrun -np 2 python -m src.train --config configs/quickstart.yaml": "tests/docs/test_readme.py",
     "horovodrun -np 4 python -m src.train --config configs/config.yaml": "tests/docs/test_readme.py",
