@@ -130,6 +130,7 @@ class TrainingConfig(_Section):
     sample_interval: Positive | None = None
     sample_prompts: list[str] = ["", "Once upon a time"]
     threads_per_rank: Positive | None = None
+    trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
 
     @model_validator(mode="before")
     @classmethod

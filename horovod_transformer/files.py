@@ -68,6 +68,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(folder: Path) -> None:
+    """Force a folder's files and names to the disk, before the folder gets its name."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(parent, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
 def archive_path(stem: Path, files: list[Path]) -> Path:
     """Find a free name that tells when these files were last written.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from horovod_transformer.command_line import (
     check_overrides,
@@ -13,8 +13,14 @@ from horovod_transformer.command_line import (
     parse_options,
     whole_number,
 )
-from horovod_transformer.config import load_config
+from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from horovod_transformer.data.dataset import PreparedData
+    from horovod_transformer.tokenizer import Tokenizer
 
 DESCRIPTION = """\
 Measure a checkpoint on the validation books: loss, perplexity, bits per byte and accuracy over whole
@@ -27,6 +33,8 @@ EXAMPLES = """\
 examples:
   %(prog)s --checkpoint checkpoints/best_model.pt
   %(prog)s --samples 100 --generation.temperature 1 --xz
+  %(prog)s --text my_novel.txt --output evaluation/my_novel
+  horovodrun -np 4 %(prog)s                      # each process scores its share of the books
   %(prog)s --data.data_dir data/other_books --output evaluation/other_books
 
 --generation.* (configs/config.yaml explains them) and --data.data_dir override the config.
@@ -34,6 +42,8 @@ examples:
 
 # A prompt of this many tokens, or of a quarter of the context where that is less.
 PROMPT_TOKENS = 32
+# Training blocks in which copies are looked for: 100 million tokens of 512 each, 0.8 GB in memory.
+COPY_BLOCKS = 200_000
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,30 +59,41 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--output {folder}: is a file; it names a folder")
 
     # Imported late: a mistake on the command line should not wait for torch.
-    from horovod_transformer.data.dataset import open_prepared_data
+    from horovod_transformer.distributed import gather_objects, setup_horovod
     from horovod_transformer.evaluation.book_scores import (
+        add_up,
         books_of,
+        interval,
         newest_text,
-        score_books,
+        score_each,
         xz_bits_per_byte,
     )
-    from horovod_transformer.evaluation.report import Evaluation, table_lines, to_json, write_report
+    from horovod_transformer.evaluation.copies import longest_copies, overlapping_chunks
+    from horovod_transformer.evaluation.report import (
+        Evaluation,
+        copy_line,
+        interval_text,
+        table_lines,
+        to_json,
+        write_report,
+    )
     from horovod_transformer.evaluation.text_quality import draw_passages, measure_samples, write_samples
     from horovod_transformer.generation import load_model_for_generation
     from horovod_transformer.precision import choose_precision
 
+    world_size, rank, _, _ = setup_horovod()
     model, tokenizer, config = load_model_for_generation(options.checkpoint, options.config, options.device)
     if given is not None:
         config = config.model_copy(update={"data": given.data})
     config = config.with_overrides(overrides, "command line")
-    data = open_prepared_data(config)
-    same = data.tokenizer is None or data.tokenizer.to_dict() == tokenizer.to_dict()
-    if not same or tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"{config.data.data_dir}: was prepared with another tokenizer than {options.checkpoint} was "
-            "trained with, its token ids mean nothing to this model; --data.data_dir names another folder"
-        )
-    books = books_of(data.validation, tokenizer)
+    if options.text:
+        books = [_read_text(path, tokenizer) for path in options.text]
+        data = None if not Path(config.data.data_dir).exists() else _open_data(config, tokenizer, options)
+    else:
+        data = _open_data(config, tokenizer, options)
+        books = books_of(data.validation, tokenizer)
+    if options.xz and data is None:
+        raise UserError(f"--xz: {config.data.data_dir}: no training books here; set --data.data_dir")
     if limit is not None and limit < len(books):
         books = [books[place * len(books) // limit] for place in range(limit)]
     prompt_tokens = max(1, min(PROMPT_TOKENS, model.max_seq_len // 4))
@@ -80,17 +101,30 @@ def main(arguments: Sequence[str]) -> int:
     passages = draw_passages(books, samples, prompt_tokens, new_tokens, seed)
 
     device = model.token_embedding.weight.device
-    score = score_books(model, books, tokenizer, choose_precision("auto", device), progress=True)
+    mine = score_each(
+        model, books[rank::world_size], tokenizer, choose_precision("auto", device), progress=rank == 0
+    )
+    shares = gather_objects(mine, "scores")
+    if rank > 0:
+        return 0
+    scores = [shares[place % world_size][place // world_size] for place in range(len(books))]
+    score = add_up(scores)
     written = write_samples(model, tokenizer, passages, config.generation, seed, progress=True)
     quality = measure_samples(model, tokenizer, books, written)
     xz = None
-    if options.xz:
+    copies = None
+    if data is not None:
+        longest = max(len(sample.model) for sample in written)
+        training = data.train
+        blocks = [training[i]["input_ids"].numpy() for i in range(min(len(training), COPY_BLOCKS))]
+        copies = longest_copies([s.model for s in written], overlapping_chunks(blocks, longest))
+    if options.xz and data is not None:
         held_out = b"".join(tokenizer.decode_bytes(book.tolist()) for book in books)
         xz = xz_bits_per_byte(newest_text(data.train, tokenizer), held_out)
     evaluation = Evaluation(
         model=_facts(options.checkpoint, model),
         settings={
-            "data": config.data.data_dir,
+            "data": ", ".join(options.text) if options.text else config.data.data_dir,
             "samples": samples,
             "prompt_tokens": prompt_tokens,
             "max_new_tokens": new_tokens,
@@ -104,7 +138,10 @@ def main(arguments: Sequence[str]) -> int:
         xz_bits_per_byte=xz,
         quality=quality,
         samples=written,
+        interval=interval(scores),
+        copies=copies,
     )
+    values = to_json(evaluation, tokenizer)
     _, page = write_report(evaluation, tokenizer, folder)
     print(f"{len(books)} held-out books, {score.tokens:,} tokens, {score.bytes:,} bytes")
     print(
@@ -112,11 +149,39 @@ def main(arguments: Sequence[str]) -> int:
         f"accuracy {100 * score.accuracy:.1f} %"
     )
     beside = "" if xz is None else f"; xz -9, given the training books: {xz:.3f}"
-    print(f"  {score.bits_per_byte:.3f} bits per byte{beside}")
+    print(f"  {score.bits_per_byte:.3f} bits per byte{interval_text(values['prediction'])}{beside}")
     print(f"{samples} continuations of {prompt_tokens} tokens, ± one standard error")
-    print("\n".join(f"  {line}" for line in table_lines(to_json(evaluation, tokenizer))))
+    print("\n".join(f"  {line}" for line in table_lines(values)))
+    copied = copy_line(values)
+    if copied:
+        print(f"  {copied}")
     print(f"written to {page}")
     return 0
+
+
+def _open_data(config: Config, tokenizer: Tokenizer, options: argparse.Namespace) -> PreparedData:
+    from horovod_transformer.data.dataset import open_prepared_data
+
+    data = open_prepared_data(config)
+    if data.tokenizer is not None and data.tokenizer.to_dict() != tokenizer.to_dict():
+        raise UserError(
+            f"{config.data.data_dir}: was prepared with another tokenizer than {options.checkpoint} was "
+            "trained with, its token ids mean nothing to this model; --data.data_dir names another folder"
+        )
+    return data
+
+
+def _read_text(path: str, tokenizer: Tokenizer) -> np.ndarray:
+    """A text file as one book."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"--text {path}: is not text in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"--text {path}: cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise UserError(f"--text {path}: is empty")
+    return tokenizer.encode_array(text).astype("int64")
 
 
 def _facts(checkpoint: str, model: Any) -> dict[str, Any]:
@@ -154,6 +219,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--xz", action="store_true", help="also compress the books with xz -9, given the training books"
+    )
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        action="append",
+        help="measure on this text file, one book, instead of the validation books; may be repeated",
     )
     parser.add_argument("--output", metavar="DIR", help="where the report goes")
     return parser

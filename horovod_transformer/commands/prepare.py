@@ -18,10 +18,15 @@ EXAMPLES = """\
 examples:
   the plays that come with the installation (seconds):
     horovod-transformer prepare --config configs/quickstart.yaml
-  your own .txt and .md files, one book each:
+  your own .txt and .md files, one book each (also .jsonl; .txt and .jsonl also as .gz or .zst):
     horovod-transformer prepare --data.source ~/books --data.data_dir data/mine
   BookCorpus from parquet files with the columns `text` (whole books) and, if you like, `title`:
     horovod-transformer prepare --data.source '~/bookcorpusopen/*.parquet'
+  other books with the tokenizer of a model that is to be trained on with them:
+    horovod-transformer prepare --data.source ~/letters --data.tokenizer checkpoints/best_model.pt \\
+      --data.data_dir data/letters
+  bookcorpus, whose rows are sentences, a thousand of them to a document:
+    horovod-transformer prepare --data.source '~/bookcorpus/*.parquet' --data.join_rows 1000
   a data set on the hub (read twice, as a stream):
     horovod-transformer prepare --data.source hub:OWNER/NAME
 

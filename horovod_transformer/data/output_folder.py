@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.files import sync_folder, sync_tree
 from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.launchers import this_process
 
@@ -49,7 +50,7 @@ def new_folder(target: Path, replace: bool, check: Callable[[], None] = lambda: 
         unfinished.mkdir()
         try:
             yield unfinished
-            _flush(unfinished)
+            sync_tree(unfinished)
             check()
             _put_in_place(unfinished, target, replace, mark)
         finally:
@@ -123,7 +124,7 @@ def _put_in_place(unfinished: Path, target: Path, replace: bool, mark: str) -> N
         if replaced and not target.exists():
             replaced.rename(target)
         raise
-    _flush_one(target.parent)
+    sync_folder(target.parent)
     if replaced:
         shutil.rmtree(replaced)
 
@@ -160,21 +161,6 @@ def _terminate_as_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _flush(folder: Path) -> None:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            _flush_one(Path(parent, name))
-        _flush_one(Path(parent))
-
-
-def _flush_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _runs(pid: int) -> bool:

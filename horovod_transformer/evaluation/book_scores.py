@@ -22,6 +22,8 @@ from horovod_transformer.tokenizer import Tokenizer
 BATCH = 16
 # How far back `xz -9` looks: its dictionary, in bytes. What lies further back does not help it.
 XZ_DICTIONARY = 64 << 20
+# Draws of the bootstrap.
+RESAMPLES = 10_000
 # Prompts of other passages that a continuation is tried with.
 OTHER_PROMPTS = 4
 
@@ -75,7 +77,6 @@ def books_of(blocks: BlockDataset, tokenizer: Tokenizer) -> list[np.ndarray]:
     ]
 
 
-@torch.no_grad()
 def score_books(
     model: TransformerLM,
     books: Sequence[np.ndarray],
@@ -83,10 +84,51 @@ def score_books(
     precision: str = "fp32",
     progress: bool = False,
 ) -> BookScore:
+    """Score books, see `score_each`, and add up."""
+    return add_up(score_each(model, books, tokenizer, precision, progress))
+
+
+def add_up(scores: Sequence[BookScore]) -> BookScore:
+    """The score of several texts together: each token counts the same."""
+    return BookScore(
+        math.fsum(score.nats for score in scores),
+        sum(score.tokens for score in scores),
+        sum(score.bytes for score in scores),
+        sum(score.correct for score in scores),
+    )
+
+
+def interval(scores: Sequence[BookScore]) -> tuple[float, float] | None:
+    """Between which bits per byte other books of this kind would probably lie.
+
+    95 % percentile bootstrap over whole books (Efron 1979): tokens of one book are alike, so books
+    and not tokens are drawn.
+
+    Returns:
+        Lower and upper end; None for fewer than two books.
+    """
+    if len(scores) < 2:
+        return None
+    drawn = np.random.default_rng(0).integers(0, len(scores), (RESAMPLES, len(scores)))
+    bits = np.array([score.nats / math.log(2) for score in scores])[drawn].sum(axis=1)
+    sizes = np.array([score.bytes for score in scores])[drawn].sum(axis=1)
+    low, high = np.percentile(bits / np.maximum(sizes, 1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+@torch.no_grad()
+def score_each(
+    model: TransformerLM,
+    books: Sequence[np.ndarray],
+    tokenizer: Tokenizer,
+    precision: str = "fp32",
+    progress: bool = False,
+) -> list[BookScore]:
     """Predict every token of every book, each from at least half a context of what came before.
 
     A window of the model's context moves on by half its length; only the half not scored before
-    counts. A book starts after an end-of-text token and ends with one.
+    counts. A book starts after an end-of-text token and ends with one. A book's score does not
+    depend on which others are scored: processes may share them out as they like.
 
     Args:
         model: The model.
@@ -98,32 +140,29 @@ def score_books(
     was_training = model.training
     model.eval()
     device = model.token_embedding.weight.device
-    nats, tokens, correct = 0.0, 0, 0
-    windows = [
-        window for book in books for window in _windows(book, model.max_seq_len, tokenizer.eos_token_id)
-    ]
-    # Windows of one length go together; nearly all have the full length.
-    windows.sort(key=lambda window: len(window[0]))
-    bar = ProgressBar("scoring books", len(windows), unit="window") if progress else None
+    bar = ProgressBar("scoring books", sum(map(len, books)), unit="token") if progress else None
     done = 0
-    for batch in _batches(windows):
-        input_ids = torch.from_numpy(np.stack([ids for ids, _ in batch])).to(device)
-        labels = input_ids.clone()
-        for row, (_, seen) in enumerate(batch):
-            labels[row, :seen] = -100
-        with autocast(precision, device):
-            loss, number, right = model.loss_sums(input_ids, labels)
-        nats += float(loss)
-        tokens += int(number)
-        correct += int(right)
-        done += len(batch)
-        if bar:
-            bar.advance(done)
+    scores = []
+    for book in books:
+        nats, tokens, correct = 0.0, 0, 0
+        for batch in _batches(list(_windows(book, model.max_seq_len, tokenizer.eos_token_id))):
+            input_ids = torch.from_numpy(np.stack([ids for ids, _ in batch])).to(device)
+            labels = input_ids.clone()
+            for row, (_, seen) in enumerate(batch):
+                labels[row, :seen] = -100
+            with autocast(precision, device):
+                loss, number, right = model.loss_sums(input_ids, labels)
+            nats += float(loss)
+            tokens += int(number)
+            correct += int(right)
+            if bar:
+                bar.advance(done + min(tokens, len(book)))
+        done += len(book)
+        scores.append(BookScore(nats, tokens, len(tokenizer.decode_bytes(book.tolist())), correct))
     if bar:
         bar.close()
     model.train(was_training)
-    size = sum(len(tokenizer.decode_bytes(book.tolist())) for book in books)
-    return BookScore(nats, tokens, size, correct)
+    return scores
 
 
 def _windows(book: np.ndarray, context: int, end: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -19,6 +18,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.book_scores import BookScore
 from horovod_transformer.evaluation.html_page import escape, page
 from horovod_transformer.evaluation.text_quality import MEASURES, Measure, Sample, Value
+from horovod_transformer.files import write_text
 from horovod_transformer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -39,6 +39,9 @@ class Evaluation:
         xz_bits_per_byte: What `xz -9` needs for them, if that was asked for.
         quality: From `measure_samples`.
         samples: The samples.
+        interval: Ends of the 95 % interval of the bits per byte over books, see `interval`.
+        copies: For each sample the longest run of tokens copied from the training text, and where
+            in the sample it begins; None if there was no training text to look in.
     """
 
     model: dict[str, Any]
@@ -48,11 +51,14 @@ class Evaluation:
     xz_bits_per_byte: float | None
     quality: dict[str, dict[str, Value]]
     samples: Sequence[Sample]
+    interval: tuple[float, float] | None = None
+    copies: Sequence[tuple[int, int]] | None = None
 
 
 def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
     """The report as plain JSON values; what is not a finite number is None."""
     score = evaluation.score
+    copies: Sequence[tuple[int, int] | None] = evaluation.copies or [None] * len(evaluation.samples)
     return {
         "format_version": FORMAT_VERSION,
         "model": evaluation.model,
@@ -65,6 +71,7 @@ def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
             "books": evaluation.books,
             "tokens": score.tokens,
             "bytes": score.bytes,
+            "bits_per_byte_interval": _finite_pair(evaluation.interval),
             "xz_bits_per_byte": evaluation.xz_bits_per_byte,
         },
         "quality": {
@@ -80,8 +87,12 @@ def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
                 "human": tokenizer.decode(sample.human),
                 "human_tokens": len(sample.human),
                 "human_ended": sample.human_ended,
+                "longest_copy": None if copy is None else copy[0],
+                "longest_copy_text": None
+                if copy is None
+                else tokenizer.decode(sample.model[copy[1] : copy[1] + copy[0]]),
             }
-            for sample in evaluation.samples
+            for sample, copy in zip(evaluation.samples, copies, strict=True)
         ],
     }
 
@@ -103,15 +114,27 @@ def write_report(evaluation: Evaluation, tokenizer: Tokenizer, folder: Path) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            partial = folder / f".{name}.partial-{os.getpid()}"
-            try:
-                partial.write_text(text, encoding="utf-8")
-                partial.replace(folder / name)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_text(folder / name, text)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to: {error.strerror or error} (--output)") from None
     return folder / JSON_NAME, folder / HTML_NAME
+
+
+def interval_text(prediction: dict[str, Any]) -> str:
+    """The interval over books in words, with a comma before it; empty if there is none."""
+    ends = prediction.get("bits_per_byte_interval")
+    return f", 95 % over books: {ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
+
+
+def copy_line(values: dict[str, Any]) -> str | None:
+    """The longest copies of all samples in a line; None if they were not looked for."""
+    lengths = sorted(s["longest_copy"] for s in values["samples"] if s["longest_copy"] is not None)
+    if not lengths:
+        return None
+    return (
+        f"longest exact copy from the training text: median {lengths[len(lengths) // 2]} tokens, "
+        f"most {lengths[-1]}"
+    )
 
 
 def table_lines(values: dict[str, Any]) -> list[str]:
@@ -129,7 +152,7 @@ def to_html(values: dict[str, Any]) -> str:
     prediction, samples = values["prediction"], values["samples"]
     shown = samples[:SHOWN_SAMPLES]
     figures = [
-        ("bits per byte", _number(prediction["bits_per_byte"], 3)),
+        ("bits per byte" + interval_text(prediction), _number(prediction["bits_per_byte"], 3)),
         ("perplexity", _number(prediction["perplexity"], 1)),
         ("loss, nats per token", _number(prediction["loss"], 3)),
         ("accuracy", _number(100 * prediction["accuracy"], 1) + " %"),
@@ -185,6 +208,12 @@ def _quality_rows(quality: dict[str, Any]) -> str:
 
 
 def _sample_block(number: int, sample: dict[str, Any]) -> str:
+    copied = sample.get("longest_copy")
+    note = (
+        ""
+        if copied is None
+        else f'<p class="note">Longest run copied from the training text: {copied} tokens.</p>'
+    )
     columns = "".join(
         f"<div><h4>{writer} <span>{sample[f'{writer}_tokens']} tokens{_ending(sample, writer)}</span></h4>"
         f'<p class="text">{escape(sample[writer]) or "<i>nothing</i>"}</p></div>'
@@ -192,7 +221,7 @@ def _sample_block(number: int, sample: dict[str, Any]) -> str:
     )
     return (
         f'<section><h3>Prompt {number}</h3><p class="text prompt">{escape(sample["prompt"])}</p>'
-        f'<div class="pair">{columns}</div></section>\n'
+        f'<div class="pair">{columns}</div>{note}</section>\n'
     )
 
 
@@ -214,6 +243,10 @@ def _plain(value: dict[str, Any], measure: Measure) -> str:
 
 def _number(value: float | None, decimals: int) -> str:
     return "–" if value is None else f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def _finite_pair(pair: tuple[float, float] | None) -> list[float] | None:
+    return list(pair) if pair is not None and all(map(math.isfinite, pair)) else None
 
 
 def _finite(value: float) -> float | None:

@@ -31,6 +31,7 @@ from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.files import archive_path, write_text
 from horovod_transformer.progress_bar import ProgressBar
+from horovod_transformer.training.trackers import WandbTracker
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class MetricLogger:
     ) -> None:
         self.main = distributed.is_main_process()
         self._told = False
+        self._events: Any = None
+        self._wandb: WandbTracker | None = None
         try:
             self._log = _open_log(Path(config.paths.log_dir))
             if self.main:
@@ -165,18 +168,23 @@ class MetricLogger:
                 )
                 self._train = CsvTable(folder / "train.csv", TRAIN_COLUMNS, start)
                 self._validation = CsvTable(folder / "val.csv", VALIDATION_COLUMNS, start)
-                # Imported here: it takes a second, and only rank 0 needs it.
-                from torch.utils.tensorboard import SummaryWriter
+                if "tensorboard" in config.training.trackers:
+                    # Imported here: it takes a second, and only rank 0 needs it.
+                    from torch.utils.tensorboard import SummaryWriter
 
-                self._events = SummaryWriter(str(events), purge_step=start + 1 if start else None)
-                self._add_hyperparameters(config)
-                self._events.add_text(
-                    "config", f"```\n{yaml.safe_dump(config.to_dict(), sort_keys=False)}```"
-                )
+                    self._events = SummaryWriter(str(events), purge_step=start + 1 if start else None)
+                    self._add_hyperparameters(config)
+                    self._events.add_text(
+                        "config", f"```\n{yaml.safe_dump(config.to_dict(), sort_keys=False)}```"
+                    )
                 self.folder = folder
         except OSError as error:
             raise UserError(f"{error.filename}: cannot write the run's records: {error.strerror}") from None
         self._bar = ProgressBar("training", total, start) if self.main else None
+        if self.main and "wandb" in config.training.trackers:
+            self._wandb = WandbTracker(
+                Path(config.paths.tensorboard_dir), run_name, config.to_dict(), self.say
+            )
 
     def say(self, text: str) -> None:
         """Log a line; rank 0 also prints it."""
@@ -217,7 +225,8 @@ class MetricLogger:
             with open(self.folder / "samples.txt", "a", encoding="utf-8") as file:
                 file.write(f"=== update {update}, prompt {prompt!r} ===\n{text}\n\n")
 
-        self._keep_going(self._events.add_text, f"sample/{prompt or 'no prompt'}", text, update)
+        if self._events is not None:
+            self._keep_going(self._events.add_text, f"sample/{prompt or 'no prompt'}", text, update)
         self._keep_going(write)
 
     def _add_hyperparameters(self, config: Config) -> None:
@@ -235,8 +244,10 @@ class MetricLogger:
             writer.add_summary(summary)
 
     def _add_scalars(self, group: str, row: dict[str, Any]) -> None:
+        if self._wandb is not None:
+            self._wandb.log(group, row["update"], {k: v for k, v in row.items() if k != "update"})
         for name, value in row.items():
-            if name not in ("update", "seconds") and value is not None:
+            if self._events is not None and name not in ("update", "seconds") and value is not None:
                 self._keep_going(self._events.add_scalar, f"{group}/{name}", value, row["update"])
 
     def _keep_going(self, write: Callable[..., Any], *values: Any) -> None:
@@ -259,7 +270,10 @@ class MetricLogger:
             assert self._bar is not None
             self._bar.close()
             for file in (self._train, self._validation, self._events):
-                self._keep_going(file.close)
+                if file is not None:
+                    self._keep_going(file.close)
+            if self._wandb is not None:
+                self._wandb.close()
         for handler in list(self._log.handlers):
             handler.close()
             self._log.removeHandler(handler)

@@ -21,6 +21,12 @@ from tests.conftest import LINE, TINY, tiny_checkpoint_contents
 CONTEXT = TINY.max_seq_len
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """The command sets the number of threads; here it stays as it is."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 def write_data(folder, tokenizer: Tokenizer, books: list[str]):
     """Prepared data as far as `evaluate` reads it: both splits hold these books."""
     import datasets
@@ -90,6 +96,42 @@ def test_the_seed_decides(run_folder, tmp_path, capsys):
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"evaluation.json", "evaluation.html"}
+
+
+def test_text_files_instead_of_books(run_folder, tmp_path, capsys):
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text(LINE, encoding="utf-8-sig")
+    second.write_text(LINE * 3, encoding="utf-8")
+    more = ["--text", str(first), "--text", str(second), "--samples", "3", "--output", str(tmp_path / "out")]
+    assert evaluate.main(command(run_folder, *more)) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    prediction = result["prediction"]
+    assert (prediction["books"], prediction["bytes"]) == (2, 4 * len(LINE.encode()))
+    low, high = prediction["bits_per_byte_interval"]
+    assert low <= prediction["bits_per_byte"] <= high
+    # The model recites its only book, which the training data has, too.
+    for sample in result["samples"]:
+        assert (
+            sample["longest_copy"] == sample["model_tokens"] or sample["longest_copy_text"] in sample["model"]
+        )
+    assert max(sample["longest_copy"] for sample in result["samples"]) > 3
+    assert "longest exact copy from the training text: median" in capsys.readouterr().out
+    # Without any prepared data it goes as well, but for the copies.
+    more += ["--data.data_dir", str(tmp_path / "nowhere")]
+    assert evaluate.main(command(run_folder, *more)) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert result["samples"][0]["longest_copy"] is None and result["prediction"] == prediction
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot be read"), (b"\xff\xfe", "is not text in UTF-8"), (b" \n", "is empty")],
+)
+def test_texts_that_are_none(run_folder, tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"text.txt: {words}"):
+        evaluate.main(command(run_folder, "--text", str(tmp_path / "text.txt")))
 
 
 def test_overrides_and_fewer_books(run_folder, tmp_path, capsys):

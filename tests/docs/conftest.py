@@ -252,6 +252,14 @@ RUN_BY = {
     "make test": ".ci/run",
     "source .venv/bin/activate": ".ci/run",  # `make install` makes what is activated
     "horovod-transformer prepare --config configs/quickstart.yaml": "tests/docs/conftest.py",
+    **{
+        f"horovod-transformer data {what}": "tests/docs/test_notebook.py"
+        for what in (
+            "verify notebooks/data/preprocessed/v1",
+            "show notebooks/data/preprocessed/v1 --split validation --block 0",
+            "stats notebooks/data/preprocessed/v1",
+        )
+    },
     "python -m src.train --config configs/quickstart.yaml": "tests/docs/test_readme.py",
     "horovodrun -np 2 python -m src.train --config configs/quickstart.yaml": "tests/docs/test_readme.py",
     "horovodrun -np 4 python -m src.train --config configs/config.yaml": "tests/docs/test_readme.py",
@@ -267,6 +275,10 @@ RUN_BY = {
     "python horovod_transformer.example.py": "tests/docs/test_example_document.py",
     "python -m src.generate --checkpoint checkpoints/best_model.pt --config configs/config.yaml "
     '--prompt "Once upon a time" --max_new_tokens 100': "tests/docs/test_example_document.py",
+    "horovod-transformer export --checkpoint checkpoints/best_model.pt --to exported/plays": (
+        "tests/docs/test_guides.py"
+    ),
+    "horovod-transformer report runs/structured/first --output report.html": "tests/docs/test_guides.py",
 }
 
 

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
 
+from horovod_transformer.__main__ import _dispatch
+from horovod_transformer.command_line import run_command
 from horovod_transformer.config import load_config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import get_dataloaders
@@ -107,6 +109,20 @@ def test_again_from_the_root_leaves_the_data_alone(notebook, copy_of_repository,
 
 
 @pytest.mark.slow
+def test_the_data_can_be_looked_at_as_docs_data_says(
+    copy_of_repository, read_document, monkeypatch, capsys, root
+):
+    if not (copy_of_repository / DATA_DIR / "manifest.json").exists():
+        pytest.skip("goes on from the test before")
+    monkeypatch.chdir(copy_of_repository)
+    commands = read_document("docs/data.md").commands()
+    assert len(commands) == 3
+    for command in commands:
+        assert run_command(_dispatch, command.split()[1:]) == 0
+    said = capsys.readouterr().out
+    assert f"{DATA_DIR}: sound (" in said and "bytes per token" in said
+
+
 def test_other_books_by_changing_one_cell(notebook, copy_of_repository, tmp_path, monkeypatch):
     books = {"title": ["one", "two", "three"], "text": [f"Book {n}. " + "It rained. " * 400 for n in "123"]}
     pq.write_table(pa.table(books), tmp_path / "part-0.parquet")

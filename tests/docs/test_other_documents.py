@@ -6,13 +6,25 @@ import re
 
 import pytest
 
-DOCUMENTS = ["CONTRIBUTING.md", "docs/reliability.md", "docs/zaratan.md", "benchmarks/README.md"]
+DOCUMENTS = [
+    "CONTRIBUTING.md",
+    "docs/data.md",
+    "docs/reliability.md",
+    "docs/zaratan.md",
+    "benchmarks/README.md",
+]
 
 
 def test_names_in_contributing(read_document, check_names, check_commands):
     document = read_document("CONTRIBUTING.md")
     check_commands(document)
     check_names(document, {".venv/", "../old"})
+
+
+def test_names_in_the_data_document(read_document, check_names, check_commands):
+    document = read_document("docs/data.md")
+    check_commands(document)
+    check_names(document, {".jsonl", ".gz", ".zst", ".txt", ".md", "tokenizer.json", "manifest.json"})
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

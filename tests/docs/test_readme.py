@@ -69,7 +69,7 @@ def readme(read_document):
 
 def test_commands_and_names(readme, check_commands, check_names):
     check_commands(readme)
-    check_names(readme, {"config.yaml"})  # a run's own copy
+    check_names(readme, {"config.yaml", "runs/structured/first", "exported/plays", "report.html"})
 
 
 def test_each_command_listed_here_is_in_the_readme(readme, commands_run_by):
@@ -230,6 +230,9 @@ def test_python_sample(readme, workspace, run_command):
         "horovod-transformer demo",
         "horovod-transformer evaluate",
         "horovod-transformer doctor",
+        "horovod-transformer export",
+        "horovod-transformer import",
+        "horovod-transformer report",
         "python -m src.train",
         "python -m src.generate",
     ],

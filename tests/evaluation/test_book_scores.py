@@ -16,10 +16,12 @@ from horovod_transformer.data.dataset import BlockDataset
 from horovod_transformer.evaluation.book_scores import (
     BookScore,
     books_of,
+    interval,
     log_likelihood,
     newest_text,
     relevance,
     score_books,
+    score_each,
     xz_bits_per_byte,
 )
 from horovod_transformer.model.transformer import build_model
@@ -82,6 +84,24 @@ def test_many_books_add_up(model, tiny_tokenizer):
     assert together.nats == pytest.approx(sum(score.nats for score in alone), rel=1e-5)
     assert together.correct == sum(score.correct for score in alone)
     assert together.bytes == sum(score.bytes for score in alone)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_shares_of_many_processes_are_the_same_numbers(model, tiny_tokenizer, world_size):
+    books = [random_book(tiny_tokenizer, length, length) for length in (3, 100, 700, 31, 64)]
+    alone = score_each(model, books, tiny_tokenizer)
+    for rank in range(world_size):
+        assert score_each(model, books[rank::world_size], tiny_tokenizer) == alone[rank::world_size]
+
+
+def test_the_interval_is_over_books():
+    assert interval([BookScore(1, 1, 1)]) is None
+    same = [BookScore(10 * math.log(2), 5, 20) for _ in range(8)]
+    assert interval(same) == pytest.approx((0.5, 0.5))
+    # Books of 1 and of 3 bits per byte: the mean of 100 draws has a standard error of 0.1.
+    mixed = [BookScore(bits * 8 * math.log(2), 5, 8) for bits in [1, 3] * 50]
+    low, high = interval(mixed)
+    assert low == pytest.approx(2 - 1.96 * 0.1, abs=0.02) and high == pytest.approx(2 + 1.96 * 0.1, abs=0.02)
 
 
 def test_an_odd_context_counts_each_token_once_too(tiny_tokenizer):

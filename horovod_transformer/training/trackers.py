@@ -1,0 +1,66 @@
+"""Services that follow a run beside its own tables: today Weights & Biases.
+
+On a compute node without a network the client writes to a folder (`WANDB_MODE=offline`, the default
+here); `wandb sync` on its folder sends it later from a node that has one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from horovod_transformer.errors import UserError
+
+
+class WandbTracker:
+    """Sends metrics to Weights & Biases through its own client; a failure never stops the run.
+
+    Args:
+        folder: Where the client writes.
+        run_name: Names the run there, and makes a resumed run go on with the same curve.
+        config: Shown beside the curves.
+        say: Told, once, when tracking ends because of an error.
+
+    Raises:
+        UserError: The client is not installed.
+    """
+
+    def __init__(
+        self, folder: Path, run_name: str, config: dict[str, Any], say: Callable[[str], None]
+    ) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                "training.trackers: wandb is not installed; run `pip install wandb`, or leave it out"
+            ) from None
+        self._say = say
+        self._run: Any = None
+        mode = os.environ.get("WANDB_MODE", "offline")
+
+        def start() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._run = wandb.init(
+                dir=str(folder), name=run_name, id=run_name, resume="allow", config=config, mode=mode
+            )
+
+        self._try(start)
+
+    def log(self, group: str, update: int, values: dict[str, Any]) -> None:
+        """Record one row of `train` or `validation`."""
+        known = {f"{group}/{key}": value for key, value in values.items() if value is not None}
+        self._try(lambda: self._run and self._run.log(known, step=update))
+
+    def close(self) -> None:
+        """End the run there."""
+        self._try(lambda: self._run and self._run.finish())
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:  # the client's own kinds are many, and none is worth a run
+            self._run = None
+            reason = (str(error).splitlines() or [""])[0]
+            self._say(f"wandb failed, the run goes on without it: {type(error).__name__}: {reason}")
