@@ -6,8 +6,8 @@ import argparse
 import difflib
 import json
 import os
-import signal
 import re
+import signal
 import sys
 import time
 import types
