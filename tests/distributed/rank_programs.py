@@ -28,6 +28,7 @@ from horovod_transformer import distributed
 from horovod_transformer.checkpoint import manager
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.config import config_from_dict
+from horovod_transformer.distributed import devices
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training import trainer
@@ -133,6 +134,20 @@ def set_up(scene: dict[str, Any]) -> Any:
     }
 
 
+def device(scene: dict[str, Any]) -> Any:
+    """Choose a device while one rank finds what the scene says."""
+    real = devices._look
+    if distributed.get_rank() == scene["rank"]:
+        devices._look = lambda wanted: devices.RankDevice(**scene["finds"])
+    try:
+        chosen, _ = distributed.choose_device("auto")
+        return chosen.type
+    except UserError as error:
+        return str(error)
+    finally:
+        devices._look = real
+
+
 def unequal(scene: dict[str, Any]) -> Any:
     """Change one bit of one rank's weights, then ask whether all are equal."""
     torch.manual_seed(0)
@@ -230,6 +245,7 @@ def main(folder: Path) -> None:
         "train": train,
         "set_up": set_up,
         "unequal": unequal,
+        "device": device,
         "exchange": exchange,
         "repeat_sums": repeat_sums,
     }
