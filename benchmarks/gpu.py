@@ -120,12 +120,16 @@ class Bench:
         self.run(first, half)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "last.pt")
-            rest: dict[str, Any] = {"scheduler": {}, "progress": {}, "config": {}, "tokenizer": None}
-            save_checkpoint(path, {"model": first.model.state_dict(), **first.state_dict(), **rest})
+            state = first.state_dict()
+            rest: dict[str, Any] = {"scheduler": {}, "config": {}, "tokenizer": None}
+            rest["progress"] = {"loss_scale": state["loss_scale"]}
+            save_checkpoint(
+                path, {"model": first.model.state_dict(), "optimizer": state["optimizer"], **rest}
+            )
             contents = load_checkpoint(path)
         resumed = self.step(case)
         resumed.model.load_state_dict(contents["model"])
-        resumed.load_state_dict(contents)
+        resumed.load_state_dict({"optimizer": contents["optimizer"], **contents["progress"]})
         self.run(resumed, end)
         same = weights_digest(straight.model) == weights_digest(resumed.model)
         return None if same else "the resumed run differs from the one straight through"

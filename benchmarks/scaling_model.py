@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.csv"
 PICTURE = ROOT / "docs" / "pictures" / "scaling.png"
 # Mbit/s of the two points that the model is fitted on, without compression.
-FITTED_ON = (2_000, 200)
+FITTED_ON = (10_000, 200)
 BYTES_PER_GRADIENT = {"none": 4, "fp16": 2}
 
 # H100s: figures of data sheets, and one published speed; see docs/scaling.md.
@@ -156,7 +156,7 @@ def draw(rows: list[Row], model: Fit) -> None:
     for gpus, share, what in PUBLISHED:
         right.plot(gpus, 100 * share, "k*")
         right.annotate(
-            what, (gpus, 100 * share), textcoords="offset points", xytext=(-8, -12), ha="right", fontsize=7
+            what, (gpus, 100 * share), textcoords="offset points", xytext=(-6, 5), ha="right", fontsize=7
         )
     right.set(
         xscale="log",

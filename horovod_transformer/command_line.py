@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import re
+import signal
 import sys
 import time
 import types
@@ -214,7 +215,10 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
         if launched_rank() == 0 or error.only_here:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            # The launcher ends all ranks once one has left: let rank 0 speak first.
+            # The launcher ends all ranks once one has left: let rank 0 speak first. Ended by it, this one
+            # leaves with the same code: srun passes on the highest, and 143 would look like a rank lost.
+            code = error.exit_code
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
             time.sleep(RANK_0_SPEAKS_FIRST_S)
         if isinstance(error, LostRankError):
             # The rank that failed is still on its way out: let the launcher see that one's end first.

@@ -56,8 +56,9 @@ start_ranks "$nodes" "$ranks_per_node" "$cores" -m src.train "${run[@]}" &
 step=$!
 code=0
 [[ -n $asked_by ]] || wait "$step" || true # a signal ends `wait` early
-while [[ -n $asked_by ]] && kill -USR1 "$step" 2>/dev/null; do
-  sleep 5 || true # again and again: ranks that are still starting up take no notice
+while [[ -n $asked_by ]] && kill -0 "$step" 2>/dev/null; do
+  sleep 5 || true # a rank that has only just been started would die of the signal
+  kill -USR1 "$step" 2>/dev/null || true # again and again: ranks that are still starting up take no notice
 done
 wait "$step" || code=$?
 

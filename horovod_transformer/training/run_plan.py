@@ -32,6 +32,7 @@ class RunPlan:
         parameters: Of the model.
         warmup: Updates in which the learning rate rises.
         checkpoint_bytes: Disk that the run's checkpoints take.
+        cut_short: `training.max_updates` ends it before its epochs: nobody expects it to learn much.
     """
 
     updates: int
@@ -40,6 +41,7 @@ class RunPlan:
     parameters: int
     warmup: int
     checkpoint_bytes: int
+    cut_short: bool = False
 
     @classmethod
     def of(cls, config: Config, plan: UpdatePlan) -> RunPlan:
@@ -54,6 +56,7 @@ class RunPlan:
             warmup=warmup_updates(config.training, decay),
             # The newest is written before the oldest goes; the best is apart.
             checkpoint_bytes=checkpoint_bytes(config) * (config.training.keep_checkpoints + 2),
+            cut_short=updates < plan.total_updates,
         )
 
     def describe(self) -> str:
@@ -86,6 +89,8 @@ class RunPlan:
                 f"the learning rate rises during {self.warmup} of {self.updates} updates: set "
                 "training.warmup_updates to null (a tenth of the run) or train longer"
             )
+        if self.cut_short:
+            return found
         if self.updates < FEW_UPDATES:
             found.append(
                 f"{self.updates} updates are too few to learn much: lower training.global_batch_size, raise "

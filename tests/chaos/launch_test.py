@@ -35,7 +35,7 @@ class LaunchTest(KillTest):
     changes: ClassVar[dict[str, Any]] = {**KillTest.changes, "distributed__stall_timeout": STALL_TIMEOUT_S}
 
     restarts: ClassVar[int | None] = 0
-    _struck = 0.0  # time of the last strike
+    _struck_at = 0.0  # on the clock that processes are born by
     _seen = 0  # starts that had told where they begin, at the last strike
 
     def run_killed(self, number: int) -> None:
@@ -67,8 +67,8 @@ class LaunchTest(KillTest):
         if moment == "checkpoint":
             wait(lambda: self.unfinished() or job.ended, JOB_LIMIT_S, every=0.0002)
         number = int(victim[-1])
-        wait(lambda: self._new_rank(job, number) or job.ended, JOB_LIMIT_S, every=0.05)
-        process = self._new_rank(job, number)
+        wait(lambda: self._living(job, number) or job.ended, JOB_LIMIT_S, every=0.05)
+        process = self._living(job, number)
         if process is None:
             raise RuntimeError(
                 f"the job had ended ({job.launcher.returncode}) before {victim} could be struck"
@@ -79,17 +79,18 @@ class LaunchTest(KillTest):
             time.sleep(self.random.uniform(0, 0.2))
         self._seen = self._starts(job)
         process.send_signal(signal.SIGSTOP if moment == "stopped" else signal.SIGKILL)
-        self._killed_at, self._struck = time.monotonic(), time.time()
+        self._killed_at, self._struck_at = time.monotonic(), time.time()
         kill = Kill(victim, moment, last_update(self.table), in_mid_write=bool(self.unfinished() - before))
         self.kills.append(kill)
         wait(lambda: not process.is_running() or process.status() == "zombie", 3 * STALL_TIMEOUT_S)
         self.say(f"{len(self.kills)}: {victim} {moment}, update {kill.at_update}")
 
-    def _new_rank(self, job: Job, number: int) -> psutil.Process | None:
-        """The rank, if it is not one of the last start that is still on its way out."""
-        rank = job.rank(number)
-        with suppress(psutil.Error):
-            return rank if rank is not None and rank.create_time() > self._struck else None
+    def _living(self, job: Job, number: int) -> psutil.Process | None:
+        """The process of a rank, but not one that the last strike is still ending."""
+        process = job.rank(number)
+        with suppress(psutil.NoSuchProcess):
+            if process is not None and process.create_time() > self._struck_at:
+                return process
         return None
 
     def _starts(self, job: Job) -> int:

@@ -124,7 +124,8 @@ def test_two_jobs_do_not_write_into_one_folder(submitter: Submitter, prepared_da
 
 def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, prepared_data: Path) -> None:
     wanted = [*tiny_run(prepared_data, 60), "--training.save_interval", "5"]
-    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "300"}
+    # Slowed down, or it would be done before the node is lost.
+    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "500"}
     job = submitter.submit("--nodes=2", "--gres=gpu:h100:1", *PROMISED, *wanted, **slow)
 
     wait_for("updates", lambda: len(submitter.updates(job)) > 5)
@@ -132,10 +133,11 @@ def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, pr
     assert process is not None
     process.send_signal(signal.SIGKILL)
     wait_for("the second start", lambda: "start 2" in submitter.output(job))
-    assert "ended with exit code 137; queueing it again" in submitter.output(job)
+    # 137, of the killed one; or 143, if the other was still there to be ended by srun.
+    assert re.search(r"ended with exit code 1(37|43); queueing it again", submitter.output(job))
 
     before = max(submitter.updates(job))
-    wait_for("more updates", lambda: max(submitter.updates(job), default=0) > before + 5)
+    wait_for("more updates", lambda: max(submitter.updates(job), default=0) > before + 2)
     # It comes back by itself (ReturnToService), as a rebooted node does.
     submitter.slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     wait_for("the third start", lambda: "start 3" in submitter.output(job))
@@ -145,13 +147,16 @@ def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, pr
     assert not list(submitter.checkout.glob(".slurm-*"))
 
 
-def test_a_users_mistake_is_not_queued_again(submitter: Submitter) -> None:
-    job = submitter.submit(*PROMISED, "--data.data_dir", "absent", HT_PROCESSES="1", **NO_GPU)
+def test_a_users_mistake_that_all_ranks_meet_is_not_queued_again(
+    submitter: Submitter, prepared_data: Path
+) -> None:
+    wanted = [*tiny_run(prepared_data, 4), "--data.data_dir", "absent"]
+    job = submitter.submit("--nodes=2", "--gres=gpu:h100:1", *PROMISED, *wanted, **NO_GPU)
 
     ended = submitter.wait(job, "COMPLETED", "FAILED")
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
-    assert "error: " in submitter.output(job) and "absent" in submitter.output(job)
-    assert "1 node(s) with 1 process(es) each" in submitter.output(job)
+    output = submitter.output(job)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0"), output
+    assert output.count("error: absent") == 1
 
 
 @pytest.fixture

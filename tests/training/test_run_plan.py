@@ -79,3 +79,9 @@ def test_a_run_that_can_learn_is_told_in_figures():
 def test_max_updates_shortens_the_run():
     plan = run_plan(3_300_000, max_updates=1_000)
     assert (plan.updates, plan.warmup) == (1_000, 100)
+
+
+def test_a_run_that_is_cut_short_is_not_blamed_for_it():
+    assert run_plan(3_300_000, max_updates=12).warnings() == []
+    # A warm-up that never ends is a mistake all the same.
+    assert len(run_plan(3_300_000, max_updates=12, warmup_updates=700).warnings()) == 1
