@@ -93,7 +93,9 @@ class Job:
         for process in self.processes():
             with suppress(psutil.Error):
                 words = process.cmdline()
-                is_rank = "python" in Path(words[0]).name and words[1:3] == ["-m", "src.train"]
+                is_rank = (
+                    bool(words) and "python" in Path(words[0]).name and words[1:3] == ["-m", "src.train"]
+                )
                 environment = process.environ()
                 if is_rank and str(number) in (environment.get("HOROVOD_RANK"), environment.get("RANK")):
                     return process
