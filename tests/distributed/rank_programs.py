@@ -8,9 +8,11 @@ of each to FOLDER/rank<r>.json. One launch costs ten seconds, hence many scenes 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import random
 import signal
 import sys
 import threading
@@ -26,6 +28,7 @@ from horovod_transformer import distributed
 from horovod_transformer.checkpoint import manager
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.config import config_from_dict
+from horovod_transformer.distributed import devices
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training import trainer
@@ -131,6 +134,20 @@ def set_up(scene: dict[str, Any]) -> Any:
     }
 
 
+def device(scene: dict[str, Any]) -> Any:
+    """Choose a device while one rank finds what the scene says."""
+    real = devices._look
+    if distributed.get_rank() == scene["rank"]:
+        devices._look = lambda wanted: devices.RankDevice(**scene["finds"])
+    try:
+        chosen, _ = distributed.choose_device("auto")
+        return chosen.type
+    except UserError as error:
+        return str(error)
+    finally:
+        devices._look = real
+
+
 def unequal(scene: dict[str, Any]) -> Any:
     """Change one bit of one rank's weights, then ask whether all are equal."""
     torch.manual_seed(0)
@@ -144,6 +161,30 @@ def unequal(scene: dict[str, Any]) -> Any:
     except RuntimeError as error:
         return {"before": before, "error": str(error)}
     return {"before": before, "error": None}
+
+
+def repeat_sums(scene: dict[str, Any]) -> Any:
+    """Sum the same gradients again and again, ready at changing times; return the different results."""
+    rank = distributed.get_rank()
+    torch.manual_seed(rank)
+    parameters = [torch.nn.Parameter(torch.zeros(3000)) for _ in range(24)]
+    values = [torch.randn(3000) for _ in parameters]
+    named = [(f"repeat.{number}", parameter) for number, parameter in enumerate(parameters)]
+    optimizer = distributed.distribute_optimizer(
+        torch.optim.SGD(parameters, lr=1.0), named, 1, gradient_groups=scene["groups"]
+    )
+    chance = random.Random(rank)
+    for parameter in parameters[::4]:
+        parameter.register_hook(lambda _: time.sleep(chance.choice([0.0, 0.0, 0.015])))
+    results = set()
+    for _ in range(scene["times"]):
+        sum((p * v).sum() for p, v in zip(parameters, values, strict=True)).backward()
+        distributed.synchronize(optimizer)
+        with distributed.skip_synchronize(optimizer):
+            optimizer.step()
+        results.add(hashlib.sha256(b"".join(p.grad.numpy().tobytes() for p in parameters)).hexdigest())
+        optimizer.zero_grad()
+    return sorted(results)
 
 
 def exchange(scene: dict[str, Any]) -> Any:
@@ -200,7 +241,14 @@ def main(folder: Path) -> None:
     """Join the job, play all scenes, write what came out."""
     distributed.setup_horovod()
     distributed.set_threads(1)
-    acts = {"train": train, "set_up": set_up, "unequal": unequal, "exchange": exchange}
+    acts = {
+        "train": train,
+        "set_up": set_up,
+        "unequal": unequal,
+        "device": device,
+        "exchange": exchange,
+        "repeat_sums": repeat_sums,
+    }
     results = [acts[scene["do"]](scene) for scene in json.loads((folder / "scenes.json").read_text())]
     (folder / f"rank{distributed.get_rank()}.json").write_text(json.dumps(results))
 

@@ -43,3 +43,12 @@ def test_gradients_are_ready_in_the_order_of_the_groups(tiny_model):
     # Each group can leave before the next is complete, and all but the last before the pass ends.
     assert complete == sorted(complete)
     assert complete[-1] == len(ready) - 1
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_groups_ready_together_are_not_fused(play):
+    # In which the order of the sum, and with it the last bits, would change from time to time.
+    results = play(4, [{"do": "repeat_sums", "groups": 4, "times": 25}])
+    assert len(results[0][0]) == 1
+    assert all(rank == results[0] for rank in results)

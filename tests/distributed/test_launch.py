@@ -42,7 +42,7 @@ sys.exit(run_command(main))
 DEAF = """
 import os, signal, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-print('ready', os.getpid(), flush=True)
+open(f"{__file__}.{os.environ['RANK']}", 'w')
 time.sleep(60)
 """
 
@@ -124,7 +124,7 @@ def test_the_second_ctrl_c_ends_at_once(start_job, tmp_path):
     script = tmp_path / "deaf.py"
     script.write_text(DEAF)
     with start_job(1, *LAUNCH, "--max-restarts", "3", "--", "python", str(script)) as job:
-        wait_for(lambda: "ready" in job.stdout)
+        wait_for(lambda: len(list(tmp_path.glob("deaf.py.*"))) == 2)
         job.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert job.process.poll() is None

@@ -35,6 +35,9 @@ def results(config_of, play, tmp_path_factory):
             ),
         }
     )
+    no_driver = {"kind": "cpu", "problem": "CUDA driver version is insufficient"}
+    scenes.append({"do": "device", "rank": 1, "finds": no_driver})
+    scenes.append({"do": "device", "rank": 1, "finds": {"kind": "cuda", "name": "H100", "uuid": "a"}})
     # Last: a rank that drifts ends the job.
     scenes.append(
         {"do": "train", "folder": str(base / "drift"), "config": config, "drift": {"rank": 1, "update": 5}}
@@ -56,11 +59,17 @@ def test_a_gradient_poisoned_on_one_rank_is_skipped_by_all(results, outcome_of, 
 def test_a_rank_that_drifts_ends_the_job_before_a_checkpoint_is_written(results, outcome_of):
     base, ranks = results
     for rank in ranks:
-        assert rank[3]["mistake"].startswith(
+        assert rank[5]["mistake"].startswith(
             "after update 6 the weights of ranks [1] differ from those of rank 0"
         )
     checkpoints = sorted(path.name for path in (base / "drift" / "checkpoints").glob("*.pt"))
     assert checkpoints == ["best_model.pt", "last.pt", "update_00000002.pt", "update_00000004.pt"]
+
+
+def test_a_rank_whose_gpu_fails_ends_the_job_on_every_rank(results):
+    for rank in results[1]:
+        assert rank[3] == "rank 1: CUDA driver version is insufficient"
+        assert rank[4].startswith("ranks [0] see no usable GPU, the others do")
 
 
 def test_a_slow_disk_ends_no_healthy_job(results, outcome_of):

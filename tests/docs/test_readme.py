@@ -15,6 +15,7 @@ import pytest
 NP_4 = "horovodrun -np 4 python -m src.train --config configs/config.yaml"
 TRAINED_ALONE = "python -m src.train --config configs/quickstart.yaml"
 TRAINED_BY_TWO = f"horovodrun -np 2 {TRAINED_ALONE}"
+LAUNCHED = f"horovod-transformer launch -np 2 --max-restarts 3 -- {TRAINED_ALONE}"
 
 PROMISED_NAMES = {
     "src.train": ["run_distributed_training", "save_checkpoint", "load_checkpoint"],
@@ -196,8 +197,9 @@ def test_doctor(workspace, run_command):
 
 
 @pytest.mark.distributed
-def test_two_processes_walk_the_same_curve(trained_alone, workspace, run_command):
-    result = run_command(TRAINED_BY_TWO, workspace)
+@pytest.mark.parametrize("command", [TRAINED_BY_TWO, LAUNCHED], ids=["horovodrun", "launch"])
+def test_two_processes_walk_the_same_curve(trained_alone, workspace, run_command, command):
+    result = run_command(command, workspace)
     assert result.returncode == 0, result.stderr
     assert losses(workspace) == pytest.approx(trained_alone, abs=1e-5)
 

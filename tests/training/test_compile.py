@@ -46,6 +46,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_the_curve_is_eagers_and_nothing_is_compiled_twice():
     eager, step = make_step(False), make_step(True)
     expected = run(eager, range(8))
@@ -62,6 +63,7 @@ def test_the_curve_is_eagers_and_nothing_is_compiled_twice():
 
 
 @needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_dropout_and_checkpointing_change_nothing_but_memory(precision):
     plain = make_step(True, precision, dropout=0.2)
