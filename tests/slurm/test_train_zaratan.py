@@ -123,9 +123,9 @@ def test_two_jobs_do_not_write_into_one_folder(submitter: Submitter, prepared_da
 
 
 def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, prepared_data: Path) -> None:
-    wanted = [*tiny_run(prepared_data, 60), "--training.save_interval", "5"]
+    wanted = [*tiny_run(prepared_data, 40), "--training.save_interval", "5"]
     # Slowed down, or it would be done before the node is lost.
-    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "500"}
+    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "300"}
     job = submitter.submit("--nodes=2", "--gres=gpu:h100:1", *PROMISED, *wanted, **slow)
 
     wait_for("updates", lambda: len(submitter.updates(job)) > 5)
@@ -141,9 +141,9 @@ def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, pr
     # It comes back by itself (ReturnToService), as a rebooted node does.
     submitter.slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     wait_for("the third start", lambda: "start 3" in submitter.output(job))
-    ended = submitter.wait(job, "COMPLETED", "FAILED", "NODE_FAIL")
+    ended = submitter.wait(job, "COMPLETED", "FAILED", "NODE_FAIL", timeout=240)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), submitter.output(job)
-    assert submitter.updates(job) == list(range(1, 61))
+    assert submitter.updates(job) == list(range(1, 41))
     assert not list(submitter.checkout.glob(".slurm-*"))
 
 
