@@ -18,7 +18,7 @@ import torch
 from horovod_transformer import UserError
 from horovod_transformer.command_line import run_command
 from horovod_transformer.data.prepare import prepare
-from horovod_transformer.distributed.launcher import run_verb
+from horovod_transformer.distributed.run_verb import run_verb
 from src.data import get_dataloaders, load_preprocessed_data
 from src.generate import generate_text, load_model_for_generation
 from src.models.transformer_lm import TransformerLM

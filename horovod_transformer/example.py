@@ -78,7 +78,7 @@ class TransformerTrainingExample:
 
     def train(self) -> None:
         """Train as `horovodrun -np N python -m src.train --config F` would."""
-        from horovod_transformer.distributed.launcher import run_verb
+        from horovod_transformer.distributed.run_verb import run_verb
 
         arguments = ["--config", str(self.config_path)]
         for key, value in self.overrides.items():

@@ -9,7 +9,6 @@ sinusoidal position table becomes GPT-2's learned one, `wpe`, as it is.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from horovod_transformer.config import Config, GenerationConfig, config_from_dict
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import partial_of, sync_folder
+from horovod_transformer.files import partial_of, sync_folder, sync_tree
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, tokenizer_from_dict
 
@@ -68,9 +67,7 @@ def write_folder(folder: Path, model: TransformerLM, config: Config, tokenizer: 
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         _write_files(partial, model, config, tokenizer, card)
-        for path in partial.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        sync_tree(partial)
         partial.rename(folder)
         sync_folder(folder.parent)
     except (OSError, SafetensorError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from horovod_transformer.command_line import config_parser, parse_options
 from horovod_transformer.config import Config, load_config
-from horovod_transformer.distributed.launcher import run_verb
+from horovod_transformer.distributed.run_verb import run_verb
 from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\

@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -146,25 +145,3 @@ def _show(rank: int, *outputs: Path) -> None:
             shown = lines[-1:] if lines[-1].startswith("error: ") else lines[-SHOWN_LINES:]
             print("\n".join(f"rank {rank}: {line}" for line in shown), file=sys.stderr, flush=True)
             return
-
-
-def run_verb(processes: int, verb: str, arguments: Sequence[str]) -> None:
-    """Run `horovod-transformer VERB ...` on this many processes and wait for its end.
-
-    Args:
-        processes: 1 runs it plainly, more under `horovod-transformer launch`.
-        verb: A verb of the command line.
-        arguments: Its arguments.
-
-    Raises:
-        UserError: It ended badly; what it printed tells more.
-    """
-    program = [sys.executable, "-m", "horovod_transformer"]
-    command = [*program, verb, *arguments]
-    if processes > 1:
-        command = [*program, "launch", "-np", str(processes), "--", *command]
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise UserError(
-            f"`{verb}` on {processes} process(es) ended with exit code {code}; its output tells why"
-        )

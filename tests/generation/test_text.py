@@ -1,4 +1,4 @@
-"""Writing text: loading, the API's promises, the terminal."""
+"""Text from prompts: the promises of `generate_text`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
-from horovod_transformer.config import Config, GenerationConfig
+from horovod_transformer.config import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import (
     generate_text,
     interactive_generation,
     load_model_for_generation,
-    terminal,
 )
 
 BOOK = "The sea was calm — so said the captain, né à Brême."
@@ -25,97 +23,6 @@ BOOK = "The sea was calm — so said the captain, né à Brême."
 @pytest.fixture(scope="module")
 def loaded(tiny_checkpoint):
     return load_model_for_generation(tiny_checkpoint, device="cpu")
-
-
-# --- loading
-
-
-def test_loading_gives_back_what_was_saved(loaded, tiny_checkpoint, tiny_tokenizer):
-    model, tokenizer, config = loaded
-    contents = load_checkpoint(tiny_checkpoint)
-    assert not model.training
-    assert all(torch.equal(value, contents["model"][key]) for key, value in model.state_dict().items())
-    assert tokenizer.to_dict() == tiny_tokenizer.to_dict()
-    assert config.to_dict() == contents["config"]
-
-
-def test_a_config_brings_generation_settings_and_nothing_else(tiny_checkpoint, tmp_path):
-    file = tmp_path / "mine.yaml"
-    file.write_text("model: {max_seq_len: 64, dropout: 0.1}\ntraining: {seed: 5}\ngeneration: {top_k: 3}\n")
-    model, _, config = load_model_for_generation(tiny_checkpoint, file, "cpu")
-    assert config.generation == GenerationConfig(top_k=3)
-    assert (model.max_seq_len, config.model.max_seq_len, config.training.seed) == (32, 32, 1337)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "stored"),
-    [
-        ("vocab_size", 50257, 260),
-        ("d_model", 24, 32),
-        ("n_heads", 4, 2),
-        ("n_layers", 3, 2),
-        ("d_ff", 128, 64),
-    ],
-)
-def test_a_config_of_another_model_is_refused(tiny_checkpoint, tmp_path, key, value, stored):
-    file = tmp_path / "other.yaml"
-    file.write_text(f"model: {{{key}: {value}}}\n")
-    with pytest.raises(UserError) as caught:
-        load_model_for_generation(tiny_checkpoint, file, "cpu")
-    assert f"other.yaml: model.{key} = {value}, but {tiny_checkpoint} was trained with {stored};" in str(
-        caught.value
-    )
-
-
-def test_damaged_weights_are_told_apart(tiny_checkpoint, tmp_path):
-    def refusal(change) -> str:
-        contents = load_checkpoint(tiny_checkpoint)
-        change(contents)
-        save_checkpoint(tmp_path / "changed.pt", contents)
-        with pytest.raises(UserError) as caught:
-            load_model_for_generation(tmp_path / "changed.pt", device="cpu")
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    assert "weights are NaN or infinite" in refusal(
-        lambda contents: contents["model"]["final_norm.bias"].fill_(math.nan)
-    )
-    assert "do not fit the config stored beside them: Missing key(s)" in refusal(
-        lambda contents: contents["model"].pop("final_norm.bias")
-    )
-    assert "size mismatch for blocks.0.feed_forward.expand" in refusal(
-        lambda contents: contents["config"]["model"].update(d_ff=128)
-    )
-    assert "do not fit" in refusal(lambda contents: contents.update(model=7))
-    assert "model.n_layers = 0" in refusal(lambda contents: contents["config"]["model"].update(n_layers=0))
-    # Without a tokenizer only GPT-2's 50,257 tokens remain.
-    assert "holds no tokenizer" in refusal(
-        lambda contents: (contents.update(tokenizer=None), contents["config"]["data"].update(tokenizer="bpe"))
-    )
-
-
-def test_a_gpu_that_is_not_there(tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    model, tokenizer, _ = load_model_for_generation(tiny_checkpoint, device="cuda")
-    warning = capsys.readouterr().err
-    assert warning.count("\n") == 1 and "no GPU" in warning
-    assert generate_text(model, tokenizer, "The", 3).startswith("The")
-    load_model_for_generation(tiny_checkpoint)
-    load_model_for_generation(tiny_checkpoint, device=torch.device("cpu"))
-    assert capsys.readouterr().err == ""
-
-
-def test_devices_that_do_not_exist(tiny_checkpoint, monkeypatch):
-    for name in ("gpu", "meta", "", "cuda:x", 1.5):
-        with pytest.raises(UserError, match="device: should be cpu, cuda or cuda:N"):
-            load_model_for_generation(tiny_checkpoint, device=name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="there is no cuda:2; torch sees 2"):
-        load_model_for_generation(tiny_checkpoint, device="cuda:2")
-
-
-# --- text
 
 
 def test_it_recites_its_book_and_stops_where_it_ends(loaded):
@@ -227,74 +134,6 @@ def test_defaults_are_the_config_defaults():
     parameters = inspect.signature(generate_text).parameters
     for key, value in GenerationConfig().model_dump().items():
         assert parameters[key].default == value or key in ("num_samples", "stop")
-
-
-# --- at the terminal
-
-
-def converse(monkeypatch, loaded, lines, **options):
-    lines = iter(lines)
-
-    def answer(_prompt: str) -> str:
-        line = next(lines, None)
-        if line is None:
-            raise EOFError
-        if line == "^C":
-            raise KeyboardInterrupt
-        return line
-
-    monkeypatch.setattr("builtins.input", answer)
-    model, tokenizer, config = loaded
-    interactive_generation(model, tokenizer, options.pop("config", config), **options)
-    return list(lines)
-
-
-def test_a_conversation(monkeypatch, loaded, capsys):
-    lines = [
-        "The sea",
-        "/max_new_tokens 99",
-        "/num_samples 1",
-        "",
-        "/temperature hot",
-        "/top_k",
-        "/dance",
-        "/help",
-    ]
-    left = converse(monkeypatch, loaded, [*lines, "/quit", "never read"])
-    out = capsys.readouterr().out
-    assert left == ["never read"]
-    # First by the checkpoint's settings: two samples of seven tokens.
-    assert out.count("The sea was") == 3 and out.count(BOOK) == 1
-    assert "max_new_tokens = 99\nnum_samples = 1\n" in out
-    assert "/temperature: generation.temperature = 'hot': should be a valid number" in out
-    assert "temperature = 0.0\ntop_k = 50\n" in out
-    assert "no such command: /dance; /help lists" in out
-    assert "/quit" in out.split("/dance")[1]
-
-
-@pytest.mark.parametrize("end", [[], ["^C"], ["/quit "]])
-def test_ways_to_leave(monkeypatch, loaded, capsys, end):
-    converse(monkeypatch, loaded, ["/temperature 0.5", *end])
-    assert capsys.readouterr().out.endswith("\n")
-
-
-def test_ctrl_c_while_writing_leaves_too(monkeypatch, loaded):
-    def interrupted(*_arguments, **_settings):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(terminal, "Writing", interrupted)
-    assert converse(monkeypatch, loaded, ["The sea", "never read"]) == ["never read"]
-
-
-def test_a_conversation_with_a_seed_repeats(monkeypatch, loaded, capsys):
-    hot = Config(generation=GenerationConfig(temperature=3, top_k=0, top_p=1, max_new_tokens=20))
-    spoken = []
-    for seed in (1, 1, 2):
-        converse(monkeypatch, loaded, ["The", "The"], config=hot, seed=seed)
-        spoken.append(capsys.readouterr().out)
-    assert spoken[0] == spoken[1] != spoken[2]
-    first, second = spoken[0].split("\n\n")[:2]
-    assert first.split("\n", 1)[1] != second
 
 
 def test_the_promised_names():
