@@ -77,6 +77,7 @@ def test_everything_is_where_it_is_promised(straight):
     assert sorted(p.name for p in (folder / "runs" / "structured" / "run").iterdir()) == [
         "config.yaml",
         "environment.json",
+        "report.html",
         "train.csv",
         "val.csv",
     ]
