@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,26 @@ def command_line(source: Path | str, data_dir: Path) -> list[str]:
     ]
 
 
+def prepare_until_signalled(
+    command: list[str], root: Path, folder: Path, number: signal.Signals
+) -> tuple[subprocess.Popen, bytes]:
+    """Start `prepare`, send it a signal when it has written something, and wait for its end."""
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size for path in folder.glob("v1.unfinished-*/flat/train")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    return process, errors
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=str
@@ -70,22 +91,12 @@ def test_what_is_killed_midway_never_looks_finished(
     number: signal.Signals, code: int, shelf: Path, root: Path, tmp_path: Path, run_python
 ) -> None:
     target = tmp_path / "v1"
-    process = subprocess.Popen(
-        [sys.executable, *command_line(shelf, target)],
-        cwd=root,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not any(path.stat().st_size for path in tmp_path.glob("v1.unfinished-*/flat/train")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
+    for _ in range(3):
+        process, errors = prepare_until_signalled(command_line(shelf, target), root, tmp_path, number)
+        if process.returncode:
+            break
+        # Rarely Python drops an interrupt, in a finalizer say, and the work was done before a second one.
+        shutil.rmtree(target)
     assert process.returncode == code
     assert b"Traceback" not in errors
     assert not target.exists()
