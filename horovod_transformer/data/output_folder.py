@@ -45,13 +45,15 @@ def new_folder(target: Path, replace: bool, check: Callable[[], None] = lambda: 
     target = target.resolve()
     mark = f"{socket.gethostname()}-{os.getpid()}"
     unfinished = target.with_name(f"{target.name}.unfinished-{mark}")
-    with _explained(target), _terminate_as_exception():
+    with _explained(target), _terminate_as_exception() as signals:
         _make_parents(target)
         unfinished.mkdir()
         try:
             yield unfinished
             sync_tree(unfinished)
             check()
+            if signals:
+                raise KeyboardInterrupt  # Python drops one that is raised in a finalizer
             _put_in_place(unfinished, target, replace, mark)
         finally:
             # Nothing is there any more if all went well.
@@ -147,20 +149,25 @@ def _explained(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _terminate_as_exception() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, as Ctrl-C does, so that clean-up happens."""
+def _terminate_as_exception() -> Iterator[list[int]]:
+    """Let SIGTERM unwind the stack, as Ctrl-C does, so that clean-up happens; yields those that came."""
+    came: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
-    before = signal.signal(signal.SIGTERM, leave)
+    before = [(number, signal.signal(number, leave)) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _runs(pid: int) -> bool:
