@@ -49,8 +49,8 @@ wheels: ## fetch what `make install` needs into wheels/, for a machine without a
 demo: install ## prepare, train on two processes and write text, in DEMO_MINUTES (5)
 	@$(VENV_PYTHON) -m horovod_transformer demo --minutes $(DEMO_MINUTES)
 
-check: install ## run the fast tests, about a minute and a half
-	@$(VENV_PYTHON) -m pytest --quiet -m "not slow and not distributed and not slurm" $(PYTEST)
+check: install ## run the fast tests, about a minute on two cores
+	@$(VENV_PYTHON) -m pytest --quiet --numprocesses 2 -m "not slow and not distributed and not slurm" $(PYTEST)
 
 test: install ## run all tests; PYTEST="-k name" picks some
 	@$(VENV_PYTHON) -m pytest $(PYTEST)
