@@ -1,4 +1,4 @@
-"""Two hosts under torchrun: one host's result to the bit; a cut link ends both sides, a restart resumes."""
+"""Two hosts: one host's result to the bit; a cut link ends both sides with its reason, a restart resumes."""
 
 from __future__ import annotations
 
@@ -13,111 +13,166 @@ import psutil
 import pytest
 
 from tests.distributed.conftest import job_environment
-from tests.distributed.two_hosts import HOSTS, TwoHosts, why_not
+from tests.distributed.two_hosts import HOSTS, TwoHosts, why_no_ssh, why_not
 
 pytestmark = pytest.mark.distributed
 
-STALL_TIMEOUT_S = 8
+STALL_TIMEOUT_S = 6
+# From the cut to the end of all ranks: the last sign of life, stall_timeout, and the launcher's own end.
+END_LIMIT_S = STALL_TIMEOUT_S + 8
+REASON = f"no progress for {STALL_TIMEOUT_S} s (distributed.stall_timeout)"
+CUT_AFTER_UPDATE, UPDATES = 12, 60
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory, root):
-    subprocess.run(
-        [str(root / "scripts" / "install_system_packages.sh"), "iproute2"], timeout=300, check=False
-    )
+    packages = ("iproute2", "openssh-client", "openssh-server")
+    subprocess.run([root / "scripts" / "install_system_packages.sh", *packages], timeout=300, check=False)
     if reason := why_not():
         pytest.skip(reason)
     with TwoHosts(tmp_path_factory.mktemp("hosts")) as two:
         yield two
 
 
-@contextmanager
-def torchrun(hosts, root, config, folder, restarts):
-    """One agent and one rank on each host."""
-    agents, outputs = [], []
-    with ExitStack() as stack:
-        for host, address in HOSTS.items():
-            command = [
-                str(Path(sys.executable).with_name("torchrun")),
-                "--nnodes",
-                "2",
-                "--nproc-per-node",
-                "1",
-            ]
-            command += [
-                "--rdzv-backend",
-                "c10d",
-                "--rdzv-endpoint",
-                f"{HOSTS['h1']}:29400",
-                "--rdzv-id",
-                "two",
-            ]
-            command += ["--local-addr", address, "--max-restarts", str(restarts), "-m", "src.train"]
-            command += ["--config", str(config), "--output_dir", str(folder), "--run_name", "run"]
-            outputs.append(folder / f"{host}.out")
-            file = stack.enter_context(open(outputs[-1], "wb"))
-            agents.append(
+@pytest.fixture(scope="module")
+def config(write_config, tmp_path_factory):
+    changes = {"training__max_updates": UPDATES, "training__epochs": 20, "training__save_interval": 10}
+    path = tmp_path_factory.mktemp("two_hosts") / "config.yaml"
+    return write_config(path, **changes, distributed__stall_timeout=float(STALL_TIMEOUT_S))
+
+
+@pytest.fixture(scope="module")
+def on_one_host(config, run_job, outcome_of):
+    """What two ranks of one host compute."""
+    folder = config.with_name("one")
+    launch = ["-m", "horovod_transformer", "launch", "-np", "2", "--", "python", "-m", "src.train"]
+    job = run_job(1, *launch, "--config", str(config), "--output_dir", str(folder), "--run_name", "run")
+    assert job.process.returncode == 0, job.stderr
+    return outcome_of(folder)
+
+
+class Launched:
+    """Launchers of one job and what they have said."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self._root, self._folder = root, folder
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._outputs: list[Path] = []
+
+    def start(self, command: list[str]) -> None:
+        self._outputs.append(self._folder.with_name(f"output{len(self._outputs)}-{time.monotonic_ns()}"))
+        with open(self._outputs[-1], "wb") as output:
+            self.processes.append(
                 subprocess.Popen(
-                    hosts.command(host, command),
-                    cwd=root,
+                    command,
+                    cwd=self._root,
                     env=job_environment(),
                     stdin=subprocess.DEVNULL,
-                    stdout=file,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                 )
             )
-        try:
-            yield agents, outputs
-        finally:
-            for agent in agents:
-                with suppress(psutil.NoSuchProcess):
-                    for process in [*psutil.Process(agent.pid).children(recursive=True), agent]:
-                        with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                            process.send_signal(signal.SIGKILL)
-                agent.wait(10)
+
+    @property
+    def told(self) -> list[str]:
+        return [output.read_text(errors="replace") for output in self._outputs]
+
+    def wait_for(self, what: str, true, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, "\n".join([f"waited {seconds} s for {what}", *self.told])
+            time.sleep(0.05)
+
+    def wait_for_update(self, update: int) -> None:
+        table = self._folder / "runs" / "structured" / "run" / "train.csv"
+
+        def reached() -> bool:
+            assert all(process.poll() is None for process in self.processes), self.told
+            return table.exists() and len(table.read_text().splitlines()) > update
+
+        self.wait_for(f"update {update}", reached, 90)
+
+    def finish(self, seconds: float) -> list[int]:
+        self.wait_for("the end", lambda: all(p.poll() is not None for p in self.processes), seconds)
+        return [process.returncode for process in self.processes]
+
+    def ranks(self) -> list[int]:
+        """Processes that train into the folder, on whatever host: they have nothing else in common."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                words = process.cmdline()
+                is_rank = words[1:3] == ["-m", "src.train"] and str(self._folder) in words
+                if is_rank and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+        return found
+
+    def kill(self) -> None:
+        for launcher in self.processes:
+            with suppress(psutil.NoSuchProcess):
+                for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
+                    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                        process.send_signal(signal.SIGKILL)
+            launcher.wait(10)
+        for pid in self.ranks():
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
 
 
-def finish(agents, outputs, timeout):
-    end = time.monotonic() + timeout
-    codes = [agent.wait(max(1.0, end - time.monotonic())) for agent in agents]
-    return codes, [output.read_text(errors="replace") for output in outputs]
+@contextmanager
+def launched(root, folder):
+    folder.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        job = Launched(root, folder)
+        stack.callback(job.kill)
+        yield job
 
 
-def wait_for_update(agents, outputs, folder, update):
-    table = folder / "runs" / "structured" / "run" / "train.csv"
-    end = time.monotonic() + 90
-    while not table.exists() or len(table.read_text().splitlines()) <= update:
-        told = "\n".join(output.read_text(errors="replace") for output in outputs)
-        assert time.monotonic() < end and all(agent.poll() is None for agent in agents), told
-        time.sleep(0.05)
+def training(config, folder):
+    return ["-m", "src.train", "--config", str(config), "--output_dir", str(folder), "--run_name", "run"]
 
 
-def test_two_hosts_compute_what_one_computes_and_survive_a_cut_link(
-    hosts, root, write_config, run_job, outcome_of, assert_same_run, tmp_path
+def test_torchrun_goes_on_after_a_cut_link(
+    hosts, root, config, on_one_host, outcome_of, assert_same_run, tmp_path
 ):
-    changes = {"training__max_updates": 100, "training__epochs": 20, "training__save_interval": 10}
-    config = write_config(
-        tmp_path / "config.yaml", **changes, distributed__stall_timeout=float(STALL_TIMEOUT_S)
-    )
-    one, two = tmp_path / "one", tmp_path / "two"
-    two.mkdir()
-    launch = ["-m", "horovod_transformer", "launch", "-np", "2", "--", "python", "-m", "src.train"]
-    alone = run_job(1, *launch, "--config", str(config), "--output_dir", str(one), "--run_name", "run")
-    assert alone.process.returncode == 0, alone.stderr
-
-    with torchrun(hosts, root, config, two, restarts=3) as (agents, outputs):
-        wait_for_update(agents, outputs, two, 22)
+    folder = tmp_path / "two"
+    with launched(root, folder) as job:
+        for host, address in HOSTS.items():  # an agent and a rank on each
+            command = [str(Path(sys.executable).with_name("torchrun")), "--nnodes", "2"]
+            command += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "two"]
+            command += ["--rdzv-endpoint", f"{HOSTS['h1']}:29400", "--local-addr", address]
+            job.start(hosts.command(host, [*command, "--max-restarts", "3", *training(config, folder)]))
+        job.wait_for_update(CUT_AFTER_UPDATE)
         hosts.cut()
-        cut_at = time.monotonic()
-        said = "no progress for 8 s (distributed.stall_timeout)"
-        while not all(said in output.read_text(errors="replace") for output in outputs):
-            assert time.monotonic() - cut_at < STALL_TIMEOUT_S + 20, [
-                output.read_text() for output in outputs
-            ]
-            time.sleep(0.1)
-        print(f"both sides ended {time.monotonic() - cut_at:.1f} s after the cut")
+        job.wait_for("both sides to end", lambda: all(REASON in told for told in job.told), END_LIMIT_S)
         hosts.mend()
-        codes, told = finish(agents, outputs, 150)
-    assert codes == [0, 0], "\n".join(told)
-    assert any("resuming after update" in text for text in told)
-    assert_same_run(outcome_of(one), outcome_of(two))
+        assert job.finish(120) == [0, 0], "\n".join(job.told)
+        assert any("resuming after update" in told for told in job.told)
+    assert_same_run(on_one_host, outcome_of(folder))
+
+
+def test_horovodrun_ends_at_a_cut_link_and_resumes(
+    hosts, root, config, on_one_host, outcome_of, assert_same_run, tmp_path
+):
+    if reason := why_no_ssh():
+        pytest.skip(reason)
+    hosts.serve_ssh()
+    folder = tmp_path / "two"
+    horovodrun = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "-H", "h1:1,h2:1"]
+    horovodrun += ["--network-interfaces", "eth0", sys.executable, *training(config, folder)]
+    with launched(root, folder) as job:
+        job.start(hosts.command("h1", horovodrun))
+        job.wait_for_update(CUT_AFTER_UPDATE)
+        assert len(job.ranks()) == 2
+        hosts.cut()
+        try:
+            job.wait_for("both sides to end", lambda: not job.ranks(), END_LIMIT_S)
+            assert job.finish(10) == [1]
+        finally:
+            hosts.mend()
+        assert REASON in job.told[0]  # h2's own line cannot get through
+    with launched(root, folder) as job:
+        job.start(hosts.command("h1", [*horovodrun, "--resume", "auto"]))
+        assert job.finish(90) == [0], job.told
+        assert "resuming after update" in job.told[0]
+    assert_same_run(on_one_host, outcome_of(folder))
