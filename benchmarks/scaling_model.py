@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/scaling_model.py
 
-Reads benchmarks/results/scaling.csv, prints the tables of docs/scaling.md, draws docs/pictures/scaling.png.
+Reads benchmarks/results/scaling.csv, writes the tables of docs/scaling.md, draws docs/pictures/scaling.png.
 
 The model: an update on n ranks takes compute + 2 (n - 1) alpha + 2 (n - 1) / n x bytes / bandwidth (a ring
 all-reduce; alpha is the time of one message). Nothing is hidden behind the computation, because all gradients
@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.csv"
+DOCUMENT = ROOT / "docs" / "scaling.md"
 PICTURE = ROOT / "docs" / "pictures" / "scaling.png"
 # Mbit/s of the two points that the model is fitted on, without compression.
 FITTED_ON = (10_000, 200)
@@ -38,11 +39,11 @@ GPUS_PER_NODE = {
 }
 ALPHA_S = 5e-6
 GPUS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
-# GPUs, efficiency, what, and where its label stands (points right and up of the star); other models on other machines.
+# GPUs, efficiency, what, and where its label stands beside the star; other models on other machines.
 PUBLISHED = [
-    (512, 0.90, "Horovod, Inception V3 and ResNet-101", (-6, -12)),
-    (512, 0.68, "Horovod, VGG-16", (-6, 5)),
-    (256, 0.91, "NVIDIA, BERT-large", (-6, 5)),
+    (512, 0.90, "Horovod, Inception V3 and ResNet-101", (-12, -34)),
+    (512, 0.68, "Horovod, VGG-16", (-12, -14)),
+    (256, 0.91, "NVIDIA, BERT-large", (-12, 20)),
 ]
 
 
@@ -106,27 +107,44 @@ def efficiency(gpus: int, per_node: int, node_bandwidth: float, bytes_per_gradie
     return compute / (compute + exchange)
 
 
-def print_tables(rows: list[Row], model: Fit) -> None:
-    """The tables of docs/scaling.md."""
-    print(f"fixed {model.fixed:.2f} s, {model.overhead:.2f} times the ideal seconds on the link\n")
-    print("| compression | Mbit/s | s per update | tokens/s | model, s | off by |")
-    print("| --- | --- | --- | --- | --- | --- |")
+def write_table(name: str, lines: list[str]) -> None:
+    """Put lines between `<!-- NAME -->` and `<!-- end -->` of docs/scaling.md."""
+    before, found, after = DOCUMENT.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    assert found, f"{DOCUMENT} has no place for {name}"
+    after = after[after.index("<!-- end -->") :]
+    DOCUMENT.write_text(before + found + "\n".join(["", *lines, "", after]), encoding="utf-8")
+
+
+def measured_table(rows: list[Row], model: Fit) -> list[str]:
+    """Each measured point beside what the model expects of it."""
+    lines = [
+        f"The fit: fixed {model.fixed:.2f} s, {model.overhead:.2f} times the ideal seconds on the link.",
+        "",
+        "| compression | Mbit/s | s per update | tokens/s | model, s | off by |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
         expected = model.seconds(row)
         fitted = " (fitted)" if row.compression == "none" and row.mbit_per_s in FITTED_ON else ""
         speed = row.tokens / row.seconds
-        print(
+        lines.append(
             f"| {row.compression} | {row.mbit_per_s:,} | {row.seconds:.2f} | {speed:,.0f} | {expected:.2f} | "
             f"{expected / row.seconds - 1:+.0%}{fitted} |"
         )
+    return lines
+
+
+def modelled_tables() -> list[str]:
+    """The model's H100s, one table for each kind of node."""
+    lines: list[str] = []
     for name, (per_node, bandwidth) in GPUS_PER_NODE.items():
-        print(
-            f"\n{name}\n\n| GPUs | efficiency | with fp16 compression | tokens/s |\n| --- | --- | --- | --- |"
-        )
+        lines += ["", f"**{name}**", ""] if lines else [f"**{name}**", ""]
+        lines += ["| GPUs | efficiency | with fp16 compression | tokens/s |", "| --- | --- | --- | --- |"]
         for gpus in GPUS:
             plain, halved = (efficiency(gpus, per_node, bandwidth, size) for size in (4, 2))
             speed = gpus * plain * TOKENS_PER_S_OF_ONE_GPU
-            print(f"| {gpus:,} | {plain:.0%} | {halved:.0%} | {speed / 1e6:,.1f} M |")
+            lines.append(f"| {gpus:,} | {plain:.0%} | {halved:.0%} | {speed / 1e6:,.1f} M |")
+    return lines
 
 
 def draw(rows: list[Row], model: Fit) -> None:
@@ -156,11 +174,17 @@ def draw(rows: list[Row], model: Fit) -> None:
     for gpus, share, what, place in PUBLISHED:
         right.plot(gpus, 100 * share, "k*")
         right.annotate(
-            what, (gpus, 100 * share), textcoords="offset points", xytext=place, ha="right", fontsize=7
+            what,
+            (gpus, 100 * share),
+            textcoords="offset points",
+            xytext=place,
+            ha="right",
+            fontsize=7,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5},
         )
     right.set(
         xscale="log",
-        ylim=(0, 105),
+        ylim=(0, 110),
         xlabel="H100 GPUs",
         ylabel="efficiency, %",
         title="124M parameters: model only; stars: others, published",
@@ -171,10 +195,11 @@ def draw(rows: list[Row], model: Fit) -> None:
 
 
 def main() -> None:
-    """Print and draw."""
+    """Write and draw."""
     rows = read_rows()
     model = fit(rows)
-    print_tables(rows, model)
+    write_table("measured", measured_table(rows, model))
+    write_table("modelled", modelled_tables())
     draw(rows, model)
 
 

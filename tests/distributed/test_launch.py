@@ -63,7 +63,7 @@ def ranks_of(job):
     return found
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
 def test_a_signal_is_a_clean_stop_of_all_ranks(write_config, start_job, outcome_of, tmp_path, name):
     config = write_config(tmp_path / "config.yaml", **ENDLESS)
     arguments = [*TRAIN, "--config", str(config), "--output_dir", str(tmp_path)]
@@ -72,7 +72,8 @@ def test_a_signal_is_a_clean_stop_of_all_ranks(write_config, start_job, outcome_
         wait_for(lambda: table.exists() and len(table.read_text().splitlines()) > 3)
         job.process.send_signal(getattr(signal, name))
         assert job.wait(timeout=30) == 75, job.stderr
-    assert f"({name})" in job.stdout
+    # A closed terminal reaches the ranks as SIGTERM.
+    assert f"({name.replace('SIGHUP', 'SIGTERM')})" in job.stdout
     assert "Traceback" not in job.stderr and "launch:" not in job.stderr
     outcome = outcome_of(tmp_path)
     assert int(outcome.rows[-1]["update"]) == outcome.state["progress"]["update"] < 5000
@@ -99,16 +100,20 @@ def test_the_first_failing_ranks_line_is_the_last_on_the_screen(run_job, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "told"),
+    ("command", "restarts", "code", "told"),
     [
-        ("exit 7", 7, ["launch: rank 0 ended with exit code 7"]),
-        ("kill -KILL $$", 137, ["launch: rank 0 was ended by SIGKILL"]),
-        ("exit 75", 75, []),
-        ("exit 2", 2, []),
+        ("exit 7", 0, 7, ["launch: rank 0 ended with exit code 7"]),
+        ("kill -KILL $$", 0, 137, ["launch: rank 0 was ended by SIGKILL"]),
+        # Not worth another start.
+        ("exit 75", 3, 75, []),
+        ("exit 2", 3, 2, []),
+        ("exit 0", 3, 0, []),
     ],
 )
-def test_the_exit_code_comes_through(run_job, command, code, told):
-    job = run_job(1, *LAUNCH, "--", "sh", "-c", f"[ $RANK = 1 ] && exec sleep 9; {command}")
+def test_the_exit_code_comes_through(run_job, command, restarts, code, told):
+    seconds = 1 if code == 0 else 9  # after a failure nobody waits for the other rank
+    script = f"[ $RANK = 1 ] && exec sleep {seconds}; {command}"
+    job = run_job(1, *LAUNCH, "--max-restarts", str(restarts), "--", "sh", "-c", script)
     assert (job.process.returncode, job.stderr.splitlines()) == (code, told)
 
 

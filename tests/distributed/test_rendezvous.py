@@ -190,3 +190,12 @@ def test_torchrun_itself(start_job, tmp_path):
     with start_job(1, str(torchrun), "--standalone", "--nproc-per-node", "2", str(script)) as job:
         assert job.wait(60) == 0, job.stderr
     assert sorted(job.stdout.splitlines()) == ["2 0 0 False 0.5", "2 1 1 False 0.5"]
+
+
+@pytest.mark.distributed
+def test_torchrun_starts_every_exit_code_again(run_job):
+    # Unlike `horovod-transformer launch`, and documented: 75 and 2 are failures like any other to it.
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    options = ["--standalone", "--nproc-per-node", "1", "--max-restarts", "1", "--no-python"]
+    job = run_job(1, torchrun, *options, "sh", "-c", "echo a start; exit 75")
+    assert (job.process.returncode, job.stdout.count("a start")) == (1, 2)
