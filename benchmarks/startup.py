@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/startup.py [--rounds 3]
 
-Both launchers in turn, medians. `ready`: seconds from the command to the return of `setup_horovod` on the last
-rank. `first update`: from the command to the first row of train.csv, with configs/quickstart.yaml, whose data is
-prepared beforehand. Run it alone on the machine.
+Both launchers in turn, medians. `ready`: seconds from the command to the return of `setup_horovod` on the
+last rank. `first update`: from the command to the first row of train.csv, with configs/quickstart.yaml,
+whose data is prepared beforehand. Run it alone on the machine.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def measure(launcher: list[str], folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Prepare, measure in turn, print medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     prepare = ["-m", "horovod_transformer", "prepare", "--config", "configs/quickstart.yaml"]

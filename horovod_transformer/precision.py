@@ -52,7 +52,8 @@ def set_arithmetic(device: torch.device, precision: str, deterministic: bool) ->
     if on_gpu and deterministic:
         # cuBLAS reads it when it starts; torch refuses to be deterministic without.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)  # it loads torch's compiler, which takes a second
     # Nothing here reads memory that it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
