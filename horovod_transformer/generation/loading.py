@@ -55,7 +55,9 @@ def load_model_for_generation(
         raise UserError(
             f"{checkpoint_path}: the weights do not fit the config stored beside them: {problem[0].strip()}"
         ) from None
-    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+    # The extremes of a tensor with a NaN are NaN; they need no second tensor of its size, as isfinite does.
+    extremes = (torch.stack(parameter.aminmax()) for parameter in model.parameters())
+    if not all(torch.isfinite(pair).all() for pair in extremes):
         raise UserError(
             f"{checkpoint_path}: weights are NaN or infinite, training had diverged; take an older one"
         )

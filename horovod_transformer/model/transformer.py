@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from horovod_transformer.config import GenerationConfig, ModelConfig
@@ -425,6 +426,19 @@ def build_model(config: ModelConfig) -> TransformerLM:
     return TransformerLM(**config.model_dump())
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Passes over `torch.nn.init`: there is nothing to draw on the meta device.
+
+    Drawing there all the same loads torch's compiler, which takes longer than reading 124M weights.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
 def model_with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> TransformerLM:
     """Make the model of a config around existing weights: nothing is drawn, nothing is copied.
 
@@ -435,7 +449,7 @@ def model_with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> Tr
     Raises:
         RuntimeError: They do not fit the shape.
     """
-    with torch.device("meta"):
+    with _NothingDrawn(), torch.device("meta"):
         model = build_model(config)
     model.load_state_dict(weights, assign=True)
     if config.positions == "sinusoidal":
