@@ -394,8 +394,9 @@ def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     Entry (p, 2i) is sin(p / 10000^(2i / d_model)), entry (p, 2i + 1) the cosine (Vaswani et al.
     2017, section 3.5).
     """
-    positions = torch.arange(length, dtype=torch.float64)[:, None]
-    pairs = torch.arange(0, d_model, 2, dtype=torch.float64)
+    # On the CPU even while a model is made on the meta device: the table is not among the weights that fill it later.
+    positions = torch.arange(length, dtype=torch.float64, device="cpu")[:, None]
+    pairs = torch.arange(0, d_model, 2, dtype=torch.float64, device="cpu")
     angles = positions * torch.exp(-math.log(10000.0) * pairs / d_model)
     table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
     return (POSITION_SCALE * table).float()
@@ -452,7 +453,4 @@ def model_with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> Tr
     with _NothingDrawn(), torch.device("meta"):
         model = build_model(config)
     model.load_state_dict(weights, assign=True)
-    if config.positions == "sinusoidal":
-        table = sinusoidal_positions(config.max_seq_len, config.d_model)
-        model.register_buffer("position_table", table, persistent=False)
     return model
