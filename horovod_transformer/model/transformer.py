@@ -394,7 +394,7 @@ def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     Entry (p, 2i) is sin(p / 10000^(2i / d_model)), entry (p, 2i + 1) the cosine (Vaswani et al.
     2017, section 3.5).
     """
-    # On the CPU even while a model is made on the meta device: it is not among the weights that fill that later.
+    # On the CPU even while a model is made on the meta device: no stored weight fills this table later.
     positions = torch.arange(length, dtype=torch.float64, device="cpu")[:, None]
     pairs = torch.arange(0, d_model, 2, dtype=torch.float64, device="cpu")
     angles = positions * torch.exp(-math.log(10000.0) * pairs / d_model)
