@@ -30,6 +30,16 @@ def test_products_run_in_the_precision(precision, dtype):
     assert weight.grad.dtype == torch.float32
 
 
+def test_what_is_so_anyway_does_not_load_torchs_compiler(run_python):
+    program = (
+        "import sys, torch; from horovod_transformer.precision import set_arithmetic; "
+        "set_arithmetic(torch.device('cpu'), 'fp32', deterministic=False); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = run_python("-c", program)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
 @pytest.fixture
 def arithmetic_restored():
     yield

@@ -21,7 +21,8 @@ from torch import Tensor
 from horovod_transformer.config import Config, GenerationConfig, config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.files import partial_of, sync_folder, sync_tree
-from horovod_transformer.model.transformer import TransformerLM, build_model
+from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.model.weights import empty_model
 from horovod_transformer.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, tokenizer_from_dict
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -288,8 +289,7 @@ def _read_weights(folder: Path, config: Config) -> dict[str, Tensor]:
         raise UserError(
             f"{folder}: has {len(found)} weights; a GPT-2 of {shape.n_layers} layers has {wanted}"
         )
-    with torch.device("meta"):
-        expected = build_model(shape).state_dict()
+    expected = empty_model(shape).state_dict()
     weights = {}
     for theirs, name in _names(shape.n_layers).items():
         if theirs not in found:

@@ -11,7 +11,8 @@ import torch
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.config import Config, config_from_dict, load_config
 from horovod_transformer.errors import UserError
-from horovod_transformer.model.transformer import TransformerLM, model_with_weights
+from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.model.weights import model_with_weights
 from horovod_transformer.tokenizer import Tokenizer, gpt2_tokenizer, tokenizer_from_dict
 
 # A config file may differ from the checkpoint in these: no weight depends on them. The context

@@ -11,12 +11,11 @@ Shapes in comments: B sequences, T tokens, C = d_model, H heads, D = C / H, V = 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from horovod_transformer.config import GenerationConfig, ModelConfig
@@ -162,7 +161,7 @@ class TransformerLM(nn.Module):
             self.position_embedding = nn.Embedding(max_seq_len, d_model)
         else:
             # Derived from the shape, hence not part of the state dict.
-            table = sinusoidal_positions(max_seq_len, d_model)
+            table = sinusoidal_positions(max_seq_len, d_model).to(self.token_embedding.weight.device)
             self.register_buffer("position_table", table, persistent=False)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
@@ -394,7 +393,7 @@ def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     Entry (p, 2i) is sin(p / 10000^(2i / d_model)), entry (p, 2i + 1) the cosine (Vaswani et al.
     2017, section 3.5).
     """
-    # On the CPU even while a model is made on the meta device: no stored weight fills this table later.
+    # On the CPU whatever the default device: on the meta device this would load torch's compiler.
     positions = torch.arange(length, dtype=torch.float64, device="cpu")[:, None]
     pairs = torch.arange(0, d_model, 2, dtype=torch.float64, device="cpu")
     angles = positions * torch.exp(-math.log(10000.0) * pairs / d_model)
@@ -425,32 +424,3 @@ def _causal_mask(attention_mask: Tensor) -> Tensor:
 def build_model(config: ModelConfig) -> TransformerLM:
     """Make the model that a config's `model` section describes, with fresh weights."""
     return TransformerLM(**config.model_dump())
-
-
-class _NothingDrawn(TorchFunctionMode):
-    """Passes over `torch.nn.init`: there is nothing to draw on the meta device.
-
-    Drawing there all the same loads torch's compiler, which takes longer than reading 124M weights.
-    """
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(function, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return function(*args, **kwargs)
-
-
-def model_with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> TransformerLM:
-    """Make the model of a config around existing weights: nothing is drawn, nothing is copied.
-
-    Args:
-        config: Its shape.
-        weights: A state dict; its tensors become the model's parameters.
-
-    Raises:
-        RuntimeError: They do not fit the shape.
-    """
-    with _NothingDrawn(), torch.device("meta"):
-        model = build_model(config)
-    model.load_state_dict(weights, assign=True)
-    return model

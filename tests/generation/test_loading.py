@@ -30,6 +30,16 @@ def test_loading_gives_back_what_was_saved(loaded, tiny_checkpoint, tiny_tokeniz
     assert config.to_dict() == contents["config"]
 
 
+def test_loading_does_not_load_torchs_compiler(run_python, tiny_checkpoint):
+    # It takes longer to import than the weights of the default model take to read.
+    program = (
+        "import sys; from horovod_transformer.generation import load_model_for_generation as load; "
+        "load(sys.argv[1], device='cpu'); print('torch._dynamo' in sys.modules)"
+    )
+    done = run_python("-c", program, str(tiny_checkpoint))
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
 def test_a_config_brings_generation_settings_and_nothing_else(tiny_checkpoint, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("model: {max_seq_len: 64, dropout: 0.1}\ntraining: {seed: 5}\ngeneration: {top_k: 3}\n")
@@ -68,9 +78,10 @@ def test_damaged_weights_are_told_apart(tiny_checkpoint, tmp_path):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "weights are NaN or infinite" in refusal(
-        lambda contents: contents["model"]["final_norm.bias"].fill_(math.nan)
-    )
+    for wrong in (math.nan, math.inf, -math.inf):
+        assert "weights are NaN or infinite" in refusal(
+            lambda contents, wrong=wrong: contents["model"]["final_norm.bias"][3:4].fill_(wrong)
+        )
     assert "do not fit the config stored beside them: Missing key(s)" in refusal(
         lambda contents: contents["model"].pop("final_norm.bias")
     )

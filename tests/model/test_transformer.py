@@ -29,6 +29,12 @@ def test_the_default_model_has_the_documented_parameters():
     assert sum(p.numel() for p in model.parameters()) == v * d + layers * block + 2 * d == 123_653_376
 
 
+def test_the_positions_are_where_the_weights_are():
+    with torch.device("meta"):
+        model = TransformerLM(vocab_size=8, d_model=8, n_heads=1, n_layers=1, d_ff=8, max_seq_len=8)
+    assert model.position_table.device == model.token_embedding.weight.device == torch.device("meta")
+
+
 def test_config_defaults_and_model_defaults_agree(root):
     with torch.device("meta"):
         by_default, by_config = TransformerLM(), build_model(load_config(root / "configs/config.yaml").model)
