@@ -8,6 +8,7 @@ of each to FOLDER/rank<r>.json. One launch costs ten seconds, hence many scenes 
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import math
@@ -34,6 +35,8 @@ from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training import trainer
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.step import UpdateStep
+
+TELL_AFTER_S = 100
 
 
 def train(scene: dict[str, Any]) -> Any:
@@ -239,6 +242,8 @@ def exchange(scene: dict[str, Any]) -> Any:
 
 def main(folder: Path) -> None:
     """Join the job, play all scenes, write what came out."""
+    # A job that hangs is ended after 120 s: by then it is to be seen where each rank waits.
+    faulthandler.dump_traceback_later(TELL_AFTER_S)
     distributed.setup_horovod()
     distributed.set_threads(1)
     acts = {
