@@ -82,7 +82,11 @@ def outcome(
     for name in ("train.csv", "val.csv"):
         with open(folder / "runs/structured/same" / name, newline="", encoding="utf-8") as file:
             tables[name] = [
-                {key: value for key, value in row.items() if key not in CLOCK_COLUMNS}
+                {
+                    key: value
+                    for key, value in row.items()
+                    if key not in CLOCK_COLUMNS and not key.startswith("time_")
+                }
                 for row in csv.DictReader(file)
             ]
     return {

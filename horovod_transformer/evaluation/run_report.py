@@ -11,10 +11,12 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.charts import COLOURS, Chart, Curve, draw, smoothed
 from horovod_transformer.evaluation.html_page import escape, page
 from horovod_transformer.evaluation.run_records import RunRecords, read_run
+from horovod_transformer.evaluation.share_chart import draw_shares
 from horovod_transformer.files import write_text
 
 # Samples of one run on the page, evenly spread over its training.
 SHOWN_SAMPLES = 6
+_COMPUTING = ("forward", "backward", "optimizer")
 # Column -> title; those of train.csv.
 _TRAIN_CHARTS = {
     "learning_rate": "learning rate",
@@ -57,7 +59,7 @@ def run_page(runs: Sequence[RunRecords]) -> str:
         "".join(f'<p class="note">{_sentence(run)}</p>' for run in runs),
         "<h2>Curves</h2>",
         f'<p class="note key">{key}</p>' if len(runs) > 1 else "",
-        f'<div class="charts">{"".join(draw(chart) for chart in _charts(runs))}</div>',
+        f'<div class="charts">{"".join(draw(chart) for chart in _charts(runs))}{_time_shares(runs)}</div>',
         f'<p class="note">{_legend(runs)}</p>',
         "<h2>Figures</h2>",
         _table(runs, _figures),
@@ -135,6 +137,22 @@ def _charts(runs: Sequence[RunRecords]) -> list[Chart]:
     return charts
 
 
+def _time_shares(runs: Sequence[RunRecords]) -> str:
+    """Where each run's time went, for runs whose tables have the columns."""
+    charts = ""
+    for run in runs:
+        columns = {
+            column.removeprefix("time_").replace("_", " "): values
+            for column, values in run.train.items()
+            if column.startswith("time_")
+        }
+        # What computes below, what waits above it.
+        parts = {name: columns.pop(name) for name in _COMPUTING if name in columns} | columns
+        title = "where the time goes, on rank 0" + (f": {run.name}" if len(runs) > 1 else "")
+        charts += draw_shares(title, run.train["update"], parts)
+    return charts
+
+
 def _colours(runs: Sequence[RunRecords]) -> list[str]:
     return [COLOURS[place % len(COLOURS)] for place in range(len(runs))]
 
@@ -145,6 +163,11 @@ def _legend(runs: Sequence[RunRecords]) -> str:
         text += " Dashed: the run was started again there."
     if any(run.skipped for run in runs):
         text += " Red at the foot: an update that was skipped, its gradients were not finite."
+    if any("time_forward" in run.train for run in runs):
+        text += (
+            " Of the time, forward includes the loss and its gradient at the head, gradient wait is what the "
+            "sum over the ranks took beyond the backward pass, and other is validation, sample texts and records."
+        )
     return text
 
 

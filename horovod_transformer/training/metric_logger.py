@@ -54,6 +54,14 @@ class UpdateMetrics:
         mfu: Model FLOPs utilisation, 0 to 1; None on a device whose peak is not known.
         memory_gib: Most memory this process has used.
         seconds: Since this start of the run.
+        time_data: Seconds since the row before that this process waited for blocks; the seven `time_` columns
+            add up to all of that time. See `time_shares.PhaseTimer`.
+        time_forward: Likewise in the forward pass, the loss and its gradient at the head included.
+        time_backward: Likewise in the backward pass.
+        time_gradient_wait: Likewise until the last gradients had been summed over the ranks.
+        time_optimizer: Likewise clipping and changing the weights.
+        time_checkpoint: Likewise held up by checkpoints.
+        time_other: Likewise anything else, such as validation.
     """
 
     update: int
@@ -71,6 +79,13 @@ class UpdateMetrics:
     mfu: float | None
     memory_gib: float
     seconds: float
+    time_data: float
+    time_forward: float
+    time_backward: float
+    time_gradient_wait: float
+    time_optimizer: float
+    time_checkpoint: float
+    time_other: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,9 @@ class ValidationMetrics:
 TRAIN_COLUMNS = [field.name for field in fields(UpdateMetrics)]
 VALIDATION_COLUMNS = [field.name for field in fields(ValidationMetrics)]
 # The clock decides these; a repeated run differs in them.
-CLOCK_COLUMNS = ("updates_per_second", "tokens_per_second", "mfu", "memory_gib", "seconds")
+CLOCK_COLUMNS = ("updates_per_second", "tokens_per_second", "mfu", "memory_gib", "seconds") + tuple(
+    column for column in TRAIN_COLUMNS if column.startswith("time_")
+)
 
 
 class CsvTable:

@@ -25,6 +25,7 @@ from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import autocast
 from horovod_transformer.training.loss_scale import LossScale
+from horovod_transformer.training.time_shares import PhaseTimer
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class UpdateStep:
         max_grad_norm: Clip to this; 0 does not clip.
         uses_dropout: Whether random numbers are needed at all.
         compression: What the gradients travel as: `none` or `fp16`.
+        timer: Told which phase of an update begins; None makes one of its own.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class UpdateStep:
         max_grad_norm: float,
         uses_dropout: bool,
         compression: str = "none",
+        timer: PhaseTimer | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -80,6 +83,7 @@ class UpdateStep:
         self.precision = precision
         self.max_grad_norm = max_grad_norm
         self.uses_dropout = uses_dropout
+        self.timer = timer or PhaseTimer(device)
         # Gradients divided by all tokens of an update are mostly too small for fp16.
         self.loss_scale = LossScale(dynamic="fp16" in (precision, compression))
         self._parameters = list(model.parameters())
@@ -112,14 +116,17 @@ class UpdateStep:
             group["lr"] = learning_rate
         tokens = max(1, self.plan.target_tokens(update))
         totals = self._backward(update, islice(batches, self.plan.micro_batches), tokens)
+        self.timer.enter("gradient_wait")
         # Sent before waiting for the gradients, so that it rides along with them.
         totals[2] = float(stop)
         pending = distributed.allreduce_async(totals, "update")
         distributed.synchronize(self.optimizer)
+        summed = pending.wait()
+        self.timer.enter("optimizer")
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         # All that the host must know is read at once: it waits for a GPU once an update.
-        loss, correct, stops, norm_of_scaled = torch.cat([pending.wait(), norm.double()[None]]).tolist()
+        loss, correct, stops, norm_of_scaled = torch.cat([summed, norm.double()[None]]).tolist()
         gradient_norm = norm_of_scaled / self.loss_scale.factor
         finite = self._unscale_and_clip(gradients, gradient_norm)
         if finite:
@@ -127,6 +134,7 @@ class UpdateStep:
                 self.optimizer.step()
         self.optimizer.zero_grad()
         self.loss_scale.update(finite)
+        self.timer.enter("other")
         return UpdateResult(
             loss=loss / tokens,
             accuracy=correct / tokens,
@@ -140,19 +148,23 @@ class UpdateStep:
         """Accumulate this rank's gradients; return its sums of loss and right predictions."""
         totals = torch.zeros(3, dtype=torch.float64, device=self.device)
         number = -1
+        self.timer.enter("data")
         for number, batch in enumerate(batches):
             if self.uses_dropout:
                 torch.manual_seed(self.plan.dropout_seed(update, distributed.get_rank(), number))
             input_ids = batch["input_ids"].to(self.device, non_blocking=True)
             labels = batch["labels"].to(self.device, non_blocking=True)
+            self.timer.enter("forward")
             scale = self.loss_scale.factor / tokens
             with autocast(self.precision, self.device):
                 # Only fp16 needs its gradient scaled from the start.
                 ahead = scale if self.precision == "fp16" else 1.0
                 loss, _, correct = self.model.loss_sums(input_ids, labels, ahead)
+            self.timer.enter("backward")
             (loss * scale).backward()
             totals[0] += loss.detach()
             totals[1] += correct
+            self.timer.enter("data")
         if number + 1 != self.plan.micro_batches:
             raise RuntimeError(f"update {update} got {number + 1} of {self.plan.micro_batches} micro-batches")
         return totals

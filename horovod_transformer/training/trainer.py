@@ -45,6 +45,7 @@ from horovod_transformer.training.throughput import (
     peak_flops,
     peak_memory_gib,
 )
+from horovod_transformer.training.time_shares import PhaseTimer
 from horovod_transformer.training.validation import validate
 from horovod_transformer.training.watchdog import Watchdog
 
@@ -208,6 +209,7 @@ class Trainer:
             compression,
             groups,
         )
+        self.timer = PhaseTimer(self.device)
         self.step = UpdateStep(
             model,
             optimizer,
@@ -217,6 +219,7 @@ class Trainer:
             training.max_grad_norm,
             uses_dropout=self.config.model.dropout > 0,
             compression=compression,
+            timer=self.timer,
         )
         if start.optimizer is not None:
             # Horovod's wrapper begins with an empty state, so the state goes in after wrapping.
@@ -235,6 +238,7 @@ class Trainer:
         batches = iterate_batches(self._training_batches())
         result: UpdateResult | None = None
         with StopRequest() as stop, self.watchdog:
+            self.timer.take()  # setting up is not part of any update
             if self._validation_is_due():
                 # A signal came just before this validation.
                 self._save(periodic=True, best=self._validate())
@@ -326,6 +330,7 @@ class Trainer:
                     mfu=throughput.mfu,
                     memory_gib=peak_memory_gib(self.device),
                     seconds=throughput.seconds,
+                    **{f"time_{phase}": seconds for phase, seconds in self.timer.take().items()},
                 )
             )
         if result.skipped:
@@ -409,7 +414,9 @@ class Trainer:
                 "tokenizer": self.data.manifest.get("tokenizer"),
             }
 
+        self.timer.enter("checkpoint")
         self._note_failed_write(self.checkpointing.save(contents, self.state.update, periodic, best))
+        self.timer.enter("other")
 
     def _note_failed_write(self, failure: str | None) -> None:
         if failure is not None and self.config.training.on_checkpoint_failure == "stop":
