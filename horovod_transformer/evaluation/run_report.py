@@ -166,7 +166,7 @@ def _legend(runs: Sequence[RunRecords]) -> str:
     if any("time_forward" in run.train for run in runs):
         text += (
             " Of the time, forward includes the loss and its gradient at the head, gradient wait is what the "
-            "sum over the ranks took beyond the backward pass, and other is validation, sample texts and records."
+            "sum over the ranks took beyond the backward pass, other is validation, sample texts and records."
         )
     return text
 
