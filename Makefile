@@ -19,6 +19,10 @@ UP_TO_DATE := $(shell grep -qsx "$(FINGERPRINT)" $(STAMP) && $(VENV_PYTHON) -c "
 # Without a compiler Horovod is left out and all else runs, on one process. The tests want it.
 OPTIONAL := $(if $(filter test chaos,$(MAKECMDGOALS)),,--optional)
 
+# Fast tests run on two processes; the others start processes of their own, one test at a time.
+FAST := not slow and not distributed and not slurm
+NONE_PICKED := 5 # pytest's exit code: PYTEST has picked tests of the other kind only
+
 .PHONY: help install packages wheels demo check test chaos lint clean
 .DEFAULT_GOAL := help
 
@@ -50,10 +54,10 @@ demo: install ## prepare, train on two processes and write text, in DEMO_MINUTES
 	@$(VENV_PYTHON) -m horovod_transformer demo --minutes $(DEMO_MINUTES)
 
 check: install ## run the fast tests, about a minute on two cores
-	@$(VENV_PYTHON) -m pytest --quiet --numprocesses 2 -m "not slow and not distributed and not slurm" $(PYTEST)
+	@$(VENV_PYTHON) -m pytest --quiet --numprocesses 2 -m "$(FAST)" $(PYTEST) || [ $$? -eq $(NONE_PICKED) ]
 
-test: install ## run all tests; PYTEST="-k name" picks some
-	@$(VENV_PYTHON) -m pytest $(PYTEST)
+test: check ## run all tests, the fast ones first; PYTEST="-k name" picks some
+	@$(VENV_PYTHON) -m pytest -m "not ($(FAST))" $(PYTEST) || [ $$? -eq $(NONE_PICKED) ]
 
 chaos: install ## kill a training run a hundred times, about half an hour
 	@$(VENV_PYTHON) -m tests.chaos.chaos

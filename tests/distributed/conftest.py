@@ -225,6 +225,18 @@ def run_job(start_job: Callable[..., Any]) -> Callable[..., Job]:
     return run
 
 
+@pytest.fixture
+def idle_ranks(tmp_path: Path) -> Path:
+    """A script whose ranks meet, say that they are ready, and do nothing for a minute."""
+    script = tmp_path / "idle.py"
+    script.write_text(
+        "import os, sys, time; sys.path.insert(0, '.')\n"
+        "from src.utils.distributed import setup_horovod\n"
+        "setup_horovod(); os.write(1, b'ready\\n'); time.sleep(60)\n"
+    )
+    return script
+
+
 @pytest.fixture(scope="session")
 def play(run_job: Callable[..., Job], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
     """Have the same ranks go through several scenes of `scenes.py`; returns each rank's results."""

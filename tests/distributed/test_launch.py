@@ -139,14 +139,8 @@ def test_the_second_ctrl_c_ends_at_once(start_job, tmp_path):
         assert time.monotonic() - began < 9
 
 
-def test_ranks_end_with_their_launcher(start_job, tmp_path):
-    script = tmp_path / "idle.py"
-    script.write_text(
-        "import sys, time; sys.path.insert(0, '.')\n"
-        "from src.utils.distributed import setup_horovod\n"
-        "setup_horovod(); print('ready', flush=True); time.sleep(60)\n"
-    )
-    with start_job(1, *LAUNCH, "--", "python", str(script)) as job:
+def test_ranks_end_with_their_launcher(start_job, idle_ranks):
+    with start_job(1, *LAUNCH, "--", "python", str(idle_ranks)) as job:
         wait_for(lambda: "ready" in job.stdout)
         ranks = ranks_of(job)
         assert sorted(ranks) == [0, 1]

@@ -75,6 +75,22 @@ def test_a_mistake_is_one_line(
     assert submitter.slurm.job(job)["Restarts"] == "0"
 
 
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ("--nodes=3", "Node count specification invalid"),
+        ("--gres=gpu:a100:4", "Requested node configuration is not available"),
+        ("--mem=9999G", "Requested node configuration is not available"),
+        ("--partition=none", "invalid partition specified: none"),
+    ],
+)
+def test_what_slurm_cannot_give_is_refused_at_once(submitter: Submitter, wish: str, told: str) -> None:
+    # Slurm's own words, for which docs/zaratan.md has a row; no job is left waiting for ever.
+    with pytest.raises(AssertionError, match=f"sbatch: error: .*{told}"):
+        submitter.submit(wish, *TRAIN)
+    assert not submitter.slurm.run("squeue", "-h")
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_another_submit_folder_is_refused(submitter: Submitter, tmp_path: Path, script: str) -> None:
     job = submitter.submit(str(submitter.checkout / "scripts" / script), folder=tmp_path)
