@@ -93,7 +93,7 @@ def test_a_signal_is_a_clean_stop_of_all_ranks(write_config, start_job, outcome_
     ("sent", "received"), [("TERM", "TERM"), ("USR1", "USR1"), ("INT", "INT"), ("HUP", "TERM")]
 )
 def test_every_signal_reaches_all_ranks(start_job, tmp_path, sent, received):
-    # Training makes the same of all of them (tests/training/test_stop_signals.py); these ranks only say which came.
+    # Training treats them alike (tests/training/test_stop_signals.py); these ranks only say which came.
     script = tmp_path / "listen.py"
     script.write_text(LISTEN)
     with start_job(1, *LAUNCH, "--max-restarts", "3", "--", "python", str(script)) as job:
