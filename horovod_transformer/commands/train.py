@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import config_parser, parse_with_config
+from horovod_transformer.command_line import config_parser, parse_with_config, whole_number
 from horovod_transformer.config import Config
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
 from horovod_transformer.launchers import launched_rank, start_timeout, this_process
@@ -40,15 +41,31 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_dir", metavar="DIR", help="put checkpoints/, logs/ and runs/ in this folder"
     )
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        const="3",
+        metavar="UPDATES",
+        help="record so many updates (default: %(const)s) as a trace in the log folder, Horovod's own record "
+        "beside it, and print where their time went",
+    )
+    parser.add_argument(
+        "--profile_rank", default="0", metavar="RANK", help="the rank to record (default: %(default)s)"
+    )
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train as the command line says."""
     options, config = parse_with_config(train_parser(), arguments)
+    window = None if options.profile is None else whole_number("--profile", options.profile, least=1)
+    profile_rank = whole_number("--profile_rank", options.profile_rank)
+    if window is not None:
+        os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")  # read when Horovod starts
 
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.distributed import run_on_rank0, setup_horovod
+    from horovod_transformer.training.profiling import ProfileRequest
     from horovod_transformer.training.trainer import run_distributed_training
     from horovod_transformer.training.watchdog import Watchdog
 
@@ -59,6 +76,8 @@ def main(arguments: Sequence[str]) -> int:
     why = "in the start-up; the longer of distributed.stall_timeout and 2 x HOROVOD_START_TIMEOUT"
     with Watchdog(limit, launched_rank(), why):
         world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
+        if profile_rank >= world_size:
+            raise UserError(f"--profile_rank {profile_rank}: the ranks are 0 to {world_size - 1}")
         outcome = run_distributed_training(
             config,
             rank,
@@ -68,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
             run_name=options.run_name,
             output_dir=options.output_dir,
             init_from=options.init_from,
+            profile=None if window is None else ProfileRequest(window, profile_rank),
         )
     if rank == 0:
         _report(Path(options.output_dir or "."), config, outcome["run_name"])

@@ -22,6 +22,8 @@ from horovod_transformer.distributed.collectives import (
     raise_on_all_ranks,
     run_on_rank0,
     skip_synchronize,
+    start_timeline,
+    stop_timeline,
     synchronize,
 )
 from horovod_transformer.distributed.devices import choose_device, common_precision, set_threads
@@ -51,6 +53,8 @@ __all__ = [
     "set_threads",
     "setup_horovod",
     "skip_synchronize",
+    "start_timeline",
+    "stop_timeline",
     "synchronize",
     "weights_digest",
 ]

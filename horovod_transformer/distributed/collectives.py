@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -314,6 +316,24 @@ def group_parameters(parameters: Sequence[nn.Parameter], number: int) -> list[li
         groups[(2 * before + parameter.numel()) * (number - 1) // (2 * total)].append(parameter)
         before += parameter.numel()
     return [group for group in groups if group] + [[first]]
+
+
+def start_timeline(path: Path) -> None:
+    """Begin Horovod's own record of what it does. *Collective.*
+
+    Nothing happens unless Horovod was started with `HOROVOD_TIMELINE=DYNAMIC`.
+
+    Args:
+        path: The file; rank 0 writes it.
+    """
+    if _hvd and os.environ.get("HOROVOD_TIMELINE") == "DYNAMIC":
+        _hvd.start_timeline(str(path))
+
+
+def stop_timeline() -> None:
+    """End what `start_timeline` began. *Collective.*"""
+    if _hvd and os.environ.get("HOROVOD_TIMELINE") == "DYNAMIC":
+        _hvd.stop_timeline()
 
 
 def synchronize(optimizer: Optimizer) -> None:

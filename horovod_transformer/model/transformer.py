@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 from torch.utils.checkpoint import checkpoint
 
 from horovod_transformer.config import GenerationConfig, ModelConfig
@@ -245,13 +246,14 @@ class TransformerLM(nn.Module):
             (int64 scalars).
         """
         hidden = self._hidden(input_ids)
-        return chunked_cross_entropy(
-            hidden.flatten(0, 1),
-            self.token_embedding.weight,
-            _shifted(labels).flatten(),
-            gradient_scale,
-            self._compiled,
-        )
+        with record_function("head"):  # for torch's profiler
+            return chunked_cross_entropy(
+                hidden.flatten(0, 1),
+                self.token_embedding.weight,
+                _shifted(labels).flatten(),
+                gradient_scale,
+                self._compiled,
+            )
 
     def new_cache(self, batch_size: int) -> KeyValueCache:
         """Make an empty cache for `batch_size` texts."""

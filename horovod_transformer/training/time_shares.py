@@ -35,6 +35,7 @@ class PhaseTimer:
         if device.type == "cuda" and new_event is None:
             new_event = _cuda_event
         self._marks: _Clock | _EventMarks = _Clock() if new_event is None else _EventMarks(new_event)
+        self._taken = dict.fromkeys(PHASES, 0.0)
         self.named_ranges = False
         self._range: record_function | None = None
 
@@ -48,9 +49,16 @@ class PhaseTimer:
             self._range = record_function(phase)
             self._range.__enter__()
 
+    def totals(self) -> dict[str, float]:
+        """Seconds of each phase so far; a GPU's latest may be missing."""
+        return self._marks.totals()
+
     def take(self) -> dict[str, float]:
         """Seconds of each phase since the last call; a GPU's latest may only be in the next."""
-        return self._marks.take()
+        totals = self.totals()
+        taken = {phase: totals[phase] - self._taken[phase] for phase in PHASES}
+        self._taken = totals
+        return taken
 
 
 class _Clock:
@@ -63,10 +71,9 @@ class _Clock:
         self._seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
 
-    def take(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         self.enter(self._phase)
-        taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
-        return taken
+        return dict(self._seconds)
 
 
 class _EventMarks:
@@ -84,10 +91,9 @@ class _EventMarks:
         if len(self._open) >= MARKS_PER_LOOK:
             self._read()
 
-    def take(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         self._read()
-        taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
-        return taken
+        return dict(self._seconds)
 
     def _read(self) -> None:
         """Count the phases that the GPU has left behind."""

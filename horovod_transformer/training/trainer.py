@@ -25,6 +25,7 @@ from horovod_transformer.precision import set_arithmetic
 from horovod_transformer.training.checkpointing import Checkpointing
 from horovod_transformer.training.metric_logger import MetricLogger, UpdateMetrics, ValidationMetrics
 from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.profiling import ProfileRequest, UpdateProfiler
 from horovod_transformer.training.restarts import require_progress
 from horovod_transformer.training.resume import (
     Start,
@@ -62,6 +63,7 @@ def run_distributed_training(
     run_name: str | None = None,
     output_dir: str | Path | None = None,
     init_from: str | Path | None = None,
+    profile: ProfileRequest | None = None,
 ) -> dict[str, Any]:
     """Train a model, together with the other ranks. *Collective.*
 
@@ -79,6 +81,7 @@ def run_distributed_training(
         run_name: Names the run's folders; None takes the resumed run's, or the time.
         output_dir: Folder that `config.paths` are relative to.
         init_from: Start afresh, but with this checkpoint's weights.
+        profile: Record a window of updates; None records nothing.
 
     Returns:
         `update`, `train_loss`, `best_validation_loss`, `finished`, `run_name`, `checkpoint_dir`.
@@ -97,7 +100,7 @@ def run_distributed_training(
         config = config.with_paths_in(output_dir)
     distributed.set_threads(config.training.threads_per_rank)
     with distributed.lost_ranks_explained():
-        trainer = Trainer(config, StartRequest(resume_checkpoint, init_from, run_name))
+        trainer = Trainer(config, StartRequest(resume_checkpoint, init_from, run_name), profile)
         try:
             return trainer.train()
         except torch.OutOfMemoryError:
@@ -115,7 +118,7 @@ class Trainer:
         step: Computes one update; holds the optimizer.
     """
 
-    def __init__(self, config: Config, request: StartRequest) -> None:
+    def __init__(self, config: Config, request: StartRequest, profile: ProfileRequest | None = None) -> None:
         """Put the parts together in the order that keeps all ranks alike. *Collective.*"""
         self.config = config
         self.watchdog = Watchdog(config.distributed.stall_timeout, distributed.get_rank())
@@ -143,6 +146,9 @@ class Trainer:
         self.checkpointing = Checkpointing(
             self.checkpoints, self.lock, self.model, self.watchdog.beat, self.logger.say
         )
+        self.profiler: UpdateProfiler | None = None
+        if profile is not None:
+            self.profiler = UpdateProfiler(profile, Path(config.paths.log_dir), self.device, self.timer)
         parameters = self.run_plan.parameters
         peaks = [peak_flops(card, self.precision) for card in cards]
         self.throughput = Throughput(
@@ -266,8 +272,10 @@ class Trainer:
                 if periodic or best:
                     self._save(periodic, best)
                 self._note_failed_write(self.checkpointing.poll(state.update))
+                self._tell(self.profiler.after_update() if self.profiler else [])
                 if result.stop_requested:
                     break
+            self._tell(self.profiler.close() if self.profiler else [])
             # Still deaf to signals: a second one must not cut off the last checkpoint.
             distributed.require_equal_weights(self.model, "training")
             self._conclude()
@@ -294,17 +302,19 @@ class Trainer:
         left = range(self.state.update, self.total)
         return training_loader(self.config, self.data.train, self.plan, distributed.get_rank(), left)
 
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines:
+            self.logger.say(line)
+
     def _introduce(self) -> None:
         plan, say = self.plan, self.logger.say
-        for note in self.notes:
-            say(note)
+        self._tell(self.notes)
         say(
             f"run {self.state.run_name}: {self.run_plan.parameters:,} parameters, {plan.world_size} "
             f"process(es) on {self.device.type} in {self.precision}, {torch.get_num_threads()} CPU thread(s) "
             "each"
         )
-        for line in self.run_plan.introduction(self.config, plan):
-            say(line)
+        self._tell(self.run_plan.introduction(self.config, plan))
         if self.state.update >= self.total:
             say(f"all {self.total} updates are done already")
 

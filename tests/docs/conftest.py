@@ -263,6 +263,9 @@ RUN_BY = {
     "python -m src.train --config configs/quickstart.yaml": "tests/docs/test_readme.py",
     "horovodrun -np 2 python -m src.train --config configs/quickstart.yaml": "tests/docs/test_readme.py",
     "horovodrun -np 4 python -m src.train --config configs/config.yaml": "tests/docs/test_readme.py",
+    "horovodrun -np 2 python -m src.train --config configs/quickstart.yaml --profile": (
+        "tests/distributed/test_profile.py"
+    ),
     "horovod-transformer launch -np 2 --max-restarts 3 -- "
     "python -m src.train --config configs/quickstart.yaml": "tests/docs/test_readme.py",
     "python -m src.generate --checkpoint checkpoints/best_model.pt --config configs/quickstart.yaml "

@@ -27,6 +27,13 @@ def test_names_in_the_data_document(read_document, check_names, check_commands):
     check_names(document, {".jsonl", ".gz", ".zst", ".txt", ".md", "tokenizer.json", "manifest.json"})
 
 
+def test_names_in_the_speed_document(read_document, check_names, check_commands):
+    document = read_document("docs/speed.md")
+    check_commands(document)
+    made = {"logs/profile_rank0.trace.json.gz", "logs/profile_horovod.json", "report.html", "train.csv"}
+    check_names(document, made)
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_tests_named_are_there(root, name):
     text = (root / name).read_text(encoding="utf-8")
