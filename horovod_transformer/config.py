@@ -163,9 +163,17 @@ class DataConfig(_Section):
     on_bad_book: Literal["stop", "skip"] = "stop"
     data_dir: PathText = "notebooks/data/preprocessed/v1"
     validation_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)] = 0.05
+    test_fraction: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)] = 0.0
+    split: Literal["share", "hash"] = "share"
     min_book_characters: Count = 200
     split_seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**32)] = 0
     num_workers: Count = 2
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> DataConfig:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction and test_fraction together should be less than 1")
+        return self
 
 
 class GenerationConfig(_Section):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import tiktoken
 
+from horovod_transformer.cores import usable_cores
 from horovod_transformer.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -93,6 +93,8 @@ class Tokenizer:
 
     def encode_array(self, text: str) -> np.ndarray:
         """Return the ids of a text as uint32 [tokens]."""
+        if len(text) <= _PIECE_CHARACTERS:
+            return self._encode_piece(text)
         return _join([self._encode_piece(piece) for piece in cut_at_words(text, _PIECE_CHARACTERS)])
 
     def encode_books(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
@@ -106,8 +108,11 @@ class Tokenizer:
             For each text its ids as uint32 [tokens], the same as `encode` gives.
         """
         # Pieces, not books, are shared out: one long book then keeps all threads busy.
+        threads = threads or min(usable_cores(), 16)
+        if threads == 1:
+            return [self.encode_array(text) for text in texts]
         pieces = [list(cut_at_words(text, _PIECE_CHARACTERS)) for text in texts]
-        with ThreadPoolExecutor(threads or min(usable_cores(), 16)) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             ids = pool.map(self._encode_piece, chain.from_iterable(pieces))
             return [_join([next(ids) for _ in book]) for book in pieces]
 
@@ -247,13 +252,6 @@ def cut_at_words(text: str, size: int) -> Iterator[str]:
         yield text[start : cut.start()]
         start = cut.start()
     yield text[start:]
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may use (a job's share, where the system tells)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _training_pieces(texts: Iterable[str]) -> Iterator[str]:

@@ -23,7 +23,7 @@ LAYERS = (
     ("data", "generation"),
     ("checkpoint", "distributed", "model"),
     ("command_line", "config", "launchers", "metrics", "plotting", "precision", "progress_bar", "tokenizer"),
-    ("errors", "files", "folder_lock", "paths"),
+    ("cores", "errors", "files", "folder_lock", "paths"),
 )
 LEVELS = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

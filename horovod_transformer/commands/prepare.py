@@ -31,10 +31,13 @@ examples:
     horovod-transformer prepare --data.source hub:OWNER/NAME
 
 needs:
-  memory: 0.3 GB, and the longest book about eight times over or, of parquet files, the largest
-          row group three times over; the size of the corpus does not matter
+  memory: per process 0.3 GB, and the longest book about eight times over; the size of the corpus
+          does not matter
   disk:   2 bytes per token (4 if the vocabulary has more than 65,536 entries), and twice that
           while it runs; English has about one token per 4 bytes
+
+A run that is stopped or killed leaves what it has finished in data.data_dir with `.units` behind its
+name; the next one goes on from there and removes it in the end.
 """
 
 
@@ -44,14 +47,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--force", action="store_true", help="replace prepared data that was made with other settings"
     )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="processes that tokenize (default: one per usable core)",
+    )
     options, config = parse_with_config(parser, arguments)
 
     # Imported late: a mistake on the command line should not wait for these libraries.
     from horovod_transformer.data.prepare import prepare
 
     try:
-        prepare(config, force=options.force)
+        prepare(config, force=options.force, workers=options.workers)
     except KeyboardInterrupt:
-        print("stopped; nothing was left behind", file=sys.stderr)
+        print("stopped; run it again to go on with what is finished", file=sys.stderr)
         return 130
     return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number

@@ -16,6 +16,17 @@ from horovod_transformer.tokenizer import Tokenizer
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation")
+TEST = "test"
+
+
+def split_names(config: Config) -> tuple[str, ...]:
+    """Return the splits that a config asks for, the one for training first."""
+    return (*SPLITS, TEST) if config.data.test_fraction else SPLITS
+
+
+def splits_of(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """Return the splits that prepared data has, the one for training first."""
+    return (*SPLITS, TEST) if TEST in manifest.get("splits", {}) else SPLITS
 
 
 def settings_of(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -41,6 +52,8 @@ def settings_of(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
         "data.separator": data.separator,
         "data.join_rows": data.join_rows,
         "data.validation_fraction": data.validation_fraction,
+        "data.test_fraction": data.test_fraction,
+        "data.split": data.split,
         "data.min_book_characters": data.min_book_characters,
         "data.split_seed": data.split_seed,
         "model.max_seq_len": config.model.max_seq_len,
@@ -89,7 +102,7 @@ def find_damage(manifest: dict[str, Any], data_dir: Path) -> str | None:
     """Say in a few words which file of prepared data is missing or of another size; None if all are well."""
     sizes = manifest.get("sizes")
     if not isinstance(sizes, dict):  # of an older version
-        torn = [name for name in SPLITS if not _looks_whole(manifest, data_dir / name, name)]
+        torn = [name for name in splits_of(manifest) if not _looks_whole(manifest, data_dir / name, name)]
         return f"its split {torn[0]} is damaged" if torn else None
     for name, size in sizes.items():
         try:
@@ -128,6 +141,8 @@ def find_prepared(data_dir: Path) -> dict[str, Any] | None:
         manifest = json.loads((data_dir / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(manifest["settings"], dict) or not isinstance(manifest["source"]["files"], list):
             raise TypeError
+        if not all(isinstance(entry, list) and entry for entry in manifest["source"]["files"]):
+            raise TypeError
     except PermissionError as error:
         raise UserError(f"{shown}: cannot be read: {error.strerror} (data.data_dir)") from None
     except (OSError, ValueError, KeyError, TypeError):
@@ -149,13 +164,13 @@ def first_difference(manifest: dict[str, Any], settings: dict[str, Any], books: 
         if had != wanted:
             return f"{key} was {readable(str(had))}, now it is {readable(str(wanted))}"
     # Names repeat where several folders are given, so lists are compared, not sets of names.
-    before, now = manifest["source"]["files"], books.files
+    before, now = [[tuple(entry) for entry in files] for files in (manifest["source"]["files"], books.files)]
+    had_names, had, has = {entry[0] for entry in before}, set(before), set(now)
     for entry in now:
-        if entry not in before:
-            same_name = any(entry[0] == other[0] for other in before)
-            return f"the source file {entry[0]} {'has changed' if same_name else 'was not there'}"
+        if entry not in had:
+            return f"the source file {entry[0]} {'has changed' if entry[0] in had_names else 'was not there'}"
     for entry in before:
-        if entry not in now:
+        if entry not in has:
             return f"the source file {entry[0]} is gone"
     if before != now:
         return "the source files come in another order"

@@ -1,18 +1,20 @@
-"""Token ids of books to blocks of one length, first flat on disk, then as a Hugging Face dataset."""
+"""Books' token ids to blocks of one length, as a Hugging Face data set on disk."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
 # Bytes of tokens per record batch: small enough to map and copy piece by piece.
-_CHUNK_BYTES = 16 << 20
+_BATCH_BYTES = 16 << 20
+# What `datasets` puts into one file.
+_FILE_BYTES = 500_000_000
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -20,117 +22,151 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
 
 
-class PackedSplit:
-    """Writes the books of a split one after the other into a flat file that is whole blocks long.
+def join_books(books: Sequence[np.ndarray], vocab_size: int, eos_token_id: int) -> np.ndarray:
+    """Put books one after the other, each followed by an end-of-text token.
 
-    Every book is followed by the end-of-text token. `close` fills the last block with that token
-    and `padding` says how many there are, so that no token of a book is lost.
+    Args:
+        books: Ids of any integer type, each of shape [tokens].
+        vocab_size: Number of ids.
+        eos_token_id: The end-of-text token.
+
+    Returns:
+        Ids of the type `token_dtype` gives, shape [tokens].
+
+    Raises:
+        ValueError: An id is outside the vocabulary; nothing is wrapped around or cut off.
+    """
+    end = np.array([eos_token_id])
+    ids = np.concatenate([piece for book in books for piece in (book, end)])
+    if not (ids.min() >= 0 and ids.max() < vocab_size):
+        raise ValueError(f"token ids {ids.min()} to {ids.max()} do not fit {vocab_size} entries")
+    return ids.astype(token_dtype(vocab_size))
+
+
+class SplitWriter:
+    """Writes the blocks of a split as a stream of Arrow record batches, in constant memory.
+
+    The column `input_ids` is an Arrow fixed-size list, so that a reader can take blocks from the mapped file
+    without copying. The last block is filled with end-of-text tokens and `padding` says how many there
+    are, so that no token of a book is lost.
+
+    Args:
+        folder: Made, and filled with files as `datasets` names and divides them.
+        tokens: How many tokens will be written.
+        block_size: Tokens per block.
+        vocab_size: Number of ids.
+        eos_token_id: The end-of-text token.
 
     Attributes:
-        path: The flat file.
-        block_size: Tokens per block.
-        books, tokens, blocks, padding: Counts so far; end-of-text tokens count as tokens, padding
-            does not. `blocks` and `padding` hold after `close`.
+        tokens, blocks, padding: Counts; end-of-text tokens count as tokens, padding does not.
         sha256: Digest of all blocks as little-endian bytes, after `close`.
     """
 
-    def __init__(self, path: Path, block_size: int, vocab_size: int, eos_token_id: int) -> None:
-        self.path = path
-        self.block_size = block_size
+    def __init__(
+        self, folder: Path, tokens: int, block_size: int, vocab_size: int, eos_token_id: int
+    ) -> None:
+        from datasets import Features, Sequence, Value
+
+        self.folder, self.tokens, self.block_size = folder, tokens, block_size
         self.dtype = token_dtype(vocab_size)
-        self.books = self.tokens = self.blocks = self.padding = 0
+        self.padding = -tokens % block_size
+        self.blocks = (tokens + self.padding) // block_size
         self.sha256 = ""
-        self._vocab_size = vocab_size
-        self._end = np.array([eos_token_id], dtype=self.dtype)
+        self.features = Features({"input_ids": Sequence(Value(self.dtype.name), length=block_size)})
+        self._end = eos_token_id
         self._digest = hashlib.sha256()
-        self._file = path.open("wb")
+        block_bytes = block_size * self.dtype.itemsize
+        self._files = self.blocks * block_bytes // _FILE_BYTES + 1
+        rows = min(max(1, _BATCH_BYTES // block_bytes), max(1, self.blocks))
+        self._buffer = np.empty(rows * block_size, self.dtype)
+        self._filled = self._written = 0
+        self._file = -1
+        self._left = 0
+        self._stream: Any = None
+        self._sink: IO[bytes]
+        folder.mkdir()
+        self._next_file()
 
-    def add_book(self, ids: np.ndarray) -> None:
-        """Append a book's ids, of any integer type, shape [tokens].
-
-        Raises:
-            ValueError: An id is outside the vocabulary; nothing is wrapped around or cut off.
-        """
-        if len(ids) and not (ids.min() >= 0 and ids.max() < self._vocab_size):
-            raise ValueError(f"token ids {ids.min()} to {ids.max()} do not fit {self._vocab_size} entries")
-        self._write(ids.astype(self.dtype))
-        self._write(self._end)
-        self.books += 1
-        self.tokens += len(ids) + 1
+    def write(self, ids: np.ndarray) -> None:
+        """Append ids of the right type, shape [tokens]."""
+        self._written += len(ids)
+        assert self._written <= self.tokens + self.padding, f"more than {self.tokens} tokens"
+        while len(ids):
+            room = min(len(self._buffer), self._left * self.block_size) - self._filled
+            taken = ids[:room]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            ids = ids[len(taken) :]
+            if len(taken) == room:
+                self._flush()
 
     def close(self) -> None:
         """Fill the last block and close the file."""
-        self.padding = -self.tokens % self.block_size
-        self._write(np.repeat(self._end, self.padding))
-        self.blocks = (self.tokens + self.padding) // self.block_size
+        self.write(np.full(self.padding, self._end, self.dtype))
+        assert self._written == self.tokens + self.padding, f"less than {self.tokens} tokens"
+        if self._filled:
+            self._flush()
+        while self._file < self._files:
+            self._next_file()
         self.sha256 = self._digest.hexdigest()
-        self._file.close()
 
-    def __enter__(self) -> PackedSplit:
-        return self
+    def describe(self, name: str, fingerprint: str) -> None:
+        """Write the small files by which `datasets` knows a split; after `close`."""
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": self._name(number)} for number in range(self._files)],
+            "_fingerprint": f"{fingerprint[:16]}-{name}",
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": name,
+        }
+        info = {
+            "citation": "",
+            "description": "",
+            "features": self.features.to_dict(),
+            "homepage": "",
+            "license": "",
+        }
+        (self.folder / "state.json").write_text(json.dumps(state, indent=2))
+        (self.folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._file.close()
+    def _name(self, number: int) -> str:
+        return f"data-{number:05d}-of-{self._files:05d}.arrow"
 
-    def _write(self, ids: np.ndarray) -> None:
-        content = ids.tobytes()
-        self._digest.update(content)
-        self._file.write(content)
+    def _next_file(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._sink.close()
+            self._stream = None
+        self._file += 1
+        if self._file < self._files:
+            # The first files have a block more if they do not come out even.
+            self._left = self.blocks // self._files + (self._file < self.blocks % self._files)
+            self._sink = (self.folder / self._name(self._file)).open("wb")
+            self._stream = pa.ipc.new_stream(self._sink, self.features.arrow_schema)
+
+    def _flush(self) -> None:
+        ids = self._buffer[: self._filled]
+        self._digest.update(ids.data)
+        kind = pa.list_(pa.from_numpy_dtype(self.dtype), self.block_size)
+        values = pa.Array.from_buffers(kind.value_type, len(ids), [None, pa.py_buffer(ids)])
+        blocks = pa.FixedSizeListArray.from_arrays(values, type=kind)
+        self._stream.write_batch(pa.record_batch([blocks], schema=self.features.arrow_schema))
+        self._filled = 0
+        self._left -= len(blocks)
+        if not self._left and self._file < self._files - 1:
+            self._next_file()
 
 
-def save_splits(splits: Mapping[str, PackedSplit], folder: Path, fingerprint: str) -> None:
-    """Write packed splits as a `DatasetDict` with the column `input_ids`, in constant memory.
-
-    The column is an Arrow fixed-size list, so that a reader can take blocks from the mapped file
-    without copying. The flat files stay.
+def describe_splits(folder: Path, splits: Mapping[str, SplitWriter], fingerprint: str) -> None:
+    """Write what makes a folder of closed splits a `DatasetDict`.
 
     Args:
-        splits: Closed splits by name.
         folder: Where `datasets.load_from_disk` shall read.
-        fingerprint: Identifies the data; the same data then gives the same files.
+        splits: Closed splits by name; each lies in the folder of its name.
+        fingerprint: Identifies the data.
     """
-    import datasets
-    from datasets import Dataset, DatasetDict, Features, Sequence, Value
-
-    with _quiet(datasets):
-        dictionary = DatasetDict()
-        for name, split in splits.items():
-            features = Features({"input_ids": Sequence(Value(split.dtype.name), length=split.block_size)})
-            # By the features' own schema, as Dataset compares the two.
-            table = pa.Table.from_arrays([_mapped_blocks(split)], schema=features.arrow_schema)
-            dictionary[name] = Dataset(
-                table,
-                info=datasets.DatasetInfo(features=features),
-                split=name,
-                fingerprint=f"{fingerprint[:16]}-{name}",
-            )
-        dictionary.save_to_disk(str(folder))
-
-
-def _mapped_blocks(split: PackedSplit) -> pa.ChunkedArray:
-    """Show the flat file as [blocks] lists of `block_size` ids without reading it."""
-    kind = pa.list_(pa.from_numpy_dtype(split.dtype), split.block_size)
-    ids = np.memmap(split.path, dtype=split.dtype, mode="r").reshape(split.blocks, split.block_size)
-    rows = max(1, _CHUNK_BYTES // (split.block_size * split.dtype.itemsize))
-    chunks = [
-        pa.FixedSizeListArray.from_arrays(pa.array(ids[start : start + rows].reshape(-1)), type=kind)
-        for start in range(0, split.blocks, rows)
-    ]
-    return pa.chunked_array(chunks, type=kind)
-
-
-@contextmanager
-def _quiet(datasets) -> Iterator[None]:
-    """Keep the library's progress bars away; ours are enough."""
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+    for name, split in splits.items():
+        split.describe(name, fingerprint)
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))

@@ -2,66 +2,75 @@
 
     manifest = prepare(load_config("configs/quickstart.yaml"))
 
-Needs, whatever the size of the corpus: 0.3 GB of memory, and the longest book about eight times
-over or, of parquet files, the largest row group three times over. On disk 2 bytes per token (4 with
-more than 65,536 entries in the vocabulary), and twice that while it runs.
+Books are cut into units of work (`units`), processes tokenize these (`workers`), and what they leave is put
+together (`assembly`). A unit that is finished is not made again, however a run ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from horovod_transformer.config import Config
+from horovod_transformer.cores import usable_cores
+from horovod_transformer.data.assembly import assemble, select_books, train_tokenizer
 from horovod_transformer.data.manifest import (
     FORMAT_VERSION,
-    SPLITS,
     find_damage,
     find_prepared,
     first_difference,
     settings_of,
+    splits_of,
     write_manifest,
 )
 from horovod_transformer.data.output_folder import clear_leftovers, lock_for, new_folder
-from horovod_transformer.data.packing import PackedSplit, save_splits, token_dtype
+from horovod_transformer.data.packing import token_dtype
 from horovod_transformer.data.readers import ReadOptions
-from horovod_transformer.data.selection import (
-    Survey,
-    choose_tokenizer_sample,
-    choose_validation,
-    kept_books,
-    survey_books,
-)
-from horovod_transformer.data.sources import Book, Books, open_books
+from horovod_transformer.data.sources import open_books
 from horovod_transformer.data.tokenizer_choice import chosen_tokenizer
+from horovod_transformer.data.units import Unit, make_units
+from horovod_transformer.data.workers import Job, make_units_on
 from horovod_transformer.errors import UserError
+from horovod_transformer.files import write_text
+from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.paths import user_path
 from horovod_transformer.progress_bar import ProgressBar
-from horovod_transformer.tokenizer import Tokenizer, train_bpe
-
-# Characters encoded at a time: enough to keep all threads busy, little enough to forget.
-_BATCH_CHARACTERS = 8 << 20
-_TITLES_LISTED = 10_000
-_BAD_LISTED = 1000
+from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
 
 
-def prepare(config: Config, force: bool = False, progress: bool = True) -> dict[str, Any]:
+def prepare(
+    config: Config,
+    force: bool = False,
+    progress: bool = True,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    unit_bytes: int | None = None,
+) -> dict[str, Any]:
     """Turn the books of `data.source` into blocks of tokens in `data.data_dir`.
 
     `data.data_dir` gets a Hugging Face `DatasetDict` (splits `train` and `validation`, column
     `input_ids` of `model.max_seq_len` ids) and `manifest.json`. It appears when it is complete and
-    not before. Prepared data with the same settings and source files is left as it is.
+    not before. Prepared data with the same settings and source files is left as it is. What a run that was
+    stopped has finished lies beside it, in a folder of the same name with `.units`, and is used.
 
     Args:
         config: Sections `data` and `model` are used.
         force: Replace prepared data that was made with other settings, or make it anew.
         progress: Whether to print what is done, with a bar on a terminal.
+        workers: Processes that tokenize; by default one for each core this process may use. A script that
+            has more than one needs `if __name__ == "__main__":`.
+        executor: Tokenizes instead, for example Dask's. Its processes see the same files by the same
+            names, and have this package. They are the caller's to end.
+        unit_bytes: Text that a process takes at a time; by default 64 MB, or less where there is little.
 
     Returns:
         The manifest. `splits.train` and `splits.validation` hold counts of books, characters, UTF-8
@@ -72,70 +81,215 @@ def prepare(config: Config, force: bool = False, progress: bool = True) -> dict[
         UserError: Books cannot be read, settings do not fit, the place is taken or the disk full.
     """
     started = time.monotonic()
-    say = _print if progress else _silence
-    data_dir = user_path(config.data.data_dir, "data.data_dir")
-    tokenizer = chosen_tokenizer(config)
-    books = open_books(config.data.source, ReadOptions.from_config(config))
-    existing = _usable(data_dir, config, tokenizer, books, force)
-    if existing:
-        say(f"{data_dir}: already prepared with these settings")
+    work = _Preparation(config, progress, workers, executor, unit_bytes)
+    existing = work.usable(force)
+    if existing and not work.folder.exists():
+        work.say(f"{work.data_dir}: already prepared with these settings")
         return existing
-    _say_what_is_read(books, say)
-    with lock_for(data_dir, say) as lock:
-        clear_leftovers(data_dir, say)
+    work.say_what_is_read()
+    with lock_for(work.data_dir, work.say) as lock:
+        clear_leftovers(work.data_dir, work.say)
         # Another process may have been at work until now, or a killed one's data has come back.
-        existing = _usable(data_dir, config, tokenizer, books, force)
+        existing = work.usable(force)
         if existing:
-            say(f"{data_dir}: was prepared meanwhile")
+            shutil.rmtree(work.folder, ignore_errors=True)
+            work.say(f"{work.data_dir}: was prepared meanwhile")
             return existing
-        with new_folder(data_dir, find_prepared(data_dir) is not None, lock.require) as folder:
-            manifest = _fill(folder, config, tokenizer, books, progress)
-            manifest["seconds"] = round(time.monotonic() - started, 1)
-            write_manifest(folder, manifest)
-    say(summary(manifest, data_dir))
+        with work.units_kept():
+            work.check_disk()
+            tokenizer = work.known_tokenizer()
+            if tokenizer is None:
+                work.make(work.survey(), "reading")
+                tokenizer = work.train_tokenizer()
+            work.make(work.tokenizing(tokenizer), "tokenizing")
+            manifest = work.assemble(tokenizer, lock, started)
+    work.say(summary(manifest, work.data_dir))
     return manifest
 
 
-def _usable(
-    data_dir: Path, config: Config, tokenizer: Tokenizer | None, books: Books, force: bool
-) -> dict[str, Any] | None:
-    """Return the manifest of prepared data that is what is wanted; None if it is to be made.
+def units_folder(data_dir: Path) -> Path:
+    """Return where units lie until the data is assembled."""
+    target = data_dir.resolve()
+    return target.with_name(f"{target.name}.units")
 
-    Raises:
-        UserError: Something else is there, and it was not said that it may go.
-    """
-    existing = find_prepared(data_dir)
-    if existing is None or force:
-        return None
-    difference = first_difference(existing, settings_of(config, tokenizer), books)
-    if difference:
-        raise UserError(
-            f"{data_dir}: was prepared differently: {difference}; use --force to replace it, or another "
-            "--data.data_dir"
+
+class _Preparation:
+    """What the steps share: the source, the place, the units, and who does the work."""
+
+    def __init__(
+        self,
+        config: Config,
+        progress: bool,
+        workers: int | None,
+        executor: Executor | None,
+        unit_bytes: int | None,
+    ) -> None:
+        self.config = config
+        self.say = _print if progress else _silence
+        self.data_dir = user_path(config.data.data_dir, "data.data_dir")
+        self.folder = units_folder(self.data_dir)
+        self.chosen = chosen_tokenizer(config)
+        self.settings = settings_of(config, self.chosen)
+        self.options = ReadOptions.from_config(config)
+        self.books = open_books(config.data.source, self.options, unit_bytes)
+        self.units = make_units(
+            self.books.parts, self.books.part_bytes, self.options, config.data.min_book_characters
         )
-    damage = find_damage(existing, data_dir)
-    if damage:
-        raise UserError(f"{data_dir}: {damage}; use --force to prepare it again")
-    return existing
+        self._progress, self._workers, self._executor = progress, workers or usable_cores(), executor
 
+    def usable(self, force: bool) -> dict[str, Any] | None:
+        """Return the manifest of prepared data that is what is wanted; None if it is to be made.
 
-def _say_what_is_read(books: Books, say: Callable[[str], None]) -> None:
-    taken = ", ".join(f"{count:,} {kind}" for kind, count in sorted(books.taken.items()))
-    if taken:
-        say(f"reading {taken}")
-    if books.passed_over:
-        left = ", ".join(f"{count:,} {kind}" for kind, count in sorted(books.passed_over.items()))
-        say(f"passed over: {left}")
+        Raises:
+            UserError: Something else is there, and it was not said that it may go.
+        """
+        existing = find_prepared(self.data_dir)
+        if existing is None or force:
+            return None
+        difference = first_difference(existing, self.settings, self.books)
+        if difference:
+            raise UserError(
+                f"{self.data_dir}: was prepared differently: {difference}; use --force to replace it, or "
+                "another --data.data_dir"
+            )
+        damage = find_damage(existing, self.data_dir)
+        if damage:
+            raise UserError(f"{self.data_dir}: {damage}; use --force to prepare it again")
+        return existing
+
+    def say_what_is_read(self) -> None:
+        """Print how many files of which kind are read and passed over."""
+        taken = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.books.taken.items()))
+        if taken:
+            self.say(f"reading {taken}")
+        if self.books.passed_over:
+            left = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.books.passed_over.items()))
+            self.say(f"passed over: {left}")
+
+    @contextmanager
+    def units_kept(self) -> Iterator[None]:
+        """Make the folder of units; leave none that is empty."""
+        self.folder.mkdir(exist_ok=True)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def check_disk(self) -> None:
+        """Compare the disk with what is likely needed, units that are there taken off.
+
+        Raises:
+            UserError: There is not even half of it.
+        """
+        there = sum(path.stat().st_size for path in self.folder.glob("*.tokens"))
+        # English has about 4 bytes per token, small vocabularies make more tokens of it. Once in the units,
+        # once in the data.
+        itemsize = token_dtype(self.config.model.vocab_size).itemsize
+        likely = sum(unit.text_bytes for unit in self.units) / 3.5 * 2 * itemsize - there
+        free = shutil.disk_usage(self.folder).free
+        if likely > 2 * free:
+            raise UserError(
+                f"{self.data_dir}: this needs about {likely / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+                "make room, or choose another place (data.data_dir)"
+            )
+        if likely > free:
+            self.say(f"note: this may need {likely / 1e9:.1f} GB for a while, {free / 1e9:.1f} GB are free")
+
+    def survey(self) -> Job:
+        """The job that reads books without tokenizing them."""
+        return Job(self.folder, self.options, self.config.data.min_book_characters)
+
+    def tokenizing(self, tokenizer: Tokenizer) -> Job:
+        """The job that tokenizes books."""
+        return Job.tokenizing(self.folder, self.options, self.config.data.min_book_characters, tokenizer)
+
+    def known_tokenizer(self) -> Tokenizer | None:
+        """The chosen tokenizer, or the one that an earlier run trained for these books and settings."""
+        if self.chosen is not None:
+            return self.chosen
+        try:
+            return tokenizer_from_dict(json.loads(self._tokenizer_file().read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def train_tokenizer(self) -> Tokenizer:
+        """Train a tokenizer on the training books, all of which are surveyed, and keep it with the units."""
+        selected = select_books(self.config, self.units, self.survey())
+        tokenizer = train_tokenizer(self.config, selected, self.say)
+        write_text(self._tokenizer_file(), json.dumps(tokenizer.to_dict()))
+        return tokenizer
+
+    def _tokenizer_file(self) -> Path:
+        said = json.dumps([self.settings, [unit.key for unit in self.units]], sort_keys=True)
+        return self.folder / f"tokenizer-{hashlib.sha256(said.encode()).hexdigest()[:24]}.json"
+
+    def make(self, job: Job, title: str) -> None:
+        """Make the units that are missing.
+
+        Raises:
+            UserError: Another process is at one of them.
+        """
+        with self._bar(title) as done:
+            busy = make_units_on(job, self.units, self._workers, self._executor, done)
+        if busy:
+            raise UserError(
+                f"{self.folder}: another process is at {len(busy)} of {len(self.units)} units; run this "
+                "again when that has ended"
+            )
+
+    def assemble(self, tokenizer: Tokenizer, lock: FolderLock, started: float) -> dict[str, Any]:
+        """Put finished units together, into their place, and remove them; return the manifest."""
+        selected = select_books(self.config, self.units, self.tokenizing(tokenizer))
+        with new_folder(self.data_dir, find_prepared(self.data_dir) is not None, lock.require) as folder:
+            with self._bar("assembling") as done:
+                described = assemble(folder, self.config, selected, tokenizer, done)
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                "package_version": _package_version(),
+                "source": {
+                    "given": self.config.data.source,
+                    "files": self.books.files,
+                    "taken": dict(self.books.taken),
+                    "passed_over": dict(self.books.passed_over),
+                },
+                "settings": self.settings,
+                "tokenizer": tokenizer.to_dict(),
+                **described,
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            write_manifest(folder, manifest)
+        shutil.rmtree(self.folder)
+        return manifest
+
+    @contextmanager
+    def _bar(self, title: str) -> Iterator[Callable[[Unit], None]]:
+        """Show units as they are done, by their text."""
+        total = max(1, sum(unit.text_bytes for unit in self.units) // 1_000_000)
+        bar = ProgressBar(title, total, unit="MB") if self._progress else None
+        text = 0
+
+        def done(unit: Unit) -> None:
+            nonlocal text
+            text += unit.text_bytes
+            if bar:
+                bar.advance(min(total, text // 1_000_000))
+
+        try:
+            yield done
+        finally:
+            if bar:
+                bar.close()
 
 
 def summary(manifest: dict[str, Any], data_dir: Path) -> str:
     """Say in a few lines what was prepared."""
-    tokens = sum(manifest["splits"][name]["tokens"] for name in SPLITS)
+    tokens = sum(split["tokens"] for split in manifest["splits"].values())
     speed = tokens / max(manifest["seconds"], 0.1)
     lines = [
         f"prepared {data_dir}: {tokens:,} tokens in {manifest['seconds']:.1f} s ({speed:,.0f} per second)"
     ]
-    for name in SPLITS:
+    for name in splits_of(manifest):
         split = manifest["splits"][name]
         lines.append(
             f"  {name:<10} {split['books']:,} books, {split['tokens']:,} tokens, {split['blocks']:,} blocks "
@@ -152,150 +306,6 @@ def summary(manifest: dict[str, Any], data_dir: Path) -> str:
             lines.append(f"  {what:<10} {manifest[key]['count']:,} {key} (listed in manifest.json)")
     lines += [f"  note       {note}" for note in manifest["notes"]]
     return "\n".join(lines)
-
-
-def _fill(
-    folder: Path, config: Config, tokenizer: Tokenizer | None, books: Books, progress: bool
-) -> dict[str, Any]:
-    """Write both splits into an empty folder and return all of the manifest but the time it took."""
-    fraction = config.data.validation_fraction
-    bar = ProgressBar("reading", books.count, unit="book") if progress and books.count else None
-    try:
-        skip_bad = config.data.on_bad_book == "skip"
-        survey = survey_books(books, config.data.min_book_characters, bar, skip_bad)
-    finally:
-        if bar:
-            bar.close()
-    validation = choose_validation(survey, fraction, config.data.split_seed)
-    _warn_if_disk_is_small(folder, survey, config, progress)
-
-    settings = settings_of(config, tokenizer)
-    if tokenizer is None:
-        sample = choose_tokenizer_sample(
-            survey, validation, config.data.tokenizer_characters, config.data.split_seed
-        )
-        if progress:
-            _print(
-                f"training a byte-level BPE of {config.model.vocab_size:,} entries on {len(sample):,} of the "
-                "training books"
-            )
-        training = (
-            book.text
-            for split, book in kept_books(books, survey, validation, fraction, sample)
-            if split == "train"
-        )
-        tokenizer = train_bpe(training, config.model.vocab_size)
-
-    flat = folder / "flat"
-    flat.mkdir()
-    splits, counts, titles = _pack(flat, config, books, survey, validation, tokenizer, progress)
-    block_size = config.model.max_seq_len
-    digests = ":".join([str(block_size), *(splits[name].sha256 for name in SPLITS)])
-    fingerprint = hashlib.sha256(digests.encode()).hexdigest()
-    save_splits(splits, folder, fingerprint)
-    shutil.rmtree(flat)
-    notes = []
-    if not validation:
-        notes.append("there is only one book: its end is the validation split")
-    return {
-        "format_version": FORMAT_VERSION,
-        "package_version": _package_version(),
-        "source": {
-            "given": config.data.source,
-            "files": books.files,
-            "taken": dict(books.taken),
-            "passed_over": dict(books.passed_over),
-        },
-        "settings": settings,
-        "tokenizer": tokenizer.to_dict(),
-        "block_size": block_size,
-        "dtype": token_dtype(tokenizer.vocab_size).name,
-        "splits": {
-            name: {
-                "books": split.books,
-                **counts[name],
-                "tokens": split.tokens,
-                "blocks": split.blocks,
-                "padding": split.padding,
-                "sha256": split.sha256,
-            }
-            for name, split in splits.items()
-        },
-        "words": survey.words,
-        "dropped": {"counts": survey.dropped, "first_titles": survey.dropped_names},
-        "unreadable": {
-            "count": len(survey.unreadable),
-            "first": [str(bad) for bad in survey.unreadable[:_BAD_LISTED]],
-        },
-        "reencoded": {"count": len(survey.reencoded), "first": survey.reencoded[:_BAD_LISTED]},
-        "validation_books": titles,
-        "notes": notes,
-        "fingerprint": fingerprint,
-    }
-
-
-def _pack(
-    flat: Path,
-    config: Config,
-    books: Books,
-    survey: Survey,
-    validation: set[int],
-    tokenizer: Tokenizer,
-    progress: bool,
-) -> tuple[dict[str, PackedSplit], dict[str, dict[str, int]], list[str]]:
-    """Encode all kept books; return the packed splits, their counts and the validation titles."""
-    counts = {name: {"characters": 0, "bytes": 0} for name in SPLITS}
-    titles: list[str] = []
-    # A single book has two parts.
-    total = max(2, len(survey.digests))
-    bar = ProgressBar("tokenizing", total, unit="book") if progress else None
-    began, done, tokens = time.monotonic(), 0, 0
-    with ExitStack() as stack:
-        splits = {
-            name: stack.enter_context(
-                PackedSplit(
-                    flat / name, config.model.max_seq_len, tokenizer.vocab_size, tokenizer.eos_token_id
-                )
-            )
-            for name in SPLITS
-        }
-        if bar:
-            stack.callback(bar.close)
-        kept = kept_books(books, survey, validation, config.data.validation_fraction)
-        for batch in _batches(kept):
-            encoded = tokenizer.encode_books([book.text for _, book in batch])
-            for (name, book), ids in zip(batch, encoded, strict=True):
-                splits[name].add_book(ids)
-                counts[name]["characters"] += len(book.text)
-                counts[name]["bytes"] += len(book.text.encode())
-                tokens += len(ids) + 1
-                if name == "validation" and len(titles) < _TITLES_LISTED:
-                    titles.append(book.title)
-            done += len(batch)
-            if bar:
-                bar.advance(done, speed=f"{tokens / (time.monotonic() - began):,.0f} tokens/s")
-    return splits, counts, titles
-
-
-def _batches(books: Iterator[tuple[str, Book]]) -> Iterator[list[tuple[str, Book]]]:
-    batch: list[tuple[str, Book]] = []
-    characters = 0
-    for split, book in books:
-        batch.append((split, book))
-        characters += len(book.text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _warn_if_disk_is_small(folder: Path, survey: Survey, config: Config, progress: bool) -> None:
-    # English has about 4 bytes per token, small vocabularies make more tokens of it.
-    likely = survey.bytes / 3.5 * 2 * token_dtype(config.model.vocab_size).itemsize
-    free = shutil.disk_usage(folder).free
-    if progress and likely > free:
-        _print(f"note: this may need {likely / 1e9:.1f} GB for a while, {free / 1e9:.1f} GB are free")
 
 
 def _package_version() -> str:

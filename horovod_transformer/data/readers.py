@@ -1,11 +1,12 @@
-"""Files to books: parquet, JSON lines, plain text, each also compressed where that is usual.
+"""Files to books: JSON lines and plain text, each also compressed; and what all readers share.
 
 A reader yields `Book`s and, in their places, `Unreadable`s; it never holds more than one book and one
-batch of rows, except that a text file is one piece.
+batch of rows, except that a text file, or the part of it that is read, is one piece.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import re
@@ -15,14 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.paths import readable
 
-# Rows of a parquet file read at a time: a book is some 400 kB, one sentence of `bookcorpus` 70 bytes.
-_ROWS_PER_BATCH = 32
 # A table whose first rows are nearly all shorter than this is one of sentences.
 _ROWS_LOOKED_AT = 1000
 _SENTENCE_CHARACTERS = 300
@@ -97,27 +95,36 @@ class ReadOptions:
 
 
 def read_text(
-    path: Path, options: ReadOptions, remove: dict[int, int | None] | None = None
+    path: Path,
+    options: ReadOptions,
+    start: int = 0,
+    stop: int | None = None,
+    remove: dict[int, int | None] | None = None,
 ) -> Iterator[Book | Unreadable]:
     """Read a text file: one book, or several with `options.separator` between them.
 
     Args:
         path: The file, perhaps compressed.
         options: Encoding and separator.
+        start, stop: Which bytes of it; those of a compressed file are counted unpacked.
         remove: Characters to delete, as `str.translate` takes them.
     """
     origin = readable(path)
     try:
         with _open(path) as file:
-            content = file.read()
+            if start:
+                file.seek(start)
+            content = file.read() if stop is None else file.read(stop - start)
     except OSError as error:
         yield Unreadable(origin, _cannot_be_read(error))
         return
-    decoded = _decode(content, options.encoding)
+    decoded = decode(content, options.encoding)
     if isinstance(decoded, str):
         yield Unreadable(origin, decoded)
         return
     text, reencoded = decoded
+    if start and content.startswith(codecs.BOM_UTF8):
+        text = "\ufeff" + text  # it is no mark in the middle of a file
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if remove:
         # What is left of "# ACT I" would begin with a space.
@@ -128,23 +135,30 @@ def read_text(
     if options.separator is None:
         yield Book(title, text, origin, reencoded)
         return
+    after = _after(start)
     number = 0
     for part in text.split(options.separator):
         if part.strip():
-            yield Book(f"{title} {number}", part, f"{origin}, document {number}", reencoded)
+            yield Book(f"{title} {number}{after}", part, f"{origin}, document {number}{after}", reencoded)
             number += 1
 
 
 def documents(
-    rows: Iterator[Book | Unreadable], options: ReadOptions, where: str
+    rows: Iterator[Book | Unreadable], options: ReadOptions, where: str, from_the_start: bool = True
 ) -> Iterator[Book | Unreadable]:
     """Make documents of a table's rows: join them, or make sure that they are documents.
+
+    Args:
+        rows: The rows.
+        options: How many make a document.
+        where: The table, for messages.
+        from_the_start: Whether these are its first rows, the ones that are looked at.
 
     Raises:
         UserError: Nobody said how many rows make a document, and the first thousand are sentences.
     """
     if options.join_rows is None:
-        yield from _refusing_sentences(rows, where)
+        yield from _refusing_sentences(rows, where) if from_the_start else rows
         return
     joined: list[Book] = []
     for row in rows:
@@ -192,30 +206,45 @@ def check_json_lines(path: Path, options: ReadOptions) -> Unreadable | None:
     return None
 
 
-def read_json_lines(path: Path, options: ReadOptions) -> Iterator[Book | Unreadable]:
-    """Read a file with one JSON object per line."""
-    return documents(_json_lines(path, options), options, readable(path))
+def read_json_lines(
+    path: Path, options: ReadOptions, start: int = 0, stop: int | None = None
+) -> Iterator[Book | Unreadable]:
+    """Read a file with one JSON object per line, or the lines that begin in the bytes `start` to `stop`."""
+    return documents(_json_lines(path, options, start, stop), options, readable(path), start == 0)
 
 
-def _json_lines(path: Path, options: ReadOptions) -> Iterator[Book | Unreadable]:
-    number = 0
+def _json_lines(
+    path: Path, options: ReadOptions, start: int = 0, stop: int | None = None
+) -> Iterator[Book | Unreadable]:
+    number, place, after = 0, start, _after(start)
     try:
         with _open(path) as file:
+            if start:
+                file.seek(start)
             for number, line in enumerate(file, 1):
+                if stop is not None and place >= stop:
+                    return
+                place += len(line)
                 if not line.strip():
                     continue
-                origin = f"{readable(path)}, line {number}"
-                decoded = _decode(line, options.encoding)
+                where = f"line {number}{after}"
+                origin = f"{readable(path)}, {where}"
+                decoded = decode(line, options.encoding)
                 if isinstance(decoded, str):
                     yield Unreadable(origin, decoded)
                 else:
-                    yield _json_book(decoded[0], decoded[1], origin, number, options)
+                    yield _json_book(decoded[0], decoded[1], origin, where, options)
     except OSError as error:
-        yield Unreadable(f"{readable(path)}, after line {number}", _cannot_be_read(error))
+        yield Unreadable(f"{readable(path)}, after line {number}{after}", _cannot_be_read(error))
+
+
+def _after(start: int) -> str:
+    """Where a count begins; the part of a large file that a process reads need not begin at its top."""
+    return f" after byte {start}" if start else ""
 
 
 def _json_book(
-    line: str, reencoded: bool, origin: str, number: int, options: ReadOptions
+    line: str, reencoded: bool, origin: str, where: str, options: ReadOptions
 ) -> Book | Unreadable:
     try:
         row = json.loads(line)
@@ -235,11 +264,11 @@ def _json_book(
         return Unreadable(
             origin, f"`{options.text_column}` has half of a surrogate pair, which is no character"
         )
-    return Book(f"line {number}" if title is None else _plain(str(title)), text or "", origin, reencoded)
+    return Book(where if title is None else plain(str(title)), text or "", origin, reencoded)
 
 
-def _decode(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
-    """Return the text and whether it was re-encoded, or what is wrong."""
+def decode(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
+    """Decode UTF-8, else `encoding`; return text and whether it was re-encoded, or what is wrong."""
     try:
         return content.decode("utf-8-sig"), False
     except UnicodeDecodeError as error:
@@ -250,103 +279,6 @@ def _decode(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
         return content.decode(encoding), True
     except UnicodeError:
         return f"{problem}, and not {encoding} (data.encoding)"
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def check_parquet(path: Path, options: ReadOptions) -> int | Unreadable:
-    """Check that a parquet file is whole and has texts; return its number of rows."""
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        return Unreadable(readable(path), _broken_parquet(error))
-    column = options.text_column
-    if schema.names.count(column) != 1:
-        names = readable(", ".join(schema.names[:8]))
-        return Unreadable(
-            readable(path),
-            f"has no column `{column}` but {names}; data.text_column names the one with the books",
-        )
-    kind = schema.field(column).type
-    if not _is_text(kind):
-        return Unreadable(readable(path), f"the column `{column}` holds {kind}, not strings")
-    return rows
-
-
-def read_parquet(path: Path, options: ReadOptions) -> Iterator[Book | Unreadable]:
-    """Read a parquet file, row group by row group: a damaged one costs its own rows."""
-    return documents(_parquet_rows(path, options), options, readable(path))
-
-
-def _parquet_rows(path: Path, options: ReadOptions) -> Iterator[Book | Unreadable]:
-    row = 0
-    try:
-        # Without a buffer size, whole row groups (up to gigabytes of books) would be read at once.
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            columns = [options.text_column]
-            if names.count(options.title_column) == 1 and options.title_column != options.text_column:
-                columns.append(options.title_column)
-            end = 0
-            for group in range(file.num_row_groups):
-                end += file.metadata.row_group(group).num_rows
-                try:
-                    for batch in file.iter_batches(
-                        _ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False
-                    ):
-                        yield from _books_of_batch(path, batch, row, options)
-                        row += len(batch)
-                except (pa.ArrowException, OSError) as error:
-                    yield Unreadable(f"{readable(path)}, rows {row} to {end - 1}", _broken_parquet(error))
-                row = end
-    except (pa.ArrowException, OSError) as error:
-        yield Unreadable(f"{readable(path)}, after row {row}", _broken_parquet(error))
-
-
-def _books_of_batch(
-    path: Path, batch: pa.RecordBatch, first: int, options: ReadOptions
-) -> Iterator[Book | Unreadable]:
-    texts = batch.column(options.text_column)
-    titles = batch.column(options.title_column) if len(batch.schema.names) > 1 else None
-    for index in range(len(batch)):
-        row = first + index
-        origin = f"{readable(path)}, row {row}"
-        title = _title(titles[index]) if titles is not None else None
-        try:
-            text, reencoded = texts[index].as_py() or "", False
-        except UnicodeDecodeError:
-            decoded = _decode(_bytes_of(texts[index]), options.encoding)
-            if isinstance(decoded, str):
-                yield Unreadable(origin, decoded)
-                continue
-            text, reencoded = decoded
-        yield Book(f"row {row}" if title is None else title, text, origin, reencoded)
-
-
-def _title(value: pa.Scalar) -> str | None:
-    try:
-        title = value.as_py()
-    except UnicodeDecodeError:
-        title = _bytes_of(value).decode("utf-8", "backslashreplace")
-    return None if title is None else _plain(str(title))
-
-
-def _bytes_of(value: pa.Scalar) -> bytes:
-    if isinstance(value, pa.DictionaryScalar):
-        value = value.value
-    return value.as_buffer().to_pybytes()
-
-
-def _broken_parquet(error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return f"cannot be read: {error.strerror}"
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"is not a whole parquet file ({reason[:100]}); copy or download it again"
 
 
 def _open(path: Path) -> Any:
@@ -362,6 +294,6 @@ def _cannot_be_read(error: OSError) -> str:
     return f"cannot be read: {error.strerror or readable(str(error))[:100]}"
 
 
-def _plain(title: str) -> str:
-    """A title that JSON in UTF-8 can hold."""
+def plain(title: str) -> str:
+    """Return a title as JSON in UTF-8 can hold it."""
     return title.encode("utf-8", "replace").decode()

@@ -1,211 +1,219 @@
-"""Which books are kept, and which of them are held out for validation."""
+"""Which books are kept, and which of them are held out: decided over packed arrays, not over texts."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from horovod_transformer.data.sources import Book, Books, Unreadable
+import numpy as np
+
 from horovod_transformer.errors import UserError
-from horovod_transformer.progress_bar import ProgressBar
 from horovod_transformer.tokenizer import cut_at_words
 
-# Names listed per reason for dropping; the counts are complete.
-_NAMES_LISTED = 50
-_NAMED_AT_ONCE = 100
+DROPPED = ("empty", "too_short", "duplicate")
+KEPT = -1
 _PIECE_CHARACTERS = 1 << 20
+_AT_A_TIME = 1 << 16
 
 
 @dataclass
-class Survey:
-    """What the first pass over the books found; some 100 bytes per book.
+class BookTable:
+    """What is known of all books in the order of the source: some 70 bytes of each.
 
     Attributes:
-        lengths: Characters of each book in order, dropped ones included.
-        digests: For each kept book, by its place in the order, the sha256 of its normalised text.
-        characters, words, bytes: Totals over the kept books; bytes are UTF-8.
-        dropped: Number of books dropped, by reason: `empty`, `too_short`, `duplicate`.
-        dropped_names: Titles of the first of them, by reason.
-        unreadable: Files and rows that could not be read; they have no place in the order.
-        reencoded: Origins of the books that were not UTF-8 and were read by `data.encoding`.
+        digests: sha256 of the normalised texts, uint8 [books, 32].
+        characters, words, bytes, tokens: int64 [books]. Bytes are UTF-8; tokens count an end-of-text
+            token and are 0 where a book was not tokenized.
+        reencoded: Whether a book was not UTF-8, bool [books].
     """
 
-    lengths: array = field(default_factory=lambda: array("q"))
-    digests: dict[int, bytes] = field(default_factory=dict)
-    characters: int = 0
-    words: int = 0
-    bytes: int = 0
-    dropped: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("empty", "too_short", "duplicate"), 0)
-    )
-    dropped_names: dict[str, list[str]] = field(default_factory=dict)
-    unreadable: list[Unreadable] = field(default_factory=list)
-    reencoded: list[str] = field(default_factory=list)
+    digests: np.ndarray
+    characters: np.ndarray
+    words: np.ndarray
+    bytes: np.ndarray
+    tokens: np.ndarray
+    reencoded: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.characters)
 
 
-def survey_books(
-    books: Books, min_characters: int, bar: ProgressBar | None = None, skip_bad: bool = False
-) -> Survey:
-    """Read all books once; drop empty ones, short ones, and exact copies of an earlier one.
+def describe_text(text: str) -> tuple[bytes, int, int]:
+    """Return the sha256 of a normalised text, its number of words, and of UTF-8 bytes.
 
-    Two books are copies if they differ in nothing but white space and Unicode composition.
-
-    Args:
-        books: The source.
-        min_characters: Books with fewer characters are dropped.
-        bar: Shows the number of books read.
-        skip_bad: Whether what cannot be read is left out, rather than all of it named and refused.
-
-    Raises:
-        UserError: A file or row cannot be read, or no book is left.
+    Two texts have the same digest if they differ in nothing but white space and Unicode composition.
     """
-    survey = Survey()
-    seen: set[bytes] = set()
-    for book in books.read():
-        if isinstance(book, Unreadable):
-            survey.unreadable.append(book)
-            continue
-        index = len(survey.lengths)
-        survey.lengths.append(len(book.text))
-        digest, words, size = _digest(book.text)
-        if not words:
-            reason = "empty"
-        elif len(book.text) < min_characters:
-            reason = "too_short"
-        elif digest in seen:
-            reason = "duplicate"
-        else:
-            reason = ""
-        if reason:
-            survey.dropped[reason] += 1
-            names = survey.dropped_names.setdefault(reason, [])
-            if len(names) < _NAMES_LISTED:
-                names.append(book.title)
-        else:
-            seen.add(digest)
-            survey.digests[index] = digest
-            survey.characters += len(book.text)
-            survey.words += words
-            survey.bytes += size
-            if book.reencoded:
-                survey.reencoded.append(book.origin)
-        if bar:
-            bar.advance(index + 1)
-    if survey.unreadable and not skip_bad:
-        raise UserError(_all_unreadable(survey.unreadable))
-    if not survey.digests:
-        found = len(survey.lengths)
-        counts = {**survey.dropped, "unreadable": len(survey.unreadable)}
-        why = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts.items() if count)
-        found += len(survey.unreadable)
-        raise UserError(
-            f"data.source: no book is left of {found} ({why}); is the source right? "
-            f"data.min_book_characters is {min_characters}"
-            if found
-            else "data.source: the files hold no rows"
-        )
-    return survey
+    digest = hashlib.sha256()
+    count = size = 0
+    # Pieces, as the list of a book's words needs many times the book's own memory.
+    for piece in cut_at_words(text, _PIECE_CHARACTERS):
+        size += len(piece) if piece.isascii() else len(piece.encode())
+        words = unicodedata.normalize("NFC", piece).split()
+        if words:
+            digest.update(" ".join(words).encode() + b" ")
+            count += len(words)
+    return digest.digest(), count, size
 
 
-def choose_validation(survey: Survey, fraction: float, seed: int) -> set[int]:
-    """Choose whole books for validation until their characters come as near to the share as they can.
+def drop_books(books: BookTable, min_characters: int) -> np.ndarray:
+    """Find empty books, short ones, and exact copies of an earlier one.
 
-    The order in which books are considered depends on their texts and the seed, not on the order
-    of files. Both sides get at least one book; with a single book the result is empty.
+    Returns:
+        For each book its place in `DROPPED`, or `KEPT`: int8 [books].
+    """
+    dropped = np.full(len(books), KEPT, np.int8)
+    dropped[books.characters < min_characters] = DROPPED.index("too_short")
+    dropped[books.words == 0] = DROPPED.index("empty")
+    kept = np.flatnonzero(dropped == KEPT)
+    leading = _leading_bits(books.digests)[kept]
+    # Stable: of equal books the first in the source comes first.
+    order = np.lexsort(leading.T)
+    leading = leading[order]
+    alike = np.flatnonzero((leading[1:] == leading[:-1]).all(axis=1))
+    before, after = kept[order[alike]], kept[order[alike + 1]]
+    copies = (books.digests[before] == books.digests[after]).all(axis=1)
+    dropped[after[copies]] = DROPPED.index("duplicate")
+    return dropped
+
+
+def choose_splits(
+    books: BookTable,
+    kept: np.ndarray,
+    names: tuple[str, ...],
+    fractions: dict[str, float],
+    by: str,
+    seed: int,
+) -> np.ndarray:
+    """Choose whole books for the splits that are held out.
+
+    `share` holds out books until their characters come as near to the share as they can; every split
+    gets at least one. `hash` compares a hash of each book with the fraction, so that other books that
+    come or go move none. Both depend on texts and seed, not on the order of files.
 
     Args:
-        survey: The books.
-        fraction: Share of all characters wanted.
+        books: All books.
+        kept: Which of them are kept, bool [books].
+        names: All splits; the first, for training, gets what is left.
+        fractions: Of each other split its share of all characters.
+        by: `share` or `hash`.
         seed: Another seed holds out other books.
 
     Returns:
-        Places of the chosen books in the order of the source.
+        For each book its place in `names`, `KEPT` (-1) for those that are not kept: int8 [books]. A single
+        kept book is in training: its end is cut off later.
+
+    Raises:
+        UserError: There are fewer books than splits (and not just one), or a split remains empty.
     """
-    if len(survey.digests) < 2:
-        return set()
-    shuffled = sorted(
-        survey.digests, key=lambda index: hashlib.sha256(b"%d:" % seed + survey.digests[index]).digest()
-    )
-    missing = fraction * survey.characters
-    chosen: set[int] = set()
-    for index in shuffled:
-        # One book at least is left to train on.
-        if survey.lengths[index] <= missing and len(chosen) < len(shuffled) - 1:
-            chosen.add(index)
-            missing -= survey.lengths[index]
-    if len(chosen) < len(shuffled) - 1:
-        # All others are too long for what is missing; the shortest may still bring us nearer.
-        shortest = min((i for i in shuffled if i not in chosen), key=lambda index: survey.lengths[index])
-        if not chosen or survey.lengths[shortest] < 2 * missing:
-            chosen.add(shortest)
-    return chosen
+    splits = np.where(kept, 0, KEPT).astype(np.int8)
+    places = np.flatnonzero(kept)
+    if len(places) == 1:
+        return splits
+    if len(places) < len(names):
+        raise UserError(
+            f"data.source: {len(places)} books cannot be shared out to {', '.join(names)}; "
+            "set data.test_fraction to 0, or add books"
+        )
+    hashes = _hashes(b"%d:" % seed, books.digests[places])
+    if by == "hash":
+        # The first 53 bits: what a float64 holds exactly.
+        values = (hashes[:, 0] >> np.uint64(11)).astype(np.float64) / (1 << 53)
+        low = 0.0
+        for place, name in enumerate(names[1:], 1):
+            splits[places[(values >= low) & (values < low + fractions[name])]] = place
+            low += fractions[name]
+    else:
+        order = places[_order(hashes)]
+        for place, name in enumerate(names[1:], 1):
+            wanted = fractions[name] * int(books.characters[places].sum())
+            # Each split that is still to come, and training, is left a book.
+            chosen = _fill(books.characters[order], wanted, leave=len(names) - place)
+            splits[order[chosen]] = place
+            order = order[~chosen]
+    for place, name in enumerate(names):
+        if not (splits == place).any():
+            raise UserError(
+                f"data.split = hash: of {len(places):,} books none falls into {name}; set another "
+                "data.split_seed or a larger fraction, or use data.split = share"
+            )
+    return splits
 
 
-def choose_tokenizer_sample(survey: Survey, validation: set[int], characters: int, seed: int) -> set[int]:
+def choose_tokenizer_sample(books: BookTable, training: np.ndarray, characters: int, seed: int) -> np.ndarray:
     """Choose training books for a tokenizer to learn from, at random but always the same ones.
 
     Args:
-        survey: The books.
-        validation: Books held out, none of which is taken.
+        books: All books.
+        training: Which of them may be taken, bool [books].
         characters: How much they may have together; a single longer book is taken if no other is left.
         seed: Another seed takes other books.
 
     Returns:
-        Places of the chosen books in the order of the source: all of them if they are short enough.
+        Which are chosen, bool [books]: all of them if they are short enough.
     """
-    training = [index for index in survey.digests if index not in validation]
-    if sum(survey.lengths[index] for index in training) <= characters:
-        return set(training)
-    training.sort(key=lambda index: hashlib.sha256(b"tokenizer:%d:" % seed + survey.digests[index]).digest())
-    chosen: set[int] = set()
-    for index in training:
-        if survey.lengths[index] <= characters:
-            chosen.add(index)
-            characters -= survey.lengths[index]
-    return chosen or {min(training, key=lambda index: survey.lengths[index])}
+    places = np.flatnonzero(training)
+    lengths = books.characters[places]
+    if int(lengths.sum()) <= characters:
+        return training.copy()
+    order = _order(_hashes(b"tokenizer:%d:" % seed, books.digests[places]))
+    taken, _ = _take(lengths[order], characters, len(order))
+    chosen = np.zeros_like(training)
+    chosen[places[order[taken]]] = True
+    if not taken.any():
+        # In the order of the hashes, as equally short ones are not to depend on the order of files.
+        chosen[places[order[np.argmin(lengths[order])]]] = True
+    return chosen
 
 
-def kept_books(
-    books: Books, survey: Survey, validation: set[int], fraction: float, only: set[int] | None = None
-) -> Iterator[tuple[str, Book]]:
-    """Read the kept books again, each with its split `"train"` or `"validation"`.
+def _fill(lengths: np.ndarray, wanted: float, leave: int) -> np.ndarray:
+    """Choose from the front while it fits, and one more if that comes nearer; bool [books]."""
+    most = len(lengths) - leave
+    chosen, missing = _take(lengths, wanted, most)
+    if int(chosen.sum()) < most:
+        # All others are too long for what is missing; the shortest may still bring us nearer.
+        others = np.flatnonzero(~chosen)
+        shortest = others[np.argmin(lengths[others])]
+        if not chosen.any() or lengths[shortest] < 2 * missing:
+            chosen[shortest] = True
+    return chosen
 
-    A single book is cut in two. With `only`, the books at other places are passed over.
 
-    Raises:
-        UserError: The source has changed since the survey.
+def _take(lengths: np.ndarray, room: float, most: int) -> tuple[np.ndarray, float]:
+    """Go through the books once and take each that still has room; return bool [books] and the room left."""
+    chosen = np.zeros(len(lengths), bool)
+    number, shortest = 0, int(lengths.min())
+    for start in range(0, len(lengths), _AT_A_TIME):
+        for place, length in enumerate(lengths[start : start + _AT_A_TIME].tolist(), start):
+            if length <= room and number < most:
+                chosen[place] = True
+                number += 1
+                room -= length
+        if room < shortest or number == most:
+            break
+    return chosen, room
+
+
+def _hashes(prefix: bytes, digests: np.ndarray) -> np.ndarray:
+    """The leading bits of the sha256 of prefix and digest; see `_leading_bits`."""
+    result = np.empty((len(digests), 2), np.uint64)
+    for start in range(0, len(digests), _AT_A_TIME):
+        rows = digests[start : start + _AT_A_TIME]
+        joined = b"".join(hashlib.sha256(prefix + row.tobytes()).digest() for row in rows)
+        result[start : start + len(rows)] = _leading_bits(np.frombuffer(joined, np.uint8).reshape(-1, 32))
+    return result
+
+
+def _leading_bits(digests: np.ndarray) -> np.ndarray:
+    """The first 128 bits of digests as numbers that compare as the bytes do: uint64 [books, 2].
+
+    No two of them that differ are alike in these: sorting by them is sorting by the whole.
     """
-    number = 0
-    readable = (book for book in books.read() if not isinstance(book, Unreadable))
-    for number, book in enumerate(readable, 1):
-        index = number - 1
-        if index >= len(survey.lengths) or len(book.text) != survey.lengths[index]:
-            raise UserError(f"{book.origin}: has changed while it was being prepared; run it again")
-        if index not in survey.digests or (only is not None and index not in only):
-            continue
-        if len(survey.digests) == 1:
-            cut = end_cut(book.text, fraction)
-            yield "train", Book(book.title, book.text[:cut], book.origin)
-            yield "validation", Book(book.title, book.text[cut:], book.origin)
-        else:
-            yield "validation" if index in validation else "train", book
-    if number != len(survey.lengths):
-        raise UserError("data.source: has lost books while it was being prepared; run it again")
+    return np.ascontiguousarray(digests).view(">u8").reshape(len(digests), 4)[:, :2].astype(np.uint64)
 
 
-def _all_unreadable(unreadable: list[Unreadable]) -> str:
-    if len(unreadable) == 1:
-        return f"{unreadable[0]} (data.on_bad_book: skip leaves it out)"
-    named = ", ".join(bad.origin for bad in unreadable[:_NAMED_AT_ONCE])
-    more = len(unreadable) - _NAMED_AT_ONCE
-    return (
-        f"data.source: {len(unreadable)} files or rows cannot be read: {named}"
-        f"{f' and {more} more' if more > 0 else ''}; the first {unreadable[0].reason}; "
-        "data.on_bad_book: skip leaves them out"
-    )
+def _order(leading: np.ndarray) -> np.ndarray:
+    return np.lexsort((leading[:, 1], leading[:, 0]))
 
 
 def end_cut(text: str, fraction: float) -> int:
@@ -229,17 +237,3 @@ def end_cut(text: str, fraction: float) -> int:
         if good:
             return min(good, key=lambda end: abs(end - wanted))
     return wanted
-
-
-def _digest(text: str) -> tuple[bytes, int, int]:
-    """Return sha256 of the normalised text, the number of words and of UTF-8 bytes."""
-    digest = hashlib.sha256()
-    count = size = 0
-    # Pieces, as the list of a book's words needs many times the book's own memory.
-    for piece in cut_at_words(text, _PIECE_CHARACTERS):
-        size += len(piece.encode())
-        words = unicodedata.normalize("NFC", piece).split()
-        if words:
-            digest.update(" ".join(words).encode() + b" ")
-            count += len(words)
-    return digest.digest(), count, size

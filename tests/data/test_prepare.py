@@ -21,11 +21,11 @@ import pytest
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.data.prepare import prepare
 from horovod_transformer.data.selection import (
+    BookTable,
+    choose_splits,
     choose_tokenizer_sample,
-    choose_validation,
+    describe_text,
     end_cut,
-    kept_books,
-    survey_books,
 )
 from horovod_transformer.data.sources import open_books
 from horovod_transformer.errors import UserError
@@ -115,6 +115,25 @@ def books_in(data_dir: Path, manifest: dict[str, Any], name: str) -> list[str]:
     return [tokenizer.decode(part) for part in np.split(ids, ends + 1)[:-1] for part in [part[:-1]]]
 
 
+def table_of(texts: list[str]) -> BookTable:
+    """What units would say of these books."""
+    described = [describe_text(text) for text in texts]
+    return BookTable(
+        np.array([list(one[0]) for one in described], np.uint8),
+        np.array([len(text) for text in texts]),
+        np.array([one[1] for one in described]),
+        np.array([one[2] for one in described]),
+        np.zeros(len(texts), int),
+        np.zeros(len(texts), bool),
+    )
+
+
+def held_out(books: BookTable, fraction: float, seed: int = 0, by: str = "share") -> set[int]:
+    kept, names = np.ones(len(books), bool), ("train", "validation")
+    splits = choose_splits(books, kept, names, {"validation": fraction}, by, seed)
+    return set(np.flatnonzero(splits == 1).tolist())
+
+
 def digest(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -170,22 +189,26 @@ def test_gpt2_tokens_need_room_in_the_model(library: Path, tmp_path: Path) -> No
 
 def test_the_vocabulary_is_learned_from_training_books_only(library: Path, tmp_path: Path) -> None:
     first = run_quietly(library, tmp_path / "one", validation_fraction=0.2)
-    held_out = first["validation_books"]
+    chosen = first["validation_books"]
     tokenizer = tokenizer_from_dict(first["tokenizer"])
     texts = [
-        path.read_text(encoding="utf-8") for path in sorted(library.iterdir()) if path.stem not in held_out
+        path.read_text(encoding="utf-8") for path in sorted(library.iterdir()) if path.stem not in chosen
     ]
     assert train_bpe(texts, 280).to_dict() == tokenizer.to_dict()
 
 
 def test_a_large_corpus_gives_the_tokenizer_a_sample_chosen_by_text(library: Path, tmp_path: Path) -> None:
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(library.iterdir())}
-    survey = survey_books(open_books(str(library)), 0)
-    held_out = choose_validation(survey, 0.2, 0)
-    samples = [choose_tokenizer_sample(survey, held_out, 9000, seed) for seed in (0, 0, 1)]
+    books = table_of(list(texts.values()))
+    chosen = held_out(books, 0.2)
+    training = np.array([index not in chosen for index in range(len(books))])
+    samples = [
+        set(np.flatnonzero(choose_tokenizer_sample(books, training, 9000, seed)).tolist())
+        for seed in (0, 0, 1)
+    ]
     for sample in samples:
-        total = sum(survey.lengths[index] for index in sample)
-        assert not sample & held_out and 9000 - max(survey.lengths) < total <= 9000
+        total = sum(books.characters[index] for index in sample)
+        assert not sample & chosen and 9000 - max(books.characters) < total <= 9000
     assert samples[0] == samples[1] != samples[2]
     manifest = run_quietly(library, tmp_path / "v1", validation_fraction=0.2, tokenizer_characters=9000)
     learned_from = [text for index, text in enumerate(texts.values()) if index in samples[0]]
@@ -194,7 +217,7 @@ def test_a_large_corpus_gives_the_tokenizer_a_sample_chosen_by_text(library: Pat
     assert sum(split["books"] for split in manifest["splits"].values()) == 20
     text = refusal(library, tmp_path / "v1", validation_fraction=0.2)
     assert "data.tokenizer_characters was 9000, now it is 200000000" in text
-    assert len(choose_tokenizer_sample(survey, held_out, 1, 0)) == 1
+    assert choose_tokenizer_sample(books, training, 1, 0).sum() == 1
 
 
 def test_the_same_books_give_the_same_bytes(library: Path, tmp_path: Path) -> None:
@@ -253,28 +276,29 @@ def test_only_names_are_capped_not_counts(tmp_path: Path) -> None:
 
 
 def test_books_are_held_out_whole_and_as_near_to_the_share_as_possible(library: Path) -> None:
-    survey = survey_books(open_books(str(library)), 0)
+    books = table_of([book.text for book in open_books(str(library))])
+    total = books.characters.sum()
     for fraction in (0.01, 0.05, 0.3, 0.5, 0.99):
-        held_out = choose_validation(survey, fraction, seed=0)
-        share = sum(survey.lengths[index] for index in held_out) / survey.characters
-        assert 0 < len(held_out) < 20
-        left = min(survey.lengths[index] for index in survey.digests if index not in held_out)
-        if len(held_out) < 19:
-            assert abs(share - fraction) <= left / survey.characters / 2 + 1e-9
-    assert choose_validation(survey, 0.3, 0) != choose_validation(survey, 0.3, 1)
+        chosen = held_out(books, fraction)
+        share = sum(books.characters[index] for index in chosen) / total
+        assert 0 < len(chosen) < 20
+        left = min(length for index, length in enumerate(books.characters) if index not in chosen)
+        if len(chosen) < 19:
+            assert abs(share - fraction) <= left / total / 2 + 1e-9
+    assert held_out(books, 0.3, 0) != held_out(books, 0.3, 1)
 
 
 def test_the_split_does_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
     texts = [some_text(seed) for seed in range(10)]
-    held_out = []
+    chosen = []
     for name, order in (("a", texts), ("b", texts[::-1])):
         pq.write_table(pa.table({"title": [text[:7] for text in order], "text": order}), tmp_path / name)
         (tmp_path / name).rename(tmp_path / f"{name}.parquet")
         manifest = run_quietly(
             tmp_path / f"{name}.parquet", tmp_path / f"out {name}", validation_fraction=0.3
         )
-        held_out.append(set(manifest["validation_books"]))
-    assert held_out[0] == held_out[1] and len(held_out[0]) == 3
+        chosen.append(set(manifest["validation_books"]))
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 3
 
 
 def test_of_two_books_each_side_gets_one(tmp_path: Path) -> None:
@@ -318,10 +342,9 @@ def test_a_book_of_one_character_cannot_be_split(tmp_path: Path) -> None:
 
 def test_a_source_that_changes_meanwhile_is_noticed(library: Path, tmp_path: Path) -> None:
     books = open_books(str(library))
-    survey = survey_books(books, 0)
     (library / "07.txt").write_text("rewritten")
     with pytest.raises(UserError, match=r"07\.txt: has changed while"):
-        list(kept_books(books, survey, set(), 0.1))
+        list(books)
 
 
 # The folder
