@@ -1,0 +1,114 @@
+"""Workers: the same bytes from any number of them, and none that outlives its parent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from horovod_transformer.config import Config, config_from_dict
+from horovod_transformer.data.prepare import prepare
+
+# What version 0.1.0 as of commit 2659593, in one process and without units, made of the 38 plays.
+RECORDED = "32466844913ee5e7a33b0535251548ffcd12ec91216ba2bae7a6ed8a3ce885ba"
+RECORDED_BPE = "7928e18b1dafd023f16a46c7d682678dd80c323bc428654b979792f267dcd795"
+
+
+def sample(data_dir: Path, **more: Any) -> Config:
+    return config_from_dict({"data": {"source": "sample", "data_dir": str(data_dir)}, **more}, "test")
+
+
+def bytes_of(data_dir: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(data_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(data_dir.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def plays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plays, prepared in one unit by this process."""
+    folder = tmp_path_factory.mktemp("plays")
+    manifest = prepare(sample(folder / "v1"), progress=False, workers=1)
+    assert manifest["fingerprint"] == RECORDED
+    assert manifest["words"] == 902_300 and manifest["dropped"]["counts"]["duplicate"] == 0
+    assert os.listdir(folder) == ["v1"]
+    return folder / "v1"
+
+
+@pytest.mark.slow
+def test_a_trained_tokenizer_is_the_recorded_one(tmp_path: Path) -> None:
+    config = sample(tmp_path / "v1", model={"vocab_size": 2048, "max_seq_len": 128})
+    config = config.with_overrides({"data.tokenizer": "bpe"})
+    manifest = prepare(config, progress=False, workers=2, unit_bytes=900_000)
+    assert manifest["fingerprint"] == RECORDED_BPE
+    assert os.listdir(tmp_path) == ["v1"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_and_units_gives_the_same_bytes(
+    plays: Path, tmp_path: Path, workers: int
+) -> None:
+    manifest = prepare(sample(tmp_path / "v1"), progress=False, workers=workers, unit_bytes=400_000)
+    assert manifest["fingerprint"] == RECORDED
+    assert bytes_of(tmp_path / "v1") == bytes_of(plays)
+    assert os.listdir(tmp_path) == ["v1"]
+
+
+def test_any_executor_will_do(plays: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as executor:
+        prepare(sample(tmp_path / "v1"), progress=False, executor=executor, unit_bytes=700_000)
+    assert bytes_of(tmp_path / "v1") == bytes_of(plays)
+
+
+def test_a_worker_does_without_torch(run_python) -> None:
+    program = "import sys, horovod_transformer.data.workers; print({'torch', 'datasets'} & set(sys.modules))"
+    assert run_python("-c", program).stdout == "set()\n"
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_parent(root: Path, tmp_path: Path) -> None:
+    books = tmp_path / "books"
+    books.mkdir()
+    for n in range(40):
+        (books / f"{n}.txt").write_text(
+            f"Book {n}. " + "It was a dark and stormy night, and so on. " * 40_000
+        )
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "horovod_transformer",
+            "prepare",
+            "--workers",
+            "2",
+            "--data.source",
+            str(books),
+        ]
+        + ["--data.data_dir", str(tmp_path / "v1")],
+        cwd=root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("v1.units/*.arrow")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
