@@ -1,6 +1,6 @@
 # One virtual environment, .venv/, serves every target below. Nothing needs root.
-# Variables: PYTHON (which Python makes .venv), DEMO_MINUTES, PYTEST (more arguments for pytest), and those of
-# scripts/install_horovod.py: HOROVOD_BUILD, REBUILD, HOROVOD_TRANSFORMER_CACHE, CXX.
+# Variables: PYTHON (which Python makes .venv), DEMO_MINUTES, PYTEST (more arguments for pytest), PARTS (of bench), and
+# those of scripts/install_horovod.py: HOROVOD_BUILD, REBUILD, HOROVOD_TRANSFORMER_CACHE, CXX.
 
 PYTHON ?= python3
 DEMO_MINUTES ?= 5
@@ -23,7 +23,7 @@ OPTIONAL := $(if $(filter test chaos,$(MAKECMDGOALS)),,--optional)
 FAST := not slow and not distributed and not slurm
 NONE_PICKED := 5 # pytest's exit code: PYTEST has picked tests of the other kind only
 
-.PHONY: help install packages wheels demo check test chaos lint clean
+.PHONY: help install packages wheels demo check test chaos bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -62,6 +62,9 @@ test: check ## run all tests, the fast ones first; PYTEST="-k name" picks some
 chaos: install ## kill a training run a hundred times, about half an hour
 	@$(VENV_PYTHON) -m tests.chaos.chaos
 	@$(VENV_PYTHON) -m tests.chaos.chaos --launcher
+
+bench: install ## speed and memory beside Hugging Face, DDP and others, most of an hour; PARTS="update memory"
+	@$(VENV_PYTHON) benchmarks/bench.py $(PARTS)
 
 lint: install ## ruff and mypy
 	$(VENV_PYTHON) -m ruff check

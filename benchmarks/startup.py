@@ -9,7 +9,6 @@ whose data is prepared beforehand. Run it alone on the machine.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import statistics
@@ -19,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from side_by_side import Row, part
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -73,25 +74,23 @@ def measure(launcher: list[str], folder: Path) -> dict[str, float]:
     return found | {"first update": seconds_until(updated, command, folder / "train.log")}
 
 
-def main() -> None:
-    """Prepare, measure in turn, print medians."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+def measure_all(rounds: int, tiny: bool) -> list[Row]:
+    """Prepare, measure in turn."""
     prepare = ["-m", "horovod_transformer", "prepare", "--config", "configs/quickstart.yaml"]
-    subprocess.run([sys.executable, *prepare], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, *prepare], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in LAUNCHERS}
         for number in range(rounds):
             for name, launcher in LAUNCHERS.items():
                 found[name].append(measure(launcher, Path(folder, f"{name}{number}")))
-    print("| s, median | ready | first update |\n| --- | --- | --- |")
-    for name, each in found.items():
-        medians = [statistics.median(one[what] for one in each) for what in ("ready", "first update")]
-        print(f"| `{name}` | {medians[0]:.1f} | {medians[1]:.1f} |")
+    rows = []
+    for what in ("ready", "first update"):
+        seconds = {name: statistics.median(one[what] for one in each) for name, each in found.items()}
+        rows.append(
+            Row(what, "s", seconds["launch"], seconds["horovodrun"], "horovodrun", smaller_is_better=True)
+        )
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    part("startup", __doc__, measure_all, rounds=3)

@@ -1,0 +1,28 @@
+"""`make bench` works, in small: parts run, their tables are shown, one line of JSON holds it all."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.mark.slow
+def test_a_part_in_small(run_python, tmp_path):
+    done = run_python("benchmarks/bench.py", "--tiny", "--output", str(tmp_path), "update")
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["machine"]["gflops_fp32"] > 0 and results["machine"]["cores"] >= 1
+    (update,) = results["parts"]
+    rows = {row["what"]: row for row in update["rows"]}
+    row = rows["an update, tiny"]
+    assert row["ratio"] == pytest.approx(row["ours"] / row["peer"]) and "an update, tiny | " in done.stdout
+    assert not list(tmp_path.iterdir())  # what small shapes give is no result
+
+
+def test_an_unknown_part_is_refused(run_python):
+    done = run_python("benchmarks/bench.py", "speed")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "no such part: speed; there are update, memory, processes, startup, generation, demo"
+    )
