@@ -167,7 +167,7 @@ class DataConfig(_Section):
     split: Literal["share", "hash"] = "share"
     min_book_characters: Count = 200
     split_seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**32)] = 0
-    num_workers: Count = 2
+    num_workers: Count = 0
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> DataConfig:

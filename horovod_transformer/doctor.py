@@ -30,8 +30,6 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_GCC = 10
 # Below this in the home folder, caches and virtual environments soon run into its quota.
 HOME_BYTES = 1e9
-# Batches that a loader process prepares ahead, see data.loading.
-PREFETCHED = 4
 # Seconds that a program asked about the machine may take.
 PATIENCE_S = 5.0
 
@@ -62,14 +60,12 @@ class Plan:
         config_path: The file it came from, to name in commands.
         output_dir: As for `train`.
         hosts: The table of host names.
-        shared_memory: Where processes share memory.
     """
 
     config: Config
     config_path: str = "configs/config.yaml"
     output_dir: Path = Path()
     hosts: Path = Path("/etc/hosts")
-    shared_memory: Path = Path("/dev/shm")
 
     @property
     def checkpoint_dir(self) -> Path:
@@ -267,22 +263,6 @@ def check_home(plan: Plan) -> Row:
     return Row("home", "ok", found)
 
 
-def check_shared_memory(plan: Plan) -> Row:
-    """Room for the batches that loader processes hand over."""
-    training, data = plan.config.training, plan.config.data
-    if data.num_workers == 0:
-        return Row("shared memory", "ok", "not needed, data.num_workers is 0")
-    # Ids and labels of 8 bytes each.
-    batch = training.per_gpu_batch_size * plan.config.model.max_seq_len * 16
-    need = batch * data.num_workers * PREFETCHED
-    free = shutil.disk_usage(plan.shared_memory).free
-    found = f"{_size(free)} free in {plan.shared_memory}; a rank's loaders take up to {_size(need)}"
-    if free < need:
-        fix = "--data.num_workers 0, a smaller training.per_gpu_batch_size, or docker run --shm-size=8g"
-        return Row("shared memory", "fail", found, fix)
-    return Row("shared memory", "ok", found)
-
-
 def check_host_name(plan: Plan) -> Row:
     """Whether other machines can reach this one by what its own name resolves to.
 
@@ -339,7 +319,6 @@ CHECKS: dict[str, Callable[[Plan], Row]] = {
     "run": check_run,
     "disk": check_disk,
     "home": check_home,
-    "shared memory": check_shared_memory,
     "host name": check_host_name,
     "Slurm": check_slurm,
 }

@@ -21,7 +21,6 @@ from horovod_transformer.doctor import (
     check_home,
     check_host_name,
     check_run,
-    check_shared_memory,
     check_slurm,
     check_tokenizer,
     existing_parent,
@@ -176,17 +175,6 @@ def test_quota_counts_in_the_home_folder(tmp_path, monkeypatch):
     row = check_disk(Plan(config_of(), output_dir=home / "run"))
     assert row.state == "fail" and "quota" in row.found
     assert check_disk(Plan(config_of(), output_dir=elsewhere)).state == "ok"
-
-
-def test_shared_memory(small_disk):
-    # 2 loaders x 4 batches x 16 bytes a token: 32 blocks of 32 tokens take 131 kB, 512 take 2.1 MB.
-    plan = Plan(config_of(training={"per_gpu_batch_size": 32}), shared_memory=small_disk)
-    assert check_shared_memory(plan).state == "ok"
-    plan = Plan(config_of(training={"per_gpu_batch_size": 512}), shared_memory=small_disk)
-    row = check_shared_memory(plan)
-    assert row.state == "fail" and "num_workers 0" in row.fix
-    plan = Plan(config_of(data={"num_workers": 0}), shared_memory=small_disk / "absent")
-    assert check_shared_memory(plan).state == "ok"
 
 
 def test_existing_parent(tmp_path):

@@ -112,6 +112,11 @@ class BlockDataset(Dataset):
         self.__dict__.update(state)
         self._open()
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that the blocks lie in."""
+        return [Path(file["filename"]) for file in self.blocks.cache_files]
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -120,29 +125,49 @@ class BlockDataset(Dataset):
         return {key: value[0] for key, value in batch.items()}
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Fetch a batch: `input_ids` and `labels`, int64 (len(indices), block_size).
+        """Fetch a batch; see `batch`."""
+        return self.batch(indices, self.rows(indices))
 
-        No indices give one block without labels: a rank that has nothing to add to an update
-        still takes part in it.
+    def rows(self, indices: Sequence[int]) -> np.ndarray:
+        """Fetch blocks as they are stored, [len(indices), block_size], a copy.
+
+        Raises:
+            UserError: An id is outside the vocabulary.
         """
-        if not len(indices):
-            return {
-                "input_ids": torch.zeros(1, self.block_size, dtype=torch.int64),
-                "labels": torch.full((1, self.block_size), IGNORED_LABEL),
-            }
-        rows = np.empty((len(indices), self.block_size), dtype=np.int64)
-        for row, index in enumerate(indices):
-            chunk = int(np.searchsorted(self._starts, index, side="right")) - 1
-            rows[row] = self._arrays[chunk][index - self._starts[chunk]]
-        outside = (rows < 0) | (rows >= self.vocab_size)
-        if outside.any():
-            row, column = np.argwhere(outside)[0]
+        wanted = np.asarray(indices, dtype=np.int64)
+        chunks = np.searchsorted(self._starts, wanted, side="right") - 1
+        places = wanted - self._starts[chunks]
+        rows = np.empty((len(wanted), self.block_size), dtype=self._arrays[0].dtype)
+        for row, (chunk, place) in enumerate(zip(chunks.tolist(), places.tolist(), strict=True)):
+            rows[row] = self._arrays[chunk][place]
+        if rows.size and (rows.max() >= self.vocab_size or rows.min() < 0):
+            row, column = np.argwhere((rows < 0) | (rows >= self.vocab_size))[0]
             raise UserError(
                 f"{self.name}, row {indices[row]}: token id {rows[row, column]} is outside the vocabulary "
                 f"of {self.vocab_size}; was the data prepared with another tokenizer, or damaged?"
             )
-        input_ids = torch.from_numpy(rows)
-        labels = input_ids.clone()
+        return rows
+
+    def batch(self, indices: Sequence[int], rows: np.ndarray, pin_memory: bool = False) -> dict[str, Tensor]:
+        """Make a batch of blocks: `input_ids` and `labels`, int64 (len(indices), block_size).
+
+        No indices give one block without labels: a rank that has nothing to add to an update
+        still takes part in it.
+
+        Args:
+            indices: Which blocks they are.
+            rows: The blocks as stored, [len(indices), block_size].
+            pin_memory: Whether the batch lies in pinned memory, from which a GPU copies while it computes.
+        """
+        shape = (max(1, len(rows)), self.block_size)
+        input_ids = torch.empty(shape, dtype=torch.int64, pin_memory=pin_memory)
+        labels = torch.empty(shape, dtype=torch.int64, pin_memory=pin_memory)
+        if not len(rows):
+            input_ids.zero_()
+            labels.fill_(IGNORED_LABEL)
+            return {"input_ids": input_ids, "labels": labels}
+        input_ids.numpy()[...] = rows
+        labels.copy_(input_ids)
         if self.padding:
             last = torch.as_tensor(np.asarray(indices) == len(self) - 1)
             labels[last, self.block_size - self.padding :] = IGNORED_LABEL

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from horovod_transformer import distributed
 from horovod_transformer.config import Config
@@ -29,7 +31,8 @@ def training_loader(
     config: Config, train: BlockDataset, plan: UpdatePlan, rank: int, updates: range
 ) -> DataLoader:
     """Load a rank's micro-batches of these updates, `plan.micro_batches` for each."""
-    return _loader(config, train, MicroBatchSampler(UpdateSampler(train, plan, rank, updates)))
+    batches = MicroBatchSampler(UpdateSampler(train, plan, rank, updates))
+    return BlockLoader(train, batches, config.data.num_workers)
 
 
 def validation_loader(config: Config, validation: BlockDataset, rank: int, world_size: int) -> DataLoader:
@@ -37,7 +40,8 @@ def validation_loader(config: Config, validation: BlockDataset, rank: int, world
     number = min(len(validation), config.training.eval_blocks or len(validation))
     chosen = (np.arange(number) * len(validation) // number)[rank::world_size].tolist()
     size = config.training.per_gpu_batch_size
-    return _loader(config, validation, [chosen[i : i + size] for i in range(0, len(chosen), size)])
+    batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    return BlockLoader(validation, batches, config.data.num_workers)
 
 
 def iterate_batches(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
@@ -83,27 +87,65 @@ def get_dataloaders(
     )
 
 
-def _loader(config: Config, blocks: BlockDataset, batch_sampler: Any) -> DataLoader:
-    workers = config.data.num_workers
-    return DataLoader(
-        blocks,
-        batch_sampler=batch_sampler,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_rank,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
-    )
+class BlockLoader(DataLoader):
+    """Batches of blocks as dicts of `input_ids` and `labels`, int64 (blocks, block_size).
+
+    Loader processes send blocks as they are stored, 2 bytes an id, by value; the rank makes tensors of
+    them. A tensor sent from a process takes a connection of its own and a handshake, which cost the rank
+    more than reading the block itself: docs/log.md has the figures, and why no loader processes is the
+    default.
+
+    Args:
+        blocks: What is loaded.
+        batches: Lists of indices of blocks.
+        workers: Number of loader processes; 0 loads in this one.
+    """
+
+    def __init__(
+        self, blocks: BlockDataset, batches: Sampler[list[int]] | list[list[int]], workers: int
+    ) -> None:
+        super().__init__(
+            _StoredBlocks(blocks),
+            batch_sampler=batches,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            worker_init_fn=_follow_the_rank,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            # A forked process has the files mapped and the libraries loaded; started afresh two take
+            # seconds and twice the memory. It is safe because a loader only copies mapped memory: it calls
+            # neither Arrow nor Horovod nor CUDA, whose threads a fork leaves behind.
+            multiprocessing_context="fork" if workers else None,
+        )
+        self._blocks = blocks
+        self._pin_memory = torch.cuda.is_available()
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+        for indices, rows in super().__iter__():
+            yield self._blocks.batch(indices, rows, self._pin_memory)
 
 
-def _leave_signals_to_the_rank(worker: int) -> None:
+class _StoredBlocks(Dataset):
+    def __init__(self, blocks: BlockDataset) -> None:
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitems__(self, indices: list[int]) -> tuple[list[int], np.ndarray]:
+        return indices, self.blocks.rows(indices)
+
+
+def _follow_the_rank(worker: int) -> None:
     """Slurm signals every process of a job; a loader that died of it would take its rank along."""
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_rank_says, daemon=True).start()
+    with contextlib.suppress(AttributeError, OSError):  # Linux from 5.3 on
+        rank = os.pidfd_open(os.getppid())
+        threading.Thread(target=_end_when_the_rank_is_gone, args=(rank,), daemon=True).start()
 
 
 def _end_when_the_rank_says() -> None:
@@ -112,6 +154,12 @@ def _end_when_the_rank_says() -> None:
     os._exit(0)
 
 
-def _as_it_is(batch: Any) -> dict[str, Tensor]:
-    """`BlockDataset` fetches whole batches: there is nothing to put together."""
+def _end_when_the_rank_is_gone(rank: int) -> None:
+    """End at once; torch looks every five seconds, and until then the other ranks see open connections."""
+    select.select([rank], [], [])
+    os._exit(1)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Whole batches are fetched: there is nothing to put together."""
     return batch

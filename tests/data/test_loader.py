@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import datasets
 import numpy as np
+import psutil
 import pytest
+import torch
+import yaml
 
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.data import dataset
@@ -116,3 +125,47 @@ def test_get_dataloaders_end_with_max_updates(prepared):
     train, validation = loader_module.get_dataloaders(config)
     assert sum(len(batch["input_ids"]) for batch in train) == 12
     assert sum(len(batch["input_ids"]) for batch in validation) == 4
+
+
+KILLED_RANK = """
+import sys, time
+from horovod_transformer.config import load_config
+from horovod_transformer.data.loader import get_dataloaders
+train, _ = get_dataloaders(load_config(sys.argv[1]), 0, 1)
+batches = iter(train)
+next(batches)
+print(*(worker.pid for worker in train._iterator._workers), flush=True)
+time.sleep(60)
+"""
+
+
+def test_loader_processes_die_with_a_killed_rank(prepared, tmp_path, root):
+    config = prepared(split_of(rows_of(400)), data__num_workers=2)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    command = [sys.executable, "-c", KILLED_RANK, str(tmp_path / "config.yaml")]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as rank:
+        loaders = [psutil.Process(int(pid)) for pid in rank.stdout.readline().split()]
+        assert len(loaders) == 2 and all(loader.ppid() == rank.pid for loader in loaders), (
+            "forked by the rank"
+        )
+        rank.kill()
+    # Torch looks every five seconds whether the rank is there.
+    _, alive = psutil.wait_procs(loaders, timeout=3 if hasattr(os, "pidfd_open") else 20)
+    assert not alive
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_of_processes_are_those_of_none(prepared, workers):
+    config = prepared(split_of(rows_of(9)), data__num_workers=workers, training__epochs=2)
+    manifest = {"splits": {"train": {"padding": 2}, "validation": {"padding": 0}}}
+    (Path(config.data.data_dir) / "manifest.json").write_text(json.dumps(manifest))
+    data = dataset.open_prepared_data(config)
+    # The last block twice, among others, and an empty batch.
+    loader = loader_module.BlockLoader(data.train, [[8, 1, 8], [], [0]], workers)
+    batches = list(loader)
+    for batch, indices in zip(batches, ([8, 1, 8], [], [0]), strict=True):
+        wanted = data.train.__getitems__(indices)
+        assert all(torch.equal(batch[key], wanted[key]) for key in ("input_ids", "labels"))
+        assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+    assert batches[0]["labels"][:, -1].tolist() == [-100, int(rows_of(9)[1, -1]), -100]
+    assert batches[1]["labels"].tolist() == [[-100] * BLOCK]
