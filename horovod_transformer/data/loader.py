@@ -8,6 +8,7 @@ import select
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ class BlockLoader(DataLoader):
             batch_sampler=batches,
             collate_fn=_as_it_is,
             num_workers=workers,
-            worker_init_fn=_follow_the_rank,
+            worker_init_fn=partial(_follow_the_rank, os.getpid()),
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
             # A forked process has the files mapped and the libraries loaded; started afresh two take
@@ -136,7 +137,7 @@ class _StoredBlocks(Dataset):
         return indices, self.blocks.rows(indices)
 
 
-def _follow_the_rank(worker: int) -> None:
+def _follow_the_rank(rank: int, worker: int) -> None:
     """Slurm signals every process of a job; a loader that died of it would take its rank along."""
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -144,8 +145,10 @@ def _follow_the_rank(worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_rank_says, daemon=True).start()
     with contextlib.suppress(AttributeError, OSError):  # Linux from 5.3 on
-        rank = os.pidfd_open(os.getppid())
-        threading.Thread(target=_end_when_the_rank_is_gone, args=(rank,), daemon=True).start()
+        ends = os.pidfd_open(rank)
+        threading.Thread(target=_end_when_the_rank_is_gone, args=(ends,), daemon=True).start()
+    if os.getppid() != rank:
+        os._exit(1)  # it was killed just now: nobody would notice any more
 
 
 def _end_when_the_rank_says() -> None:
@@ -154,9 +157,9 @@ def _end_when_the_rank_says() -> None:
     os._exit(0)
 
 
-def _end_when_the_rank_is_gone(rank: int) -> None:
+def _end_when_the_rank_is_gone(ends: int) -> None:
     """End at once; torch looks every five seconds, and until then the other ranks see open connections."""
-    select.select([rank], [], [])
+    select.select([ends], [], [])
     os._exit(1)
 
 
