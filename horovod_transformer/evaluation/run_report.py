@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -269,7 +270,9 @@ def _number(value: float | None, decimals: int) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool | list):
+        return json.dumps(value)  # as a config file has it
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _median(values: Sequence[float | None]) -> float | None:
