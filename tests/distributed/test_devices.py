@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from horovod_transformer.distributed import collectives
 from horovod_transformer.distributed.devices import (
     SLURM_GPU_VARIABLES,
     RankDevice,
+    _look,
     choose_device,
     local_device_index,
     require_alike,
@@ -55,6 +57,18 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in SLURM_GPU_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
+
+
+def test_a_gpu_and_a_horovod_without_nccl_is_told(no_slurm: pytest.MonkeyPatch) -> None:
+    # Horovod as it is built where there is no CUDA, on a machine that has a GPU all the same.
+    hvd = pytest.importorskip("horovod.torch")
+    if hvd.nccl_built():
+        pytest.skip("Horovod is built with NCCL here")
+    no_slurm.setattr(collectives, "_hvd", hvd)
+    no_slurm.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match="Horovod was built without NCCL; rebuild it with `REBUILD=1"):
+        require_alike([_look("auto")])
+    require_alike([_look("cpu")])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
