@@ -160,6 +160,7 @@ class DataConfig(_Section):
     separator: PathText | None = None
     join_rows: Positive | None = None
     encoding: EncodingName | None = None
+    clean: list[Literal["smashwords", "gutenberg"]] = ["smashwords", "gutenberg"]
     on_bad_book: Literal["stop", "skip"] = "stop"
     data_dir: PathText = "notebooks/data/preprocessed/v1"
     validation_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)] = 0.05

@@ -189,6 +189,7 @@ def assemble(
             "first": [str(bad) for bad in _first_unreadable(selected.details, _BAD_LISTED)],
         },
         "reencoded": _what_was_reencoded(selected),
+        "cleaned": _what_was_cleaned(selected),
         "validation_books": selected.titles(np.flatnonzero(selected.splits == 0) if single else held_out),
         "notes": notes,
         "fingerprint": fingerprint,
@@ -299,6 +300,16 @@ def _what_was_reencoded(selected: Selected) -> dict[str, Any]:
         first += [origin for place, origin in one["first_reencoded"] if selected.splits[start + place] >= 0]
     kept = selected.books.reencoded & (selected.splits >= 0)
     return {"count": int(kept.sum()), "first": first[:_BAD_LISTED]}
+
+
+def _what_was_cleaned(selected: Selected) -> dict[str, dict[str, int]]:
+    """Of each step of cleaning how many books it cut, dropped ones included, and by how much together."""
+    cut = {step: {"books": 0, "characters": 0} for step in selected.job.options.clean}
+    for one in selected.details:
+        for step, (books, characters) in one["cleaned"].items():
+            cut[step]["books"] += books
+            cut[step]["characters"] += characters
+    return cut
 
 
 def _first_unreadable(details: list[dict[str, Any]], most: int) -> list[Unreadable]:

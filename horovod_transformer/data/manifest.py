@@ -51,6 +51,7 @@ def settings_of(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
         "data.text_column": data.text_column,
         "data.separator": data.separator,
         "data.join_rows": data.join_rows,
+        "data.clean": data.clean,
         "data.validation_fraction": data.validation_fraction,
         "data.test_fraction": data.test_fraction,
         "data.split": data.split,

@@ -10,9 +10,10 @@ import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from horovod_transformer.data.cleaning import clean
 from horovod_transformer.data.hub_reader import read_hub
 from horovod_transformer.data.parquet_reader import RowGroups, read_parquet
 from horovod_transformer.data.readers import Book, ReadOptions, Unreadable, read_json_lines, read_text
@@ -53,11 +54,20 @@ class Part:
 
 
 def read_part(part: Part, options: ReadOptions) -> Iterator[Book | Unreadable]:
-    """Read the books of a part and, in their places, what cannot be read.
+    """Read and clean the books of a part and, in their places, name what cannot be read.
 
     Raises:
         UserError: The file has changed since it was listed, or is a table of sentences.
     """
+    for book in _read(part, options):
+        if isinstance(book, Book):
+            text, cut = clean(book.text, options.clean)
+            yield replace(book, text=text, cut=cut) if cut else book
+        else:
+            yield book
+
+
+def _read(part: Part, options: ReadOptions) -> Iterator[Book | Unreadable]:
     path = Path(part.path)
     if part.kind == BAD:
         yield Unreadable(readable(path), part.reason)

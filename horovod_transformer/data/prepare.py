@@ -304,6 +304,13 @@ def summary(manifest: dict[str, Any], data_dir: Path) -> str:
     for key, what in (("unreadable", "skipped"), ("reencoded", "re-encoded")):
         if manifest[key]["count"]:
             lines.append(f"  {what:<10} {manifest[key]['count']:,} {key} (listed in manifest.json)")
+    cut = {step: found for step, found in manifest["cleaned"].items() if found["books"]}
+    if cut:
+        said = ", ".join(
+            f"{step} from {found['books']:,} books ({found['characters']:,} characters)"
+            for step, found in cut.items()
+        )
+        lines.append(f"  cleaned    {said} (data.clean)")
     lines += [f"  note       {note}" for note in manifest["notes"]]
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ class Book:
             byte-order mark and have `\n` for every line end.
         origin: Where it came from, for messages: file and row (counted from 0).
         reencoded: Whether it was not UTF-8 and was read by `data.encoding`.
+        cut: Characters that each step of cleaning has taken away; see `cleaning`.
     """
 
     title: str
     text: str
     origin: str
     reencoded: bool = False
+    cut: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class ReadOptions:
         text_column, title_column: Names in tables (parquet, JSON lines, the hub).
         separator: What stands between the documents of one text file; None: a file is a document.
         join_rows: How many rows of a table make a document; None: one, and a table of sentences is refused.
+        clean: Steps of cleaning, see `cleaning.STEPS`.
     """
 
     encoding: str | None = None
@@ -79,6 +82,7 @@ class ReadOptions:
     title_column: str = "title"
     separator: str | None = None
     join_rows: int | None = None
+    clean: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, config: Config) -> ReadOptions:
@@ -91,6 +95,7 @@ class ReadOptions:
             data.title_column,
             data.separator,
             data.join_rows,
+            tuple(data.clean),
         )
 
 

@@ -87,7 +87,8 @@ class UnitRecord:
         reencoded: 1 for each book that was not UTF-8.
         titles: Titles.
         details: Counts and lists of the whole unit: `unreadable` (how many), `first_unreadable` (origin and
-            reason of the first of them), `first_reencoded` (place and origin), `seconds` of each step.
+            reason of the first of them), `first_reencoded` (place and origin), `cleaned` (of each step of
+            cleaning how many books, and characters of them), `seconds` of each step.
     """
 
     digests: bytearray = field(default_factory=bytearray)
@@ -102,6 +103,7 @@ class UnitRecord:
             "unreadable": 0,
             "first_unreadable": [],
             "first_reencoded": [],
+            "cleaned": {},
             "seconds": {},
         }
     )

@@ -240,6 +240,9 @@ def _useful_books(job: Job, unit: Unit, record: UnitRecord) -> Iterator[tuple[in
             record.titles.append(book.title)
             if book.reencoded and len(details["first_reencoded"]) < _LISTED:
                 details["first_reencoded"].append([place, book.origin])
+            for step, characters in book.cut.items():
+                books_before, characters_before = details["cleaned"].get(step, (0, 0))
+                details["cleaned"][step] = (books_before + 1, characters_before + characters)
             _add_seconds(record, "digest", began)
             # A copy of a book of this unit is dropped, whatever other units hold.
             if words and len(book.text) >= job.min_characters and digest not in seen:

@@ -1,0 +1,149 @@
+"""What publishers put before and after a book: licence notes that thousands of books share word for word.
+
+    text, cut = clean(text, ["smashwords", "gutenberg"])
+
+Each step looks only at the first and the last few thousand characters, and cuts only what its own marks
+enclose; a book without these marks stays as it is, to the last byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+# Project Gutenberg: a header of up to some 15,000 characters (with the "small print" of the years before
+# 2004), a licence of some 19,000 at the end. Beyond these places its marks are those of a book that quotes
+# them.
+_GUTENBERG_HEAD = 30_000
+_GUTENBERG_TAIL = 40_000
+# A title may be broken over lines, so the mark ends with its asterisks and not with its line.
+_START = re.compile(
+    r"^[ \t]*\*{3} ?START OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)"
+    r"(?:[^*\n]*(?:\n[^*\n]+){0,3}\*{3}|[^\n]*$)"
+    r"|^[ \t]*\* ?END ?(?:\* ?)?THE SMALL PRINT!?[^\n]*\* ?END ?\*[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_END = re.compile(
+    r"^[ \t]*\*{3}[ ]?END OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)"
+    r"|^[ \t]*END OF (?:THE |THIS )?PROJECT GUTENBERG(?:['\u2019]S\b| E-?(?:TEXT|BOOK))",
+    re.IGNORECASE | re.MULTILINE,
+)
+# Who typed it in: one paragraph right after the mark.
+_PRODUCED = re.compile(
+    r"\s*(?:This e(?:book|text) was |E-?text )?(?:Produced|Prepared|Transcribed|Scanned) by [^\n]*"
+    r"(?:\n[^\n]+){0,8}\n\s*\n",
+    re.IGNORECASE,
+)
+
+# Smashwords: title, author, copyright, "Smashwords Edition", licence notes, in any order and number.
+_SMASHWORDS_HEAD = 10_000
+_SMASHWORDS_SHARE = 0.5
+# No two paragraphs of front matter are further apart; beyond that the book has begun.
+_SMASHWORDS_GAP = 1500
+_SMASHWORDS_MARK = re.compile(
+    r"Smashwords(?:\.com)? Edition|licensed for your (?:own )?(?:personal )?(?:enjoyment|use)"
+    r"|(?:published|distributed)\b[^\n]{0,100} (?:at|by|on|through|via) Smashwords"
+    r"|return to (?:www\.)?Smashwords|re-?sold or given away|purchase an additional copy"
+    r"|respecting the (?:hard )?work of (?:this|the) author|respecting (?:the|this) author.s (?:hard )?work",
+    re.IGNORECASE,
+)
+# What follows those directly belongs to them.
+_SMASHWORDS_COMPANION = re.compile(
+    r"(?:copyright|\u00a9|\(c\)) ?(?:\u00a9|\(c\))? ?\d{4}|all rights reserved|\bISBN\b"
+    r"|Licen[sc]e (?:Note|Statement)|works? of fiction|^\W*cover (?:art|design|image|photo)"
+    r"|not be (?:reproduced|copied|re-?distributed|used or reproduced)",
+    re.IGNORECASE,
+)
+# Texts without empty lines are taken line by line.
+_LONG_PARAGRAPH = 3000
+_RULE = re.compile(r"[\W_]+")
+
+
+def clean(text: str, steps: Sequence[str]) -> tuple[str, dict[str, int]]:
+    """Cut front and end matter.
+
+    Args:
+        text: A book.
+        steps: Names of `STEPS`, in the order in which they are taken.
+
+    Returns:
+        The book, and the number of characters that each step cut; steps that cut nothing are left out.
+    """
+    cut: dict[str, int] = {}
+    for step in steps:
+        shorter = STEPS[step](text)
+        if len(shorter) < len(text):
+            cut[step] = len(text) - len(shorter)
+            text = shorter
+    return text, cut
+
+
+def cut_gutenberg(text: str) -> str:
+    """Cut what stands outside the marks of Project Gutenberg, and the marks.
+
+    Known are `*** START OF THE PROJECT GUTENBERG EBOOK … ***` and its END, and of the years before
+    `*END*THE SMALL PRINT! … *END*` and `End of Project Gutenberg's Etext of …`. Where only one end is
+    marked only that is cut.
+    """
+    start, end = 0, len(text)
+    head = text[:_GUTENBERG_HEAD]
+    if _names(head, "Gutenberg") or _names(head, "Small Print"):
+        for mark in _START.finditer(head):
+            start = mark.end()
+        if start and (produced := _PRODUCED.match(head, start)):
+            start = produced.end()
+    tail_start = max(start, len(text) - _GUTENBERG_TAIL)
+    tail = text[tail_start:]
+    if _names(tail, "Gutenberg") and (match := _END.search(tail)):
+        end = tail_start + match.start()
+    if (start, end) == (0, len(text)):
+        return text
+    inner = text[start:end]
+    # Marks with nothing between them enclose no book: leave it to the reader.
+    return inner.strip("\r\n") if inner.strip() else text
+
+
+def cut_smashwords(text: str) -> str:
+    """Cut the front matter of a Smashwords edition: title page, copyright, licence notes.
+
+    It is cut from the beginning to the last paragraph of it, where each has another close before it: at
+    most 10,000 characters and half of the text. What does not name Smashwords there is left alone.
+    """
+    head = text[: min(_SMASHWORDS_HEAD, int(len(text) * _SMASHWORDS_SHARE))]
+    if not _names(head, "Smashwords"):
+        return text
+    end = 0
+    for start, stop in _paragraphs(head):
+        if start - end > _SMASHWORDS_GAP:
+            break
+        paragraph = head[start:stop]
+        directly = end and not head[end:start].strip()
+        # The last one may go on beyond the head: it is left whole.
+        if stop < len(head) and (
+            _SMASHWORDS_MARK.search(paragraph)
+            or (directly and (_SMASHWORDS_COMPANION.search(paragraph) or _RULE.fullmatch(paragraph)))
+        ):
+            end = stop
+    return text[end:].lstrip() if end else text
+
+
+def _names(text: str, name: str) -> bool:
+    """Whether a name occurs, as it is written or in capitals; cheaper than to look for any mixture."""
+    return name in text or name.upper() in text
+
+
+def _paragraphs(text: str) -> Iterator[tuple[int, int]]:
+    """Where the paragraphs of a text begin and end."""
+    lines: list[tuple[int, int]] = []
+    place = 0
+    for line in [*text.split("\n"), ""]:
+        if line.strip():
+            lines.append((place, place + len(line)))
+        elif lines:
+            start, stop = lines[0][0], lines[-1][1]
+            yield from [(start, stop)] if stop - start <= _LONG_PARAGRAPH else lines
+            lines = []
+        place += len(line) + 1
+
+
+STEPS: dict[str, Callable[[str], str]] = {"smashwords": cut_smashwords, "gutenberg": cut_gutenberg}
