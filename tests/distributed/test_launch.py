@@ -74,6 +74,17 @@ def ranks_of(job):
     return found
 
 
+def assert_ranks_end_with(job):
+    """Kill a launcher: its two ranks end within three seconds."""
+    ranks = ranks_of(job)
+    assert sorted(ranks) == [0, 1]
+    job.process.kill()
+    _, alive = psutil.wait_procs(ranks.values(), timeout=3)
+    for process in alive:
+        process.kill()
+    assert not alive
+
+
 def test_a_signal_is_a_clean_stop_of_all_ranks(write_config, start_job, outcome_of, tmp_path):
     config = write_config(tmp_path / "config.yaml", **ENDLESS)
     arguments = [*TRAIN, "--config", str(config), "--output_dir", str(tmp_path)]
@@ -167,13 +178,7 @@ def test_the_second_ctrl_c_ends_at_once(start_job, tmp_path):
 def test_ranks_end_with_their_launcher(start_job, idle_ranks):
     with start_job(1, *LAUNCH, "--", "python", str(idle_ranks)) as job:
         wait_for(lambda: "ready" in job.stdout)
-        ranks = ranks_of(job)
-        assert sorted(ranks) == [0, 1]
-        job.process.kill()
-        _, alive = psutil.wait_procs(ranks.values(), timeout=3)
-        for process in alive:
-            process.kill()
-    assert not alive
+        assert_ranks_end_with(job)
 
 
 def test_rank_0_has_the_terminal(root):

@@ -6,10 +6,9 @@ import signal
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.distributed.test_launch import ENDLESS, ranks_of, wait_for
+from tests.distributed.test_launch import ENDLESS, assert_ranks_end_with, ranks_of, wait_for
 
 pytestmark = pytest.mark.distributed
 
@@ -43,13 +42,7 @@ def test_a_killed_rank_is_started_again_and_sigterm_saves(write_config, start_jo
 def test_ranks_end_with_torchrun(start_job, idle_ranks):
     with start_job(1, *TORCHRUN, str(idle_ranks)) as job:
         wait_for(lambda: job.stdout.count("ready") == 2)
-        ranks = ranks_of(job)
-        assert sorted(ranks) == [0, 1]
-        job.process.kill()
-        _, alive = psutil.wait_procs(ranks.values(), timeout=3)
-        for process in alive:
-            process.kill()
-    assert not alive
+        assert_ranks_end_with(job)
 
 
 def test_a_mistake_is_one_line_above_torchruns_own(write_config, run_job, tmp_path):
