@@ -27,8 +27,9 @@ examples:
       --data.data_dir data/letters
   bookcorpus, whose rows are sentences, a thousand of them to a document:
     horovod-transformer prepare --data.source '~/bookcorpus/*.parquet' --data.join_rows 1000
-  a data set on the hub (read twice, as a stream):
+  a data set on the hub (its files are fetched into the hub's cache), or some files of one of its revisions:
     horovod-transformer prepare --data.source hub:OWNER/NAME
+    horovod-transformer prepare --data.source 'hub:OWNER/NAME@REVISION/data/train-*.parquet'
 
 needs:
   memory: per process 0.3 GB, and the longest book about eight times over; the size of the corpus

@@ -125,13 +125,25 @@ def _choose(entry: str, everything: list[tuple[Path, str]]) -> FoundFiles:
         raise UserError(f"{readable(entry)}: no {_READ} files there; {there}")
     # A folder that has nothing but a README: that is then the book.
     taken = books or read
-    _refuse_mixed_splits(entry, taken)
+    refuse_mixed_splits(entry, taken, "FOLDER/")
     if len(read) > len(taken):
         others["about"] = len(read) - len(taken)
     return FoundFiles(taken, others)
 
 
-def _refuse_mixed_splits(entry: str, files: list[tuple[Path, str]]) -> None:
+def refuse_mixed_splits(entry: str, files: list[tuple[Path, str]], where: str) -> None:
+    """Refuse files of several splits.
+
+    Args:
+        entry: What `data.source` says.
+        files: Paths, and names for the message.
+        where: What stands before a name in `data.source`, for the advice.
+
+    Raises:
+        UserError: They are of several splits.
+    """
+    if not files:
+        return
     by_split: dict[str, str] = {}
     # A pattern may match folders one by one; what counts is below the folder that they share.
     shared = os.path.commonpath([path.parent for path, _ in files])
@@ -146,5 +158,5 @@ def _refuse_mixed_splits(entry: str, files: list[tuple[Path, str]]) -> None:
         examples = ", ".join(readable(name) for name in list(by_split.values())[:3])
         raise UserError(
             f"{readable(entry)}: holds several splits ({', '.join(by_split)}: {examples}); say which: "
-            "data.source takes a glob such as FOLDER/train-*.parquet, or a list of several"
+            f"data.source takes a glob such as {where}train-*.parquet, or a list of several"
         )

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from horovod_transformer.data.cleaning import clean
-from horovod_transformer.data.hub_reader import read_hub
 from horovod_transformer.data.parquet_reader import RowGroups, read_parquet
 from horovod_transformer.data.readers import Book, ReadOptions, Unreadable, read_json_lines, read_text
 from horovod_transformer.errors import UserError
 from horovod_transformer.paths import readable
 
-PLAY, BAD, HUB = "play of the sample", "unreadable", "hub"
+PLAY, BAD = "play of the sample", "unreadable"
 # A row group that is decompressed from its start for each of its ranges is not cut finer than this.
 _RANGES_OF_A_GROUP = 8
 # Text that a compressed byte is taken for.
@@ -35,8 +34,7 @@ class Part:
 
     Attributes:
         path: The file as it is opened.
-        kind: Its suffix (see `find_files.kind_of`), `PLAY`, `HUB` (the path is then a name there), or
-            `BAD` for what cannot be read.
+        kind: Its suffix (see `find_files.kind_of`), `PLAY`, or `BAD` for what cannot be read.
         start, stop: Rows of a parquet file, bytes of others.
         size, mtime_ns: Of the file when it was listed; it must not change.
         text_bytes: About how much text there is.
@@ -71,9 +69,6 @@ def _read(part: Part, options: ReadOptions) -> Iterator[Book | Unreadable]:
     path = Path(part.path)
     if part.kind == BAD:
         yield Unreadable(readable(path), part.reason)
-        return
-    if part.kind == HUB:
-        yield from read_hub(part.path, options)
         return
     _require_unchanged(part)
     if part.kind == ".parquet":

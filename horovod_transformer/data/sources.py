@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from horovod_transformer.data.find_files import WHAT_IS_TAKEN, find_files, kind_of
-from horovod_transformer.data.hub_reader import check_hub
+from horovod_transformer.data.hub import fetch
 from horovod_transformer.data.parquet_reader import RowGroups, check_parquet
-from horovod_transformer.data.parts import BAD, HUB, PLAY, Part, cut_file, read_part
+from horovod_transformer.data.parts import BAD, PLAY, Part, cut_file, read_part
 from horovod_transformer.data.readers import (
     Book,
     ReadOptions,
@@ -42,7 +42,8 @@ class Books:
 
     Attributes:
         files: For each file its name (below the folder that was given), size in bytes and time of
-            change in nanoseconds; a package or a dataset on the hub has its name and version instead.
+            change in nanoseconds; a package has its name and version instead, a data set on the hub
+            its name with the commit.
         count: Number of books, empty ones included; None if only reading tells.
         parts: Files and ranges of files that make up the whole, in order; see `read_part`.
         options: How they are read.
@@ -115,7 +116,7 @@ def open_books(
         if entry == "sample":
             found = _find_sample()
         elif entry.startswith("hub:"):
-            found = _find_hub(entry.removeprefix("hub:"), options)
+            found = _find_hub(entry.removeprefix("hub:"), seen, options)
         else:
             found = _find_path(entry, seen, options)
         all_found.files += found.files
@@ -134,9 +135,7 @@ def open_books(
         part_bytes = min(max(total // _PARTS_OF_A_SMALL_CORPUS, _LEAST_PART_BYTES), PART_BYTES)
     parts: list[Part] = []
     for path, kind, status, groups, reason in all_found.uncut:
-        if kind == HUB:
-            parts.append(Part(str(path), HUB, 0, 0, 0, 0, 0))
-        elif status is None:
+        if status is None:
             parts.append(Part(str(path), BAD, 0, 0, 0, 0, 0, reason))
         else:
             parts += cut_file(path, kind, status, groups, options, part_bytes)
@@ -223,9 +222,14 @@ def _missing_bookcorpusopen(entry: str) -> str:
     )
 
 
-def _find_hub(name: str, options: ReadOptions) -> _Found:
-    if name.rpartition("/")[2] == "bookcorpusopen" and name.count("/") == 0:
+def _find_hub(name: str, seen: set[str], options: ReadOptions) -> _Found:
+    if name == "bookcorpusopen":
         raise UserError(_missing_bookcorpusopen(f"hub:{name}"))
-    version = check_hub(name, options)
-    # Its parts are not known without reading it.
-    return _Found([[f"hub:{name}", version]], [(Path(name), HUB, None, [], "")], None)
+    snapshot = fetch(name)
+    try:
+        found = _find_path(snapshot.source, seen, options)
+    except UserError as error:
+        raise UserError(str(error).replace(str(snapshot.folder), f"hub:{name}")) from None
+    # Which commit it is says all; sizes and times are those of this machine's copy.
+    found.files = [[snapshot.name]]
+    return found
