@@ -1,20 +1,27 @@
 """What do gradients cost on their way: in one group, in several, in Horovod's own order?
 
     horovodrun -np 2 python benchmarks/gradient_group.py [--updates 40]
+    sudo .venv/bin/python benchmarks/gradient_group.py --link 1000 [--updates 12]
 
 One group lets no sum begin before the last gradient is there; several leave during the backward pass,
 and are as repeatable; Horovod's own order is not repeatable with more than two ranks. Alternates blocks
 of updates of the quickstart model of each kind, and prints medians and their ratios to one group.
+
+With `--link` the two ranks are on two hosts, as in `scaling.py`, whose link lets so many Mbit/s pass, and the
+model is the one of 30 million parameters that is used there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import sys
 import time
 
 import torch
+from scaling import SHAPE, shape_link, start_on_two_hosts
 
 from horovod_transformer import distributed
 from horovod_transformer.config import load_config
@@ -34,9 +41,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--updates", type=int, default=40, help="of each kind")
+    parser.add_argument("--link", type=int, metavar="MBIT", help="two hosts with a link of so many Mbit/s")
     options = parser.parse_args()
+    if options.link and "RANK" not in os.environ:
+        sys.exit(start_on_two_hosts())
     world_size, rank, _, _ = distributed.setup_horovod(require_distributed=True)
-    config = load_config("configs/quickstart.yaml")
+    if options.link:
+        shape_link(options.link)
+        config = load_config("configs/config.yaml", {key: str(value) for key, value in SHAPE.items()})
+    else:
+        config = load_config("configs/quickstart.yaml")
     distributed.run_on_rank0(lambda: prepare(config, progress=False) and None)
     data = open_prepared_data(config)
     plan = plan_updates(config, data.train, world_size)
@@ -63,7 +77,8 @@ def main() -> None:
     if rank == 0:
         medians = {kind: statistics.median(values) for kind, values in seconds.items()}
         ratios = {kind: median / medians["one group"] for kind, median in medians.items()}
-        print(json.dumps({"median_s": medians, "ratios": ratios, "ranks": world_size}))
+        spread = {kind: [min(values), max(values)] for kind, values in seconds.items()}
+        print(json.dumps({"median_s": medians, "range_s": spread, "ratios": ratios, "ranks": world_size}))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ def main() -> int:
     if "RANK" in os.environ:
         run_rank(options.rates, options.compression, options.updates)
         return 0
+    return start_on_two_hosts()
+
+
+def start_on_two_hosts() -> int:
+    """Run this very command as two ranks, each on a host of its own; return the worse exit code."""
     environment = {
         **os.environ,
         "WORLD_SIZE": str(len(HOSTS)),

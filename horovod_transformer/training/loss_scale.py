@@ -12,19 +12,20 @@ class LossScale:
         dynamic: Whether anything passes through fp16; otherwise the factor is 1 for ever.
 
     Attributes:
+        dynamic: As given.
         factor: What the loss is multiplied with.
     """
 
     GROWTH_INTERVAL = 2000  # good updates before the factor is doubled
 
     def __init__(self, dynamic: bool) -> None:
-        self._dynamic = dynamic
-        self.factor = 2.0**16 if self._dynamic else 1.0
+        self.dynamic = dynamic
+        self.factor = 2.0**16 if dynamic else 1.0
         self._good_updates = 0
 
     def update(self, finite: bool) -> None:
         """Take note of one update's gradients; every rank must be told the same."""
-        if not self._dynamic:
+        if not self.dynamic:
             return
         if not finite:
             self.factor = max(1.0, self.factor / 2)
@@ -37,7 +38,7 @@ class LossScale:
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint keeps; nothing if the factor never changes."""
-        return {"factor": self.factor, "good_updates": self._good_updates} if self._dynamic else {}
+        return {"factor": self.factor, "good_updates": self._good_updates} if self.dynamic else {}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Resume from `state_dict()`.
@@ -46,6 +47,6 @@ class LossScale:
         runs hold a factor of 1, from which it would take tens of thousands of updates to recover.
         """
         without = {"factor": 1.0, "good_updates": 0}
-        if self._dynamic and state and state != without:
+        if self.dynamic and state and state != without:
             self.factor = float(state["factor"])
             self._good_updates = int(state["good_updates"])

@@ -45,23 +45,31 @@ class MuonAdamW(torch.optim.AdamW):
     def _muon_step(self, group: dict[str, Any]) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters]
-        momenta = [self._momentum(parameter) for parameter in parameters]
+        # torch's fused AdamW looks at the same attribute: 1.0 lets a step change nothing.
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        skip = None if found_inf is None else found_inf > 0
+        momenta = [self._momentum(parameter, found_inf) for parameter in parameters]
+        if skip is not None:
+            # A momentum drawn towards itself stays what it is.
+            pairs = zip(momenta, gradients, strict=True)
+            gradients = [torch.where(skip, momentum, gradient) for momentum, gradient in pairs]
         torch._foreach_lerp_(momenta, gradients, 1 - MUON_MOMENTUM)
         directions = orthogonalized_together(
             parameters, lambda number: gradients[number].lerp(momenta[number], MUON_MOMENTUM)
         )
         for parameter, direction in zip(parameters, directions, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
+            changed = parameter * (1 - group["lr"] * group["weight_decay"])
+            changed.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
+            parameter.copy_(changed if skip is None else torch.where(skip, parameter, changed))
 
-    def _momentum(self, parameter: Tensor) -> Tensor:
+    def _momentum(self, parameter: Tensor, found_inf: Tensor | None) -> Tensor:
         """This parameter's momentum, made if need be; counts the step."""
         state = self.state[parameter]
         if not state:
             # AdamW looks for `step` in every parameter's state when it loads one.
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state["momentum"] = torch.zeros_like(parameter)
-        state["step"] += 1
+        state["step"] += 1 if found_inf is None else 1 - found_inf
         return state["momentum"]
 
 

@@ -1,7 +1,7 @@
 """One optimizer update, in the one order that is right under Horovod.
 
     backward x micro-batches -> wait for the gradient sum -> unscale (fp16) -> clip the global norm
-    -> skip if not finite -> step without summing again -> (the loop advances the schedule)
+    -> step without summing again, no step if not finite -> (the loop advances the schedule)
 
 Clipping before the sum would clip each rank by its own norm; stepping without `skip_synchronize`
 would sum twice. The loss of every micro-batch is divided by the update's token count over all
@@ -11,7 +11,7 @@ token however the blocks are shared out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ from horovod_transformer import distributed
 from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import autocast
+from horovod_transformer.training.late_reading import LateReader
 from horovod_transformer.training.loss_scale import LossScale
 from horovod_transformer.training.time_shares import PhaseTimer
 
@@ -49,6 +50,37 @@ class UpdateResult:
     stop_requested: bool
 
 
+class StartedUpdate:
+    """An update whose result has not been read yet.
+
+    Args:
+        tokens: Predicted in it, over all ranks.
+        learning_rate: Of it.
+        read: Waits for its numbers: loss, right predictions and stop requests, summed, and the norm.
+        loss_scale: Learns whether the gradients were finite.
+    """
+
+    def __init__(
+        self, tokens: int, learning_rate: float, read: Callable[[], list[float]], loss_scale: LossScale
+    ) -> None:
+        self.tokens, self.learning_rate = tokens, learning_rate
+        self._read, self._loss_scale = read, loss_scale
+
+    def result(self) -> UpdateResult:
+        """Wait for what the update did; to be called once, in the order of the updates."""
+        loss, correct, stops, gradient_norm = self._read()
+        finite = gradient_norm < float("inf")  # false for NaN, too
+        self._loss_scale.update(finite)
+        return UpdateResult(
+            loss=loss / self.tokens,
+            accuracy=correct / self.tokens,
+            tokens=self.tokens,
+            gradient_norm=gradient_norm,
+            skipped=not finite,
+            stop_requested=stops > 0,
+        )
+
+
 class UpdateStep:
     """Computes updates of one model; holds what stays the same between them.
 
@@ -62,6 +94,10 @@ class UpdateStep:
         uses_dropout: Whether random numbers are needed at all.
         compression: What the gradients travel as: `none` or `fp16`.
         timer: Told which phase of an update begins; None makes one of its own.
+
+    Attributes:
+        reads_late: The next update may be started before the result of this one is known. Only on a GPU,
+            where it keeps the host from waiting, and not with a loss scale, which follows from the result.
     """
 
     def __init__(
@@ -86,6 +122,8 @@ class UpdateStep:
         self.timer = timer or PhaseTimer(device)
         # Gradients divided by all tokens of an update are mostly too small for fp16.
         self.loss_scale = LossScale(dynamic="fp16" in (precision, compression))
+        self.reads_late = device.type == "cuda" and not self.loss_scale.dynamic
+        self._reader = LateReader(device, 4)
         self._parameters = list(model.parameters())
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,7 +139,13 @@ class UpdateStep:
     def run(
         self, update: int, batches: Iterator[dict[str, Tensor]], learning_rate: float, stop: bool = False
     ) -> UpdateResult:
-        """Make one update. *Collective.*
+        """Make one update and wait for its result: `start(...).result()`. *Collective.*"""
+        return self.start(update, batches, learning_rate, stop).result()
+
+    def start(
+        self, update: int, batches: Iterator[dict[str, Tensor]], learning_rate: float, stop: bool = False
+    ) -> StartedUpdate:
+        """Make one update, as far as the host is concerned: a GPU may still be at it. *Collective.*
 
         Args:
             update: Counted from 0; names the blocks that `batches` is about to deliver.
@@ -124,25 +168,17 @@ class UpdateStep:
         summed = pending.wait()
         self.timer.enter("optimizer")
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        # All that the host must know is read at once: it waits for a GPU once an update.
-        loss, correct, stops, norm_of_scaled = torch.cat([summed, norm.double()[None]]).tolist()
-        gradient_norm = norm_of_scaled / self.loss_scale.factor
-        finite = self._unscale_and_clip(gradients, gradient_norm)
-        if finite:
-            with distributed.skip_synchronize(self.optimizer):
-                self.optimizer.step()
+        norm = torch.nn.utils.get_total_norm(gradients).double() / self.loss_scale.factor
+        # All that the host must know is read at once: it waits for a GPU once an update, if at all.
+        read = self._reader.begin(torch.cat([summed, norm[None]]))
+        self._unscale_and_clip(gradients, norm)
+        # The device decides, and alike on every rank: the summed gradients are the same bits everywhere.
+        self.optimizer.found_inf = (~(norm < float("inf"))).float()  # type: ignore[attr-defined]  # NaN, too
+        with distributed.skip_synchronize(self.optimizer):
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        self.loss_scale.update(finite)
         self.timer.enter("other")
-        return UpdateResult(
-            loss=loss / tokens,
-            accuracy=correct / tokens,
-            tokens=tokens,
-            gradient_norm=gradient_norm,
-            skipped=not finite,
-            stop_requested=stops > 0,
-        )
+        return StartedUpdate(tokens, learning_rate, read, self.loss_scale)
 
     def _backward(self, update: int, batches: Iterable[dict[str, Tensor]], tokens: int) -> Tensor:
         """Accumulate this rank's gradients; return its sums of loss and right predictions."""
@@ -169,15 +205,10 @@ class UpdateStep:
             raise RuntimeError(f"update {update} got {number + 1} of {self.plan.micro_batches} micro-batches")
         return totals
 
-    def _unscale_and_clip(self, gradients: list[Tensor], norm: float) -> bool:
-        """Bring gradients to their true size, at most `max_grad_norm`; return whether they are finite.
-
-        The summed gradients are the same bits on every rank, and so is this decision.
-        """
-        finite = norm < float("inf")  # false for NaN, too
-        shrink = 1.0 / self.loss_scale.factor
-        if self.max_grad_norm and norm > self.max_grad_norm:
-            shrink *= self.max_grad_norm / norm
-        if finite and shrink != 1.0:
-            torch._foreach_mul_(gradients, shrink)
-        return finite
+    def _unscale_and_clip(self, gradients: list[Tensor], norm: Tensor) -> None:
+        """Bring gradients to their true size, at most `max_grad_norm`; `norm` stays on the device."""
+        shrink = torch.full_like(norm, 1.0 / self.loss_scale.factor)
+        if self.max_grad_norm:
+            shrink = torch.where(norm > self.max_grad_norm, shrink * (self.max_grad_norm / norm), shrink)
+        if self.max_grad_norm or self.loss_scale.factor != 1.0:
+            torch._foreach_mul_(gradients, shrink.float())

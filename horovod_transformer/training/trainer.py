@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -20,12 +21,13 @@ from horovod_transformer.data.loader import iterate_batches, plan_updates, train
 from horovod_transformer.data.page_cache import reading_ahead
 from horovod_transformer.errors import UserError
 from horovod_transformer.folder_lock import FolderLock
-from horovod_transformer.metrics import bits_per_byte, perplexity
+from horovod_transformer.metrics import bits_per_byte
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import set_arithmetic
+from horovod_transformer.training.bookkeeping import Bookkeeping
 from horovod_transformer.training.checkpointing import Checkpointing
-from horovod_transformer.training.metric_logger import MetricLogger, UpdateMetrics, ValidationMetrics
+from horovod_transformer.training.metric_logger import MetricLogger, ValidationMetrics
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.profiling import ProfileRequest, UpdateProfiler
 from horovod_transformer.training.restarts import require_progress
@@ -40,20 +42,13 @@ from horovod_transformer.training.resume import (
 from horovod_transformer.training.run_plan import RunPlan
 from horovod_transformer.training.sample_texts import write_samples
 from horovod_transformer.training.schedule import learning_rate
-from horovod_transformer.training.step import UpdateResult, UpdateStep
+from horovod_transformer.training.step import StartedUpdate, UpdateResult, UpdateStep
 from horovod_transformer.training.stop_signals import StopRequest
-from horovod_transformer.training.throughput import (
-    Throughput,
-    flops_per_token,
-    peak_flops,
-    peak_memory_gib,
-)
+from horovod_transformer.training.throughput import Throughput, flops_per_token, peak_flops
 from horovod_transformer.training.time_shares import PhaseTimer
 from horovod_transformer.training.validation import validate
 from horovod_transformer.training.watchdog import Watchdog
 
-# After so many updates of a start the speed is known, and with it how long the run will take.
-SPEED_KNOWN_AFTER = 20
 # A run that takes less of the blocks than this share finds them sooner one by one.
 WORTH_READING_AHEAD = 0.1
 
@@ -159,6 +154,17 @@ class Trainer:
             flops_per_token(config.model, parameters, self.plan.block_size),
             sum(peak for peak in peaks if peak) if peaks and all(peaks) else None,
         )
+        self.books = Bookkeeping(
+            config.training,
+            self.plan,
+            self.total,
+            self.state,
+            self.logger,
+            self.throughput,
+            self.timer,
+            self.device,
+            self.data.bytes_per_token.get("train"),
+        )
         if len(set(cards)) > 1:
             self.notes.append(f"warning: the GPUs differ, the slowest sets the pace: {', '.join(cards)}")
 
@@ -246,7 +252,10 @@ class Trainer:
         state, training = self.state, self.config.training
         self._introduce()
         batches = iterate_batches(self._training_batches())
+        unread: deque[tuple[int, int, StartedUpdate]] = deque()  # with updates and tokens so far
         result: UpdateResult | None = None
+        newest = str(self.checkpoints.folder / LAST)
+        stopping = False
         with StopRequest() as stop, self.watchdog, self._reading_ahead():
             self.timer.take()  # setting up is not part of any update
             if self._validation_is_due():
@@ -257,27 +266,31 @@ class Trainer:
                     self.stop_reason = stop.signal_name
                 self.throughput.start_update()
                 rate = learning_rate(state.update, training, self.decay_updates)
-                result = self.step.run(state.update, batches, rate, stop=self.stop_reason is not None)
-                self.throughput.end_update(result.tokens)
-                self.watchdog.beat()
-
+                started = self.step.start(state.update, batches, rate, stop=self.stop_reason is not None)
                 state.update += 1
-                state.tokens += result.tokens
-                state.skipped_updates += result.skipped
-                state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.skipped else 0
-
-                self._log(result, rate)
-                self._end_if_diverged(result, rate)
-                ends = result.stop_requested or state.update == self.total
+                state.tokens += started.tokens
+                unread.append((state.update, state.tokens, started))
+                # While nobody needs the newest result, the device is not kept waiting for it to be read.
+                results = []
+                while len(unread) > (self.step.reads_late and not stopping and not self._result_is_due()):
+                    update, tokens, done = unread.popleft()
+                    results.append((update, tokens, done.learning_rate, done.result()))
+                    stopping = stopping or results[-1][-1].stop_requested
+                self.throughput.end_update(started.tokens)
+                self.watchdog.beat()
+                for update, tokens, its_rate, result in results:
+                    self.books.take_down(update, tokens, its_rate, result, newest)
+                self.books.tell_the_speed()
+                ends = stopping or state.update == self.total
                 # A stop leaves no time to validate; the resumed run makes up for it.
-                best = not result.stop_requested and self._validation_is_due() and self._validate()
+                best = not stopping and self._validation_is_due() and self._validate()
                 self._write_samples()
                 periodic = ends or state.update % training.save_interval == 0
                 if periodic or best:
                     self._save(periodic, best)
                 self._note_failed_write(self.checkpointing.poll(state.update))
                 self._tell(self.profiler.after_update() if self.profiler else [])
-                if result.stop_requested:
+                if stopping:
                     break
             self._tell(self.profiler.close() if self.profiler else [])
             # Still deaf to signals: a second one must not cut off the last checkpoint.
@@ -329,56 +342,11 @@ class Trainer:
         if self.state.update >= self.total:
             say(f"all {self.total} updates are done already")
 
-    def _log(self, result: UpdateResult, rate: float) -> None:
-        """Record an update when it is its turn, and move the progress bar."""
-        state, training, throughput = self.state, self.config.training, self.throughput
-        if state.update % training.log_interval == 0 or state.update == self.total or result.skipped:
-            passes = state.update * self.plan.global_batch_size / self.plan.blocks
-            self.logger.log_update(
-                UpdateMetrics(
-                    update=state.update,
-                    epoch=min(passes, self.plan.epochs),
-                    loss=result.loss,
-                    perplexity=perplexity(result.loss),
-                    bits_per_byte=bits_per_byte(result.loss, self.data.bytes_per_token.get("train")),
-                    accuracy=result.accuracy,
-                    learning_rate=rate,
-                    gradient_norm=result.gradient_norm,
-                    tokens=state.tokens,
-                    skipped_updates=state.skipped_updates,
-                    updates_per_second=throughput.updates_per_second,
-                    tokens_per_second=throughput.tokens_per_second,
-                    mfu=throughput.mfu,
-                    memory_gib=peak_memory_gib(self.device),
-                    seconds=throughput.seconds,
-                    **{f"time_{phase}": seconds for phase, seconds in self.timer.take().items()},
-                )
-            )
-        if result.skipped:
-            self.logger.say(f"update {state.update}: gradients were not finite, weights left as they were")
-        if throughput.updates == SPEED_KNOWN_AFTER:
-            hours = (self.total - state.update) / throughput.updates_per_second / 3600
-            self.logger.say(
-                f"at {throughput.tokens_per_second:,.0f} tokens/s the remaining "
-                f"{self.total - state.update:,} updates take {hours:.1f} h"
-                + (f" ({hours * 60:.0f} minutes)" if hours < 2 else "")
-            )
-        self.logger.advance(state.update, result.loss, throughput.tokens_per_second)
-
-    def _end_if_diverged(self, result: UpdateResult, rate: float) -> None:
-        """End the run when too many updates in a row could not be made; alike on all ranks.
-
-        Raises:
-            UserError: Training diverged.
-        """
-        state = self.state
-        if state.skipped_in_a_row >= self.config.training.max_skipped_updates:
-            raise UserError(
-                f"training diverged: the gradients of {state.skipped_in_a_row} updates in a row, up to "
-                f"update {state.update}, were not finite (learning rate {rate:.3g}, loss {result.loss:.4g}); "
-                "lower training.learning_rate or lengthen the warmup, then "
-                f"--resume {self.checkpoints.folder / LAST}"
-            )
+    def _result_is_due(self) -> bool:
+        """Whether something after this update needs to know what it did."""
+        update, training = self.state.update, self.config.training
+        intervals = (training.eval_interval, training.save_interval, training.sample_interval)
+        return update == self.total or any(every and update % every == 0 for every in intervals)
 
     def _validation_is_due(self) -> bool:
         update = self.state.update

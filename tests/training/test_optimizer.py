@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from horovod_transformer.config import TrainingConfig
-from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.training.muon import orthogonalized_together, share_out
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.schedule import learning_rate
+from tests.conftest import TINY
 
 
 def rates(count, decay_updates, **training):
@@ -170,3 +171,28 @@ def test_a_saved_state_resumes_to_the_bit(kind):
     optimizer.load_state_dict(state)
     advance(resumed, optimizer, 2)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_device_decides_whether_a_step_is_made(kind):
+    """`found_inf` 0 is the step without it, to the bit; 1 changes nothing, whatever the gradients are."""
+
+    def two_steps(found, gradient=1.0):
+        torch.manual_seed(0)
+        model = build_model(TINY)
+        optimizer = build_optimizer(model, TrainingConfig(optimizer=kind, learning_rate=0.01))
+        for number, value in enumerate(found):
+            generator = torch.Generator().manual_seed(number)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                parameter.grad *= gradient if number else 1.0
+            if value is not None:
+                optimizer.found_inf = torch.tensor(value)
+            optimizer.step()
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    plain = two_steps([None, None])
+    torch.testing.assert_close(two_steps([0.0, 0.0]), plain, rtol=0, atol=0)
+    once = two_steps([0.0])
+    torch.testing.assert_close(two_steps([0.0, 1.0], float("nan")), once, rtol=0, atol=0)
+    assert not torch.equal(once["model"]["token_embedding.weight"], plain["model"]["token_embedding.weight"])
