@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
+from horovod_transformer.checkpoint.snapshot import Snapshots
 from horovod_transformer.errors import UserError
 from horovod_transformer.files import archive_path, partial_of, remove_partials, sync_folder, write_text
 
@@ -30,17 +30,6 @@ LAST, BEST = "last.pt", "best_model.pt"
 REWIND = ".rewind.json"
 # Names the launch (a Slurm job, say) that began or resumed the run here last.
 LAUNCH = ".launch"
-
-
-def snapshot(value: Any) -> Any:
-    """Copy nested state to memory of its own, so that training may continue while it is written."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: snapshot(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(snapshot(item) for item in value)
-    return value
 
 
 class CheckpointManager:
@@ -58,6 +47,7 @@ class CheckpointManager:
         self._keep_every = keep_every
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._snapshots = Snapshots()
 
     def save(self, contents: dict[str, Any], update: int, periodic: bool, best: bool) -> OSError | None:
         """Copy the state to memory, and write it in the background.
@@ -74,7 +64,13 @@ class CheckpointManager:
             Why the previous write failed, if it did; the files before it are untouched.
         """
         failure = self.wait()
-        self._pending = self._thread.submit(self._write, snapshot(contents), update, periodic, best)
+        copied, finish_copy = self._snapshots.take(contents)
+
+        def write() -> None:
+            finish_copy()
+            self._write(copied, update, periodic, best)
+
+        self._pending = self._thread.submit(write)
         return failure
 
     def wait(self) -> OSError | None:

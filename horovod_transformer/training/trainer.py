@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.manager import LAST, CheckpointManager, snapshot
+from horovod_transformer.checkpoint.manager import LAST, CheckpointManager
+from horovod_transformer.checkpoint.snapshot import snapshot
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_updates, training_loader, validation_loader

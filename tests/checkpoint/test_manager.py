@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
-from horovod_transformer.checkpoint.manager import CheckpointManager, snapshot
+from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.errors import UserError
 
 
@@ -23,15 +23,6 @@ def contents_of(update=0, size=4):
         "config": {"model": {"d_model": 4}, "data": {"source": ["né", None, True]}},
         "tokenizer": None,
     }
-
-
-def test_a_snapshot_is_a_copy():
-    contents = contents_of(1)
-    copy = snapshot(contents)
-    contents["model"]["weight"].zero_()
-    contents["progress"]["update"] = 9
-    assert copy["model"]["weight"].tolist() == [1, 1, 1, 1]
-    assert copy["progress"]["update"] == 1 and copy["progress"]["pair"] == (1, 2.5)
 
 
 def test_a_place_that_cannot_be_a_folder_fails_as_an_oserror(tmp_path):
