@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from horovod_transformer.command_line import config_parser, parse_with_config
+from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\
 Turn books into fixed blocks of tokens on disk, split by book into train and validation.
@@ -31,6 +32,10 @@ examples:
     horovod-transformer prepare --data.source hub:OWNER/NAME
     horovod-transformer prepare --data.source 'hub:OWNER/NAME@REVISION/data/train-*.parquet'
 
+on several nodes that share a file system (scripts/prepare_zaratan.sh does it under Slurm):
+  prepare --units 1/8 ... prepare --units 8/8, each on one node; then prepare --assemble. With
+  data.tokenizer bpe all of it twice: the first --assemble trains the tokenizer.
+
 needs:
   memory: per process 0.3 GB, and the longest book about eight times over; the size of the corpus
           does not matter
@@ -50,25 +55,51 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="processes that tokenize (default: one per usable core)",
     )
+    parser.add_argument(
+        "--units", type=share, metavar="I/N", help="do only share I of N of the work, on one of N nodes"
+    )
+    parser.add_argument("--assemble", action="store_true", help="put together what --units made")
     options, config = parse_with_config(parser, arguments)
+    if options.assemble and (options.units or options.workers):
+        raise UserError(
+            "--assemble goes with neither --units nor --workers: it is the last step, in one process"
+        )
+    if options.units and options.force:
+        raise UserError("--units makes no data that could be replaced; --force goes with --assemble")
 
     # Imported late: a mistake on the command line should not wait for these libraries.
-    from horovod_transformer.data.prepare import prepare
+    from horovod_transformer.data.prepare import assemble_units, prepare, prepare_units
 
     try:
-        prepare(config, force=options.force, workers=options.workers)
+        if options.units:
+            shard, shards = options.units
+            prepare_units(config, shard, shards, workers=options.workers)
+        elif options.assemble:
+            assemble_units(config, force=options.force)
+        else:
+            prepare(config, force=options.force, workers=options.workers)
     except KeyboardInterrupt:
         print("stopped; run it again to go on with what is finished", file=sys.stderr)
         return 130
     return 0
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a number from 1 up, for argparse."""
     number = int(text)
     if number < 1:
         raise ValueError
     return number
+
+
+def share(text: str) -> tuple[int, int]:
+    """Read a share such as 3/8, for argparse."""
+    first, _, second = text.partition("/")
+    number, of = positive(first), positive(second)
+    if number > of:
+        raise ValueError
+    return number, of

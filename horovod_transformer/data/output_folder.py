@@ -80,6 +80,18 @@ def lock_for(target: Path, say: Callable[[str], None]) -> Iterator[FolderLock]:
             lock.release()
 
 
+@contextmanager
+def explained(target: Path) -> Iterator[None]:
+    """Make the folder's parents, and turn what the file system refuses in the block into one line.
+
+    Raises:
+        UserError: The place cannot be written to, or the disk is full.
+    """
+    with _explained(target), _terminate_as_exception():
+        _make_parents(target.resolve())
+        yield
+
+
 def clear_leftovers(target: Path, say: Callable[[str], None]) -> None:
     """Tidy up after tries that were killed: remove what is unfinished, bring back what was archived.
 
