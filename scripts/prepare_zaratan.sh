@@ -3,6 +3,13 @@
 #
 #     sbatch scripts/prepare_zaratan.sh configs/config.yaml --data.source '/path/to/bookcorpus/*.parquet'
 #
+# A large corpus on several nodes: a job array that tokenizes, and a job that puts together what it made.
+#
+#     job=$(sbatch --parsable --array=1-8 scripts/prepare_zaratan.sh configs/config.yaml)
+#     sbatch --dependency=afterok:$job scripts/prepare_zaratan.sh configs/config.yaml --assemble
+#
+# With data.tokenizer bpe submit both twice: the first --assemble trains the tokenizer.
+#
 # What stands after the config goes to `horovod-transformer prepare`. A compute node has no internet: the books must
 # be files there. Options of sbatch win over the defaults below; HT_MODULES and HT_VENV are explained in
 # scripts/slurm_job.sh.
@@ -31,4 +38,8 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   config=$1
   shift
 fi
-exec python -m horovod_transformer prepare --config "$config" "$@"
+share=()
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  share=(--units "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))/$SLURM_ARRAY_TASK_COUNT")
+fi
+exec python -m horovod_transformer prepare --config "$config" "$@" "${share[@]}"

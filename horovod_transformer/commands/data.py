@@ -36,7 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("what", choices=("verify", "show", "stats"), help="what to do")
     parser.add_argument("folder", metavar="DIR", help="prepared data")
-    parser.add_argument("--split", default="train", help="show: train or validation (default: %(default)s)")
+    parser.add_argument(
+        "--split", default="train", help="show: train, validation or test (default: %(default)s)"
+    )
     parser.add_argument(
         "--block", type=int, default=0, help="show: which block, from 0; negative from the end"
     )

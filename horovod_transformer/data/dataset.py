@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from horovod_transformer.config import Config
-from horovod_transformer.data.manifest import find_damage, read_manifest
+from horovod_transformer.data.manifest import find_damage, read_manifest, splits_of
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.losses import IGNORED_LABEL
 from horovod_transformer.paths import readable, user_path
@@ -37,6 +37,16 @@ def load_preprocessed_data(data_dir: str | Path) -> tuple[datasets.Dataset, data
     Raises:
         UserError: There is no such folder, or it holds something else.
     """
+    splits = load_splits(data_dir)
+    return splits["train"], splits["validation"]
+
+
+def load_splits(data_dir: str | Path) -> datasets.DatasetDict:
+    """Open all splits of prepared data, as `load_preprocessed_data` does.
+
+    Raises:
+        UserError: There is no such folder, or it holds something else.
+    """
     path = user_path(data_dir, "data.data_dir")
     shown = readable(path)
     if not path.exists():
@@ -53,12 +63,12 @@ def load_preprocessed_data(data_dir: str | Path) -> tuple[datasets.Dataset, data
         # Arrow, JSON and the operating system each have their own exceptions for a broken folder.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{shown}: is not readable as prepared data ({reason}); {_AGAIN}") from None
-    for split in ("train", "validation"):
+    for split in splits_of(manifest):
         if split not in splits or "input_ids" not in splits[split].column_names:
             raise UserError(f"{shown}: has no split `{split}` with a column `input_ids`; {_AGAIN}")
         if not len(splits[split]):
             raise UserError(f"{shown}: the split `{split}` is empty; {_AGAIN}, with more books")
-    return splits["train"], splits["validation"]
+    return splits
 
 
 class BlockDataset(Dataset):

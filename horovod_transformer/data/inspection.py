@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from horovod_transformer.data.dataset import BlockDataset, load_preprocessed_data
-from horovod_transformer.data.manifest import SPLITS, find_damage, read_manifest
+from horovod_transformer.data.dataset import BlockDataset, load_splits
+from horovod_transformer.data.manifest import find_damage, read_manifest, splits_of
 from horovod_transformer.errors import UserError
 from horovod_transformer.paths import readable, user_path
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
@@ -23,7 +24,7 @@ def verify(data_dir: str | Path) -> tuple[dict[str, int], list[str]]:
     """Read all blocks of prepared data and compare them with the manifest.
 
     Checked are sizes of files, block lengths, numbers of blocks, hashes, the range of ids, the
-    number of books, that padding is end-of-text, and that no book is in both splits.
+    number of books, that padding is end-of-text, and that no book is in two splits.
 
     Args:
         data_dir: The folder.
@@ -39,22 +40,24 @@ def verify(data_dir: str | Path) -> tuple[dict[str, int], list[str]]:
     if damage:
         return {}, [damage]
     try:
-        opened = dict(zip(SPLITS, load_preprocessed_data(folder), strict=True))
+        opened = load_splits(folder)
     except UserError as error:
         return {}, [str(error)]
     checked: dict[str, int] = {}
     wrong: list[str] = []
     books: dict[str, set[bytes]] = {}
-    for name, split in opened.items():
+    for name in splits_of(manifest):
+        split = opened[name]
         checked[name] = len(split)
         try:
             books[name] = _check_split(name, split, manifest, tokenizer, wrong)
         except UserError as error:
             wrong.append(str(error))
             books[name] = set()
-    both = len(books["train"] & books["validation"])
-    if both:
-        wrong.append(f"{both:,} books are in train and in validation")
+    for one, other in itertools.combinations(books, 2):
+        both = len(books[one] & books[other])
+        if both:
+            wrong.append(f"{both:,} books are in {one} and in {other}")
     return checked, wrong
 
 
@@ -62,7 +65,7 @@ def stats(data_dir: str | Path) -> dict[str, Any]:
     """Return what the manifest says about prepared data, and figures that follow from it."""
     folder, manifest, tokenizer = _open(data_dir)
     splits = manifest["splits"]
-    tokens = sum(splits[name]["tokens"] for name in SPLITS)
+    tokens = sum(splits[name]["tokens"] for name in splits_of(manifest))
     return {
         "folder": readable(folder),
         "tokenizer": str(tokenizer),
@@ -78,7 +81,7 @@ def stats(data_dir: str | Path) -> dict[str, Any]:
                 "tokens_per_book": splits[name]["tokens"] / max(1, splits[name]["books"]),
                 "bytes_per_token": splits[name]["bytes"] / splits[name]["tokens"],
             }
-            for name in SPLITS
+            for name in splits_of(manifest)
         },
         "dropped": manifest.get("dropped", {}).get("counts", {}),
         "unreadable": manifest.get("unreadable", {}).get("count", 0),
@@ -91,7 +94,7 @@ def show(data_dir: str | Path, split: str = "train", block: int = 0, border: str
 
     Args:
         data_dir: The folder.
-        split: `"train"` or `"validation"`.
+        split: One of the data's splits.
         block: Which one; negative counts from the end.
         border: The mark.
 
@@ -99,9 +102,9 @@ def show(data_dir: str | Path, split: str = "train", block: int = 0, border: str
         UserError: There is no such split or block.
     """
     folder, manifest, tokenizer = _open(data_dir)
-    if split not in SPLITS:
-        raise UserError(f"no split {readable(split)}; there are {', '.join(SPLITS)}")
-    blocks = dict(zip(SPLITS, load_preprocessed_data(folder), strict=True))[split]
+    if split not in splits_of(manifest):
+        raise UserError(f"no split {readable(split)}; there are {', '.join(splits_of(manifest))}")
+    blocks = load_splits(folder)[split]
     if not -len(blocks) <= block < len(blocks):
         raise UserError(f"{readable(folder)}: {split} has the blocks 0 to {len(blocks) - 1}, not {block}")
     ids = blocks[block % len(blocks)]["input_ids"]
@@ -123,7 +126,7 @@ def _open(data_dir: str | Path) -> tuple[Path, dict[str, Any], Tokenizer]:
     manifest = read_manifest(folder)
     needed = ("books", "characters", "bytes", "tokens", "blocks", "padding", "sha256")
     try:
-        sound = all(key in manifest["splits"][name] for name in SPLITS for key in needed)
+        sound = all(key in manifest["splits"][name] for name in splits_of(manifest) for key in needed)
         sound = sound and isinstance(manifest["block_size"], int) and isinstance(manifest["tokenizer"], dict)
     except (KeyError, TypeError):
         sound = False

@@ -90,6 +90,12 @@ class Preparation:
             raise UserError(f"{self.data_dir}: {damage}; use --force to prepare it again")
         return existing
 
+    def is_prepared(self) -> bool:
+        """Whether what is wanted is there; other data is `--assemble`'s to replace or refuse."""
+        with contextlib.suppress(UserError):
+            return self.usable(force=False) is not None
+        return False
+
     def say_what_is_read(self) -> None:
         """Print how many files of which kind are read and passed over."""
         taken = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.books.taken.items()))

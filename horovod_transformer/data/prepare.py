@@ -107,6 +107,9 @@ def prepare_units(
         UserError: See `prepare`.
     """
     work = Preparation(config, progress, workers, executor, unit_bytes)
+    if work.is_prepared():
+        work.say(f"{work.data_dir}: already prepared with these settings")
+        return
     work.say_what_is_read()
     with explained(work.data_dir):
         work.folder.mkdir(exist_ok=True)

@@ -13,7 +13,12 @@ from horovod_transformer.tokenizer import cut_at_words
 
 DROPPED = ("empty", "too_short", "duplicate")
 KEPT = -1
-_PIECE_CHARACTERS = 1 << 20
+# Short, for few of a book's pieces to hold its few characters that are not ASCII.
+_PIECE_CHARACTERS = 1 << 16
+_SHORT_CHARACTERS = 1 << 10
+# What str.split takes for white space, as far as it is ASCII.
+_TO_SPACES = bytes.maketrans(b"\t\n\v\f\r\x1c\x1d\x1e\x1f", b" " * 9)
+_SPACE = ord(" ")
 _AT_A_TIME = 1 << 16
 
 
@@ -46,14 +51,27 @@ def describe_text(text: str) -> tuple[bytes, int, int]:
     """
     digest = hashlib.sha256()
     count = size = 0
-    # Pieces, as the list of a book's words needs many times the book's own memory.
     for piece in cut_at_words(text, _PIECE_CHARACTERS):
-        size += len(piece) if piece.isascii() else len(piece.encode())
-        words = unicodedata.normalize("NFC", piece).split()
+        ascii = piece.isascii()
+        size += len(piece) if ascii else len(piece.encode())
+        if ascii and len(piece) > _SHORT_CHARACTERS:
+            words = _with_single_spaces(piece)
+        else:
+            words = " ".join(unicodedata.normalize("NFC", piece).split()).encode()
         if words:
-            digest.update(" ".join(words).encode() + b" ")
-            count += len(words)
+            digest.update(words)
+            digest.update(b" ")
+            count += words.count(b" ") + 1
     return digest.digest(), count, size
+
+
+def _with_single_spaces(text: str) -> bytes:
+    """What `" ".join(text.split())` gives for ASCII, some times faster."""
+    content = np.frombuffer(text.encode().translate(_TO_SPACES), np.uint8)
+    spaces = content == _SPACE
+    kept = np.ones(len(content), bool)
+    np.logical_not(spaces[1:] & spaces[:-1], out=kept[1:])
+    return content[kept].tobytes().strip(b" ")
 
 
 def drop_books(books: BookTable, min_characters: int) -> np.ndarray:

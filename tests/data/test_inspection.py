@@ -133,6 +133,28 @@ def test_a_book_on_both_sides(data: Path) -> None:
     assert "books are in train and in validation" in wrong_with(data)
 
 
+def test_a_test_split_is_verified_too(sound: Path, tmp_path: Path) -> None:
+    config = config_from_dict(
+        {
+            "model": {"vocab_size": 290, "max_seq_len": BLOCK},
+            "data": {
+                "source": str(sound.parent / "books"),
+                "data_dir": str(tmp_path / "v1"),
+                "tokenizer": str(sound),
+                "test_fraction": 0.2,
+            },
+        },
+        "test",
+    )
+    prepare(config, progress=False)
+    checked, wrong = verify(tmp_path / "v1")
+    assert list(checked) == ["train", "validation", "test"] and wrong == []
+    assert set(stats(tmp_path / "v1")["splits"]) == set(checked)
+    assert show(tmp_path / "v1", "test")
+    rewrite(tmp_path / "v1", train=[*rows_of(tmp_path / "v1", "test"), *rows_of(tmp_path / "v1", "train")])
+    assert "books are in train and in test" in wrong_with(tmp_path / "v1")
+
+
 def test_padding_that_is_text(data: Path) -> None:
     manifest = json.loads((data / "manifest.json").read_text())
     name = next(name for name, split in manifest["splits"].items() if split["padding"])

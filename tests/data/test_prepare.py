@@ -9,6 +9,7 @@ import random
 import socket
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,18 @@ def test_the_same_books_give_the_same_bytes(library: Path, tmp_path: Path) -> No
 # Dropping and splitting
 
 
+def test_copies_are_told_by_words_in_whatever_pieces_they_are_looked_at() -> None:
+    chosen = random.Random(1)
+    space = [" ", "\n", "\t\r\n", "\x0b", "\x1c", "\x1f ", "\x85", "\xa0", "\u2028", "   "]
+    for size in (0, 5, 200, 3000, 40_000):
+        for alphabet in (["a", "bc", "d.", "\0"], ["a", "é", "e\u0301", "—", "🙂", "bc"]):
+            words = chosen.choices(alphabet, k=size)
+            text = "".join(word + chosen.choice(["", *space]) for word in words)
+            plain = unicodedata.normalize("NFC", text).split()
+            digest = hashlib.sha256("".join(word + " " for word in plain).encode())
+            assert describe_text(text) == (digest.digest(), len(plain), len(text.encode()))
+
+
 def test_empty_short_and_repeated_books_are_dropped_and_named(tmp_path: Path) -> None:
     book, other = some_text(1), some_text(2)
     rows = [
@@ -345,6 +358,66 @@ def test_a_source_that_changes_meanwhile_is_noticed(library: Path, tmp_path: Pat
     (library / "07.txt").write_text("rewritten")
     with pytest.raises(UserError, match=r"07\.txt: has changed while"):
         list(books)
+
+
+@pytest.mark.parametrize("by", ["share", "hash"])
+def test_a_test_split_is_of_other_books(library: Path, tmp_path: Path, by: str) -> None:
+    (library / "copy.txt").write_bytes((library / "03.txt").read_bytes())
+    manifest = run_quietly(
+        library, tmp_path / "v1", validation_fraction=0.2, test_fraction=0.3, split=by, split_seed=1
+    )
+    assert list(manifest["splits"]) == ["train", "validation", "test"]
+    read = {name: books_in(tmp_path / "v1", manifest, name) for name in manifest["splits"]}
+    texts = [path.read_text(encoding="utf-8") for path in sorted(library.iterdir()) if path.stem != "copy"]
+    assert sorted(book for books in read.values() for book in books) == sorted(texts)
+    assert manifest["dropped"]["counts"]["duplicate"] == 1
+    if by == "share":
+        total = sum(map(len, texts))
+        for name, fraction in (("validation", 0.2), ("test", 0.3)):
+            assert abs(sum(map(len, read[name])) / total - fraction) < 0.03
+    text = refusal(library, tmp_path / "v1", validation_fraction=0.2, split=by, split_seed=1)
+    assert "data.test_fraction was 0.3, now it is 0.0" in text
+
+
+def test_the_same_books_are_held_out_for_validation_with_and_without_a_test_split(library: Path) -> None:
+    books = table_of([book.text for book in open_books(str(library))])
+    kept, names = np.ones(len(books), bool), ("train", "validation", "test")
+    splits = choose_splits(books, kept, names, {"validation": 0.1, "test": 0.3}, "share", 0)
+    assert set(np.flatnonzero(splits == 1).tolist()) == held_out(books, 0.1)
+
+
+def test_a_hash_moves_no_book_when_others_come() -> None:
+    texts = [some_text(seed, 50) for seed in range(3000)]
+    few, many = table_of(texts[:1000]), table_of(texts[::-1])
+    chosen = {texts[place] for place in held_out(few, 0.1, by="hash")}
+    later = {texts[::-1][place] for place in held_out(many, 0.1, by="hash")}
+    assert chosen == later & set(texts[:1000])
+    assert 70 < len(chosen) < 130 and 250 < len(later) < 350
+    assert held_out(few, 0.1, 1, by="hash") != held_out(few, 0.1, 0, by="hash")
+    assert {texts[place] for place in held_out(few, 0.1)} != {
+        text for text in (texts[::-1][place] for place in held_out(many, 0.1)) if text in set(texts[:1000])
+    }, "which shares cannot promise"
+
+
+def test_a_hash_that_holds_out_nothing_is_said(library: Path, tmp_path: Path) -> None:
+    text = refusal(library, tmp_path / "v1", validation_fraction=0.0001, split="hash")
+    assert "of 20 books none falls into validation" in text and "data.split = share" in text
+
+
+def test_a_single_book_may_have_a_test_split_too(tmp_path: Path) -> None:
+    text = some_text(5, 4000)
+    (tmp_path / "alone.txt").write_text(text, encoding="utf-8")
+    manifest = run_quietly(
+        tmp_path / "alone.txt", tmp_path / "v1", validation_fraction=0.1, test_fraction=0.2
+    )
+    pieces = [books_in(tmp_path / "v1", manifest, name)[0] for name in ("train", "validation", "test")]
+    assert "".join(pieces) == text and all(piece.endswith("\n\n") for piece in pieces[:2])
+    for piece, share in zip(pieces, (0.7, 0.1, 0.2), strict=True):
+        assert abs(len(piece) / len(text) - share) < 0.02
+    (tmp_path / "other.txt").write_text(some_text(6, 4000), encoding="utf-8")
+    both = [str(tmp_path / "alone.txt"), str(tmp_path / "other.txt")]
+    text = refusal(both, tmp_path / "v2", test_fraction=0.2)
+    assert "2 books cannot be shared out to train, validation, test" in text
 
 
 # The folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,9 @@ import psutil
 import pytest
 
 from horovod_transformer.config import Config, config_from_dict
-from horovod_transformer.data.prepare import prepare
+from horovod_transformer.data.preparation import Preparation
+from horovod_transformer.data.prepare import assemble_units, prepare, prepare_units
+from horovod_transformer.errors import UserError
 
 # What version 0.1.0 as of commit 2659593, in one process and without units, made of the 38 plays.
 RECORDED = "32466844913ee5e7a33b0535251548ffcd12ec91216ba2bae7a6ed8a3ce885ba"
@@ -69,6 +72,56 @@ def test_any_executor_will_do(plays: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as executor:
         prepare(sample(tmp_path / "v1"), progress=False, executor=executor, unit_bytes=700_000)
     assert bytes_of(tmp_path / "v1") == bytes_of(plays)
+
+
+def test_shares_on_several_nodes_give_the_same_bytes(plays: Path, tmp_path: Path, capsys) -> None:
+    config = sample(tmp_path / "v1")
+    for shard in (2, 1):
+        with pytest.raises(UserError, match=r"v1\.units: \d+ of \d+ units are missing .* run --units"):
+            assemble_units(config, progress=False, unit_bytes=900_000)
+        prepare_units(config, shard, 2, workers=1, unit_bytes=900_000)
+    assert "share 2 of 2: 3 units tokenized" in capsys.readouterr().out
+    assemble_units(config, progress=False, unit_bytes=900_000)
+    assert bytes_of(tmp_path / "v1") == bytes_of(plays)
+    assert os.listdir(tmp_path) == ["v1"]
+    prepare_units(config, 1, 2, unit_bytes=900_000)
+    assert "already prepared" in capsys.readouterr().out and os.listdir(tmp_path) == ["v1"]
+
+
+def test_shares_with_a_tokenizer_to_be_trained_are_done_twice(tmp_path: Path) -> None:
+    books = tmp_path / "books"
+    books.mkdir()
+    for n in range(6):
+        (books / f"{n}.txt").write_text(f"Book {n} says that {n} and {n * 7} are numbers. " * 40)
+    model = {"vocab_size": 280, "max_seq_len": 16}
+    config = sample(tmp_path / "v1", model=model)
+    config = config.with_overrides({"data.source": str(books), "data.tokenizer": "bpe"})
+    more = {"progress": False, "unit_bytes": 3000}
+    for expected in (None, dict):
+        for shard in (1, 2, 3):
+            prepare_units(config, shard, 3, workers=1, **more)
+        made = assemble_units(config, **more)
+        assert type(made) is (expected or type(None))
+    alone = prepare(config.with_overrides({"data.data_dir": str(tmp_path / "alone")}), progress=False)
+    assert made["fingerprint"] == alone["fingerprint"] and made["tokenizer"] == alone["tokenizer"]
+    assert sorted(os.listdir(tmp_path)) == ["alone", "books", "v1"]
+
+
+def test_a_unit_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    """Ours goes on with the others, and says so in the end rather than assembling half a corpus."""
+    config = sample(tmp_path / "v1")
+    work = Preparation(config, False, 1, None, 2_000_000)
+    work.folder.mkdir()
+    assert work.chosen is not None
+    files = work.tokenizing(work.chosen).files_of(work.units[1])
+    owner = {"job": None, "attempt": 0, "host": os.uname().nodename, "pid": os.getppid(), "token": "x"}
+    owner["started"] = psutil.Process(os.getppid()).create_time()
+    files.lock.write_text(json.dumps(owner))
+    with pytest.raises(UserError, match="another process is at 1 of 3 units"):
+        prepare(config, progress=False, workers=1, unit_bytes=2_000_000)
+    assert len(list(work.folder.glob("*.arrow"))) == 2 and not (tmp_path / "v1").exists()
+    files.lock.unlink()
+    assert prepare(config, progress=False, workers=1, unit_bytes=2_000_000)["fingerprint"] == RECORDED
 
 
 def test_a_worker_does_without_torch(run_python) -> None:

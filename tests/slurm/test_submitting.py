@@ -138,6 +138,28 @@ def test_data_is_prepared_as_a_job(submitter: Submitter, tmp_path: Path) -> None
     assert len(open_prepared_data(config).train) == 1
 
 
+def test_data_is_prepared_by_a_job_array(submitter: Submitter, tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "books" / f"{name}.txt").write_text(f"The sea of book {name} was calm. " * 160_000)
+    command = ["scripts/prepare_zaratan.sh", "configs/config.yaml"]
+    where = ["--data.source", f"{tmp_path}/books/*.txt", "--data.data_dir", "data/mine"]
+    array = submitter.submit("--array=3-4", "--cpus-per-task=1", *command, *where)
+    last = submitter.submit(
+        f"--dependency=afterok:{array}", "--cpus-per-task=1", *command, *where, "--assemble"
+    )
+
+    submitter.wait(last, "COMPLETED", "FAILED", "PENDING")
+    ended = submitter.wait(last, "COMPLETED", "FAILED")
+    assert ended["JobState"] == "COMPLETED", submitter.output(last)
+    shares = "".join(submitter.output(f"{array}_{number}") for number in (3, 4))
+    assert "share 1 of 2: 1 units tokenized" in shares and "share 2 of 2: 0 units tokenized" in shares
+    folder = str(submitter.checkout / "data" / "mine")
+    config = load_config(submitter.checkout / "configs" / "config.yaml", {"data.data_dir": folder})
+    assert len(open_prepared_data(config).train) > 1000
+    assert not (submitter.checkout / "data" / "mine.units").exists()
+
+
 def test_the_scripts_pass_shellcheck(root: Path) -> None:
     if shutil.which("shellcheck") is None:
         subprocess.run([root / "scripts" / "install_system_packages.sh", "shellcheck"], timeout=300)
