@@ -74,6 +74,19 @@ def test_any_executor_will_do(plays: Path, tmp_path: Path) -> None:
     assert bytes_of(tmp_path / "v1") == bytes_of(plays)
 
 
+@pytest.mark.slow
+def test_dask_will_do(plays: Path, tmp_path: Path) -> None:
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        with client.get_executor() as executor:
+            prepare(sample(tmp_path / "v1"), progress=False, executor=executor, unit_bytes=700_000)
+    assert bytes_of(tmp_path / "v1") == bytes_of(plays)
+
+
 def test_shares_on_several_nodes_give_the_same_bytes(plays: Path, tmp_path: Path, capsys) -> None:
     config = sample(tmp_path / "v1")
     for shard in (2, 1):
