@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,9 +14,14 @@ from pathlib import Path
 import datasets
 import pytest
 
+from horovod_transformer.config import config_from_dict
 from horovod_transformer.data.output_folder import new_folder
+from horovod_transformer.data.prepare import prepare
 from horovod_transformer.data.sources import open_books
 from horovod_transformer.errors import UserError
+
+# See test_workers.py.
+RECORDED = "32466844913ee5e7a33b0535251548ffcd12ec91216ba2bae7a6ed8a3ce885ba"
 
 
 def test_two_tries_at_once_do_not_mix(tmp_path: Path) -> None:
@@ -107,14 +113,59 @@ def test_what_is_killed_midway_never_looks_finished(
     assert len(datasets.load_from_disk(str(target))["train"]) > 1000
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, run_python) -> None:
-    # No file may pass 1 MB: writing fails with the system's own error, as on a full disk.
-    program = (
-        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20));"
-        "sys.argv = ['x', *sys.argv[3:]]; runpy.run_module('horovod_transformer', run_name='__main__')"
-    )
-    done = run_python("-c", program, *command_line("sample", tmp_path / "v1"))
-    assert done.returncode == 2
-    assert f"error: {tmp_path}/v1: the disk (or your quota) is full" in done.stderr.splitlines()[-1]
+FULL_DISK = """
+import resource, sys
+limit, unit_bytes, tokenizer, vocab_size, target = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+from horovod_transformer.command_line import run_command
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.data.prepare import prepare
+data = {"source": "sample", "data_dir": target, "tokenizer": tokenizer}
+model = {"vocab_size": int(vocab_size), "max_seq_len": 512}
+config = config_from_dict({"data": data, "model": model}, "test")
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.exit(run_command(lambda arguments: prepare(config, workers=2, unit_bytes=unit_bytes) and 0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("phase", "limit", "unit_bytes", "tokenizer"),
+    [
+        ("reading", 1500, 5_000_000, "bpe"),
+        ("training a tokenizer", 40_000, 900_000, "bpe"),
+        ("tokenizing", 1 << 20, 8_000_000, "gpt2"),
+        ("assembling", 1 << 20, 900_000, "gpt2"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_keeps_what_is_finished(
+    phase: str, limit: int, unit_bytes: int, tokenizer: str, tmp_path: Path, run_python
+) -> None:
+    # No file may pass a size: writing fails with the system's own error, as on a full disk.
+    target, vocab_size = tmp_path / "v1", 50257 if tokenizer == "gpt2" else 512
+    (tmp_path / "program.py").write_text(FULL_DISK)
+    program = [tmp_path / "program.py", limit, unit_bytes, tokenizer, vocab_size, target]
+    done = run_python(*map(str, program))
+    assert done.returncode == 2, done.stderr
+    assert f"error: {target}: the disk (or your quota) is full" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    finished = {path.name for path in tmp_path.glob("v1.units/*.arrow")}
+    assert bool(finished) == (phase in ("training a tokenizer", "assembling"))
+    left = {"program.py", *(["v1.units"] if finished else [])}
+    assert set(os.listdir(tmp_path)) == left
+    assert not list(tmp_path.glob("v1.units/*.lock"))
+    if phase == "assembling":
+        # With room it goes on, and ends as if nothing had been.
+        program[1] = 1 << 30
+        done = run_python(*map(str, program))
+        assert done.returncode == 0, done.stderr
+        assert json.loads((target / "manifest.json").read_text())["fingerprint"] == RECORDED
+        assert set(os.listdir(tmp_path)) == {"program.py", "v1"}
+
+
+def test_too_small_a_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    config = config_from_dict({"data": {"source": "sample", "data_dir": str(tmp_path / "v1")}}, "test")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
+    with pytest.raises(UserError, match=r"v1: this needs about 0\.0 GB, 0\.0 GB are free; make room"):
+        prepare(config, progress=False)
     assert os.listdir(tmp_path) == []

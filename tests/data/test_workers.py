@@ -81,9 +81,9 @@ def test_dask_will_do(plays: Path, tmp_path: Path) -> None:
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
+        client.get_executor() as executor,
     ):
-        with client.get_executor() as executor:
-            prepare(sample(tmp_path / "v1"), progress=False, executor=executor, unit_bytes=700_000)
+        prepare(sample(tmp_path / "v1"), progress=False, executor=executor, unit_bytes=700_000)
     assert bytes_of(tmp_path / "v1") == bytes_of(plays)
 
 
