@@ -150,9 +150,9 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_finished(
     assert "Traceback" not in done.stderr
     finished = {path.name for path in tmp_path.glob("v1.units/*.arrow")}
     assert bool(finished) == (phase in ("training a tokenizer", "assembling"))
-    left = {"program.py", *(["v1.units"] if finished else [])}
-    assert set(os.listdir(tmp_path)) == left
-    assert not list(tmp_path.glob("v1.units/*.lock"))
+    # The other worker was ended within a unit: its lock and what it was writing may be there, by their names.
+    assert set(os.listdir(tmp_path)) <= {"program.py", "v1.units"}
+    assert len(list(tmp_path.glob("v1.units/*.tokens"))) <= len(finished)
     if phase == "assembling":
         # With room it goes on, and ends as if nothing had been.
         program[1] = 1 << 30

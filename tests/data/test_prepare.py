@@ -9,6 +9,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from horovod_transformer.config import config_from_dict
+from horovod_transformer.data.manifest import first_difference, settings_of
 from horovod_transformer.data.prepare import prepare
+from horovod_transformer.data.readers import ReadOptions
 from horovod_transformer.data.selection import (
     BookTable,
     choose_splits,
@@ -28,7 +31,7 @@ from horovod_transformer.data.selection import (
     describe_text,
     end_cut,
 )
-from horovod_transformer.data.sources import open_books
+from horovod_transformer.data.sources import Books, open_books
 from horovod_transformer.errors import UserError
 from horovod_transformer.tokenizer import tokenizer_from_dict, train_bpe
 
@@ -456,6 +459,21 @@ def test_another_order_of_files_is_other_data(library: Path, tmp_path: Path) -> 
     files = [str(path) for path in sorted(library.iterdir())]
     run_quietly(files, tmp_path / "v1")
     assert "the source files come in another order" in refusal(files[::-1], tmp_path / "v1")
+
+
+def test_a_hundred_thousand_files_are_compared_in_no_time() -> None:
+    config = config_for("x", Path("v1"))
+    files = [[f"books/{n}.txt", n, n] for n in range(100_000)]
+    manifest = {"format_version": 1, "settings": settings_of(config, None), "source": {"files": files}}
+    books = Books([list(entry) for entry in files], None, [], ReadOptions(), 1)
+    began = time.perf_counter()
+    assert first_difference(manifest, settings_of(config, None), books) is None
+    books.files[70_000][1] += 1
+    said = first_difference(manifest, settings_of(config, None), books)
+    assert said == "the source file books/70000.txt has changed"
+    del books.files[70_000]
+    assert first_difference(manifest, settings_of(config, None), books).endswith("70000.txt is gone")
+    assert time.perf_counter() - began < 5
 
 
 def test_a_lost_split_is_noticed(library: Path, tmp_path: Path) -> None:
