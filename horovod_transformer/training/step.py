@@ -207,8 +207,12 @@ class UpdateStep:
 
     def _unscale_and_clip(self, gradients: list[Tensor], norm: Tensor) -> None:
         """Bring gradients to their true size, at most `max_grad_norm`; `norm` stays on the device."""
+        if not self.max_grad_norm and self.loss_scale.factor == 1.0:
+            return
         shrink = torch.full_like(norm, 1.0 / self.loss_scale.factor)
         if self.max_grad_norm:
             shrink = torch.where(norm > self.max_grad_norm, shrink * (self.max_grad_norm / norm), shrink)
-        if self.max_grad_norm or self.loss_scale.factor != 1.0:
-            torch._foreach_mul_(gradients, shrink.float())
+        # A look costs nothing on a CPU, and saves a pass over all gradients; a GPU would be waited for.
+        if shrink.device.type == "cpu" and shrink.item() == 1.0:
+            return
+        torch._foreach_mul_(gradients, shrink.float())
