@@ -125,11 +125,11 @@ def prepare_command(corpus: Path, target: Path, workers: int, *more: str) -> lis
     ]
 
 
-def measured(command: list[str]) -> tuple[float, dict[str, float], str]:
+def measured(command: list[str], folder: Path = ROOT) -> tuple[float, dict[str, float], str]:
     """Run a command; return seconds, the peak resident GB of each of its processes, and what it printed."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     peaks: dict[str, float] = {}
     top = psutil.Process(process.pid)
@@ -159,7 +159,7 @@ def vocabulary(folder: Path) -> Path:
     return folder
 
 
-def speed(rounds: int, modes: list[str]) -> dict[str, object]:
+def speed(rounds: int, modes: list[str], before: Path) -> dict[str, object]:
     """Tokens per second of each mode on the slice."""
     scratch = CORPORA / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -169,6 +169,7 @@ def speed(rounds: int, modes: list[str]) -> dict[str, object]:
     words = vocabulary(scratch / "vocabulary")
     commands = {
         "one worker": lambda n: prepare_command(source, scratch / f"one{n}", 1),
+        "before": lambda n: prepare_command(source, scratch / f"before{n}", 0)[:-2],
         "two workers": lambda n: prepare_command(source, scratch / f"two{n}", 2),
         "run_clm": lambda n: [
             sys.executable,
@@ -183,7 +184,7 @@ def speed(rounds: int, modes: list[str]) -> dict[str, object]:
     rates: dict[str, list[float]] = {mode: [] for mode in modes}
     for number in range(rounds):
         for mode in modes:
-            seconds, _, output = measured(commands[mode](number))
+            seconds, _, output = measured(commands[mode](number), before if mode == "before" else ROOT)
             if mode in ("run_clm", "tiktoken"):
                 said = dict(
                     line.split() for line in output.splitlines() if line.startswith(("tokens", "seconds"))
@@ -237,13 +238,16 @@ def main() -> None:
     parser.add_argument("corpus", nargs="?", choices=("books", "group", "rows"), default="books")
     parser.add_argument("--gigabytes", type=float, default=2.1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--before", type=Path, default=ROOT, help="an older checkout, for the mode `before`")
     parser.add_argument("--modes", default="one worker,two workers,run_clm,tiktoken")
     options = parser.parse_args()
     if options.what == "make":
         make(options.gigabytes)
         return
     found = (
-        speed(options.rounds, options.modes.split(",")) if options.what == "speed" else memory(options.corpus)
+        speed(options.rounds, options.modes.split(","), options.before)
+        if options.what == "speed"
+        else memory(options.corpus)
     )
     machine = f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}"
     line = json.dumps({"benchmark": options.what, "date": str(date.today()), "machine": machine, **found})

@@ -252,6 +252,13 @@ RUN_BY = {
     "make test": ".ci/run",
     "source .venv/bin/activate": ".ci/run",  # `make install` makes what is activated
     "horovod-transformer prepare --config configs/quickstart.yaml": "tests/docs/conftest.py",
+    **dict.fromkeys(
+        (
+            "job=$(sbatch --parsable --array=1-8 scripts/prepare_zaratan.sh configs/config.yaml)",
+            "sbatch --dependency=afterok:$job scripts/prepare_zaratan.sh configs/config.yaml --assemble",
+        ),
+        "tests/slurm/test_submitting.py",
+    ),
     **{
         f"horovod-transformer data {what}": "tests/docs/test_notebook.py"
         for what in (
