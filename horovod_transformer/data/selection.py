@@ -133,7 +133,7 @@ def choose_splits(
             f"data.source: {len(places)} books cannot be shared out to {', '.join(names)}; "
             "set data.test_fraction to 0, or add books"
         )
-    hashes = _hashes(b"%d:" % seed, books.digests[places])
+    hashes = _hashes(b"%d:" % seed, books.digests, places)
     if by == "hash":
         # The first 53 bits: what a float64 holds exactly.
         values = (hashes[:, 0] >> np.uint64(11)).astype(np.float64) / (1 << 53)
@@ -174,7 +174,7 @@ def choose_tokenizer_sample(books: BookTable, training: np.ndarray, characters: 
     lengths = books.characters[places]
     if int(lengths.sum()) <= characters:
         return training.copy()
-    order = _order(_hashes(b"tokenizer:%d:" % seed, books.digests[places]))
+    order = _order(_hashes(b"tokenizer:%d:" % seed, books.digests, places))
     taken, _ = _take(lengths[order], characters, len(order))
     chosen = np.zeros_like(training)
     chosen[places[order[taken]]] = True
@@ -212,11 +212,11 @@ def _take(lengths: np.ndarray, room: float, most: int) -> tuple[np.ndarray, floa
     return chosen, room
 
 
-def _hashes(prefix: bytes, digests: np.ndarray) -> np.ndarray:
-    """The leading bits of the sha256 of prefix and digest; see `_leading_bits`."""
-    result = np.empty((len(digests), 2), np.uint64)
-    for start in range(0, len(digests), _AT_A_TIME):
-        rows = digests[start : start + _AT_A_TIME]
+def _hashes(prefix: bytes, digests: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The leading bits of the sha256 of prefix and digest of some books; see `_leading_bits`."""
+    result = np.empty((len(places), 2), np.uint64)
+    for start in range(0, len(places), _AT_A_TIME):
+        rows = digests[places[start : start + _AT_A_TIME]]
         joined = b"".join(hashlib.sha256(prefix + row.tobytes()).digest() for row in rows)
         result[start : start + len(rows)] = _leading_bits(np.frombuffer(joined, np.uint8).reshape(-1, 32))
     return result
