@@ -24,7 +24,9 @@ def test_names_in_contributing(read_document, check_names, check_commands):
 def test_names_in_the_data_document(read_document, check_names, check_commands):
     document = read_document("docs/data.md")
     check_commands(document)
-    check_names(document, {".jsonl", ".gz", ".zst", ".txt", ".md", "tokenizer.json", "manifest.json"})
+    check_names(
+        document, {".jsonl", ".gz", ".zst", ".txt", ".md", "tokenizer.json", "manifest.json", "OWNER/NAME"}
+    )
 
 
 def test_names_in_the_speed_document(read_document, check_names, check_commands):
