@@ -22,7 +22,18 @@ LAYERS = (
     ("training",),
     ("data", "generation"),
     ("checkpoint", "distributed", "model"),
-    ("command_line", "config", "launchers", "metrics", "plotting", "precision", "progress_bar", "tokenizer"),
+    (
+        "charts",
+        "command_line",
+        "config",
+        "html_page",
+        "launchers",
+        "metrics",
+        "plotting",
+        "precision",
+        "progress_bar",
+        "tokenizer",
+    ),
     ("cores", "errors", "files", "folder_lock", "paths"),
 )
 LEVELS = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -14,6 +14,7 @@ from horovod_transformer.paths import readable
 from horovod_transformer.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
+REPORT_JSON, REPORT_PAGE = "report.json", "report.html"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation")
 TEST = "test"
@@ -63,11 +64,14 @@ def settings_of(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest of a folder; the last of its files, whose sizes it lists under `sizes`."""
+    """Write the manifest of a folder; the last of its files, whose sizes it lists under `sizes`.
+
+    The report is left out: training does not need it, whoever wants may take it away.
+    """
     manifest["sizes"] = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name not in (REPORT_JSON, REPORT_PAGE)
     }
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(manifest, file, ensure_ascii=False, indent=1)

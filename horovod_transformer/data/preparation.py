@@ -28,6 +28,7 @@ from horovod_transformer.data.manifest import (
 from horovod_transformer.data.output_folder import new_folder
 from horovod_transformer.data.packing import token_dtype
 from horovod_transformer.data.readers import ReadOptions
+from horovod_transformer.data.report import write_report
 from horovod_transformer.data.sources import open_books
 from horovod_transformer.data.tokenizer_choice import chosen_tokenizer
 from horovod_transformer.data.units import Unit, make_units
@@ -206,6 +207,7 @@ class Preparation:
                 **described,
                 "seconds": round(time.monotonic() - started, 1),
             }
+            write_report(folder, manifest, selected.books, selected.splits, selected.longest())
             write_manifest(folder, manifest)
         shutil.rmtree(self.folder)
         return manifest

@@ -16,6 +16,7 @@ from typing import Any
 
 from horovod_transformer.config import Config
 from horovod_transformer.data.manifest import (
+    REPORT_PAGE,
     splits_of,
 )
 from horovod_transformer.data.output_folder import clear_leftovers, explained, lock_for
@@ -193,4 +194,5 @@ def summary(manifest: dict[str, Any], data_dir: Path) -> str:
         )
         lines.append(f"  cleaned    {said} (data.clean)")
     lines += [f"  note       {note}" for note in manifest["notes"]]
+    lines.append(f"  report     {data_dir / REPORT_PAGE}")
     return "\n".join(lines)

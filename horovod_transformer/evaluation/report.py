@@ -16,9 +16,9 @@ from typing import Any
 
 from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.book_scores import BookScore
-from horovod_transformer.evaluation.html_page import escape, page
 from horovod_transformer.evaluation.text_quality import MEASURES, Measure, Sample, Value
 from horovod_transformer.files import write_text
+from horovod_transformer.html_page import escape, page
 from horovod_transformer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1

@@ -8,12 +8,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from horovod_transformer.charts import COLOURS, Chart, Curve, draw, smoothed
 from horovod_transformer.errors import UserError
-from horovod_transformer.evaluation.charts import COLOURS, Chart, Curve, draw, smoothed
-from horovod_transformer.evaluation.html_page import escape, page
 from horovod_transformer.evaluation.run_records import RunRecords, read_run
 from horovod_transformer.evaluation.share_chart import draw_shares
 from horovod_transformer.files import write_text
+from horovod_transformer.html_page import escape, page
 
 # Samples of one run on the page, evenly spread over its training.
 SHOWN_SAMPLES = 6

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from horovod_transformer.evaluation.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, nice_ticks, short
-from horovod_transformer.evaluation.html_page import escape
+from horovod_transformer.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, nice_ticks, short
+from horovod_transformer.html_page import escape
 
 # Neighbours differ in lightness, so that a print in grey can still be read.
 COLOURS = ("#2f6f9f", "#a8cbe6", "#3a9d5d", "#f2c14e", "#d9782d", "#a04fb0", "#b9c0c7")

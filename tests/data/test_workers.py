@@ -34,7 +34,7 @@ def bytes_of(data_dir: Path) -> dict[str, str]:
     return {
         str(path.relative_to(data_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(data_dir.rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
+        if path.is_file() and path.name not in ("manifest.json", "report.json", "report.html")
     }
 
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from horovod_transformer.__main__ import _dispatch
+from horovod_transformer.charts import Chart, Curve, draw, nice_ticks, short, smoothed
 from horovod_transformer.command_line import run_command
 from horovod_transformer.errors import UserError
-from horovod_transformer.evaluation.charts import Chart, Curve, draw, nice_ticks, short, smoothed
 from horovod_transformer.evaluation.run_records import read_run
 from horovod_transformer.evaluation.run_report import run_page, write_run_report
 

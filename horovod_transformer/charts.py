@@ -1,4 +1,4 @@
-"""Curves as SVG, to stand inside a page."""
+"""Curves and bars as SVG, to stand inside a page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from horovod_transformer.evaluation.html_page import escape
+from horovod_transformer.html_page import escape
 
 WIDTH, HEIGHT = 480, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 24
@@ -103,6 +103,79 @@ def draw(chart: Chart) -> str:
         f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{inside}</svg>'
         f"<figcaption>{title}</figcaption></figure>"
     )
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Counts by some figure, one kind on top of the other.
+
+    Attributes:
+        title: Under it.
+        edges: Where the bins begin, and the last one ends.
+        counts: For each kind a count per bin.
+        colours: Of the kinds, as CSS.
+        by_factors: The axis is logarithmic: each bin is wider than the one before.
+    """
+
+    title: str
+    edges: Sequence[float]
+    counts: Sequence[Sequence[int]]
+    colours: Sequence[str]
+    by_factors: bool = False
+
+
+def draw_bars(bars: Bars) -> str:
+    """The bars as a `figure`."""
+    scale = math.log if bars.by_factors else float
+    first, last = scale(max(bars.edges[0], 1e-9)), scale(bars.edges[-1])
+    ticks = nice_ticks(0, max(1, *(sum(column) for column in zip(*bars.counts, strict=True))))
+    high, foot = ticks[-1], HEIGHT - BOTTOM
+
+    def across(value: float) -> float:
+        return LEFT + (scale(max(value, 1e-9)) - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+
+    def up(count: float) -> float:
+        return foot - count / high * (foot - TOP)
+
+    parts = []
+    for tick in ticks:
+        y = up(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+    for tick in _ticks_between(bars.edges[0], bars.edges[-1], bars.by_factors):
+        parts.append(
+            f'<text x="{across(tick):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{short(tick)}</text>'
+        )
+    for place, (left, right) in enumerate(zip(bars.edges, bars.edges[1:], strict=False)):
+        below = 0
+        x, width = across(left), max(0.5, across(right) - across(left) - 1)
+        for colour, counts in zip(bars.colours, bars.counts, strict=False):
+            count = counts[place]
+            if count:
+                top = up(below + count)
+                parts.append(
+                    f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{up(below) - top:.1f}" '
+                    f'fill="{colour}"/>'
+                )
+            below += count
+    title = escape(bars.title)
+    return (
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
+        f"<figcaption>{title}</figcaption></figure>"
+    )
+
+
+def _ticks_between(low: float, high: float, by_factors: bool) -> list[float]:
+    """Round numbers within an axis, a handful of them."""
+    if not by_factors:
+        return [tick for tick in nice_ticks(low, high, 5) if low <= tick <= high]
+    powers = range(math.floor(math.log10(max(low, 1))), math.ceil(math.log10(max(high, 2))) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            return ticks
+    return _ticks_between(low, high, by_factors=False)
 
 
 def nice_ticks(low: float, high: float, number: int = 4) -> list[float]:

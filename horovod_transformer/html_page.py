@@ -58,6 +58,9 @@ th, td { text-align: left; font-weight: 400; padding: .3rem .6rem; vertical-alig
 .quality td span { display: inline-block; min-width: 4.5em; color: var(--soft); font-size: .85rem }
 .quality .first > * { border-top: 1px solid var(--line) }
 .quality .group { font-weight: 600; text-transform: capitalize }
+.figures { width: auto } .figures thead th { color: var(--soft); font-size: .85rem }
+.figures td, .figures thead th { text-align: right; font-variant-numeric: tabular-nums }
+.figures tbody tr > * { border-top: 1px solid var(--line) }
 .facts { width: auto; font-size: .9rem } .facts th { color: var(--soft) }
 .facts td { overflow-wrap: anywhere }
 dt { font-weight: 600; font-size: .9rem; margin-top: .6rem } dd { margin: 0 }
