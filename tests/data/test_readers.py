@@ -212,3 +212,13 @@ def _all(folder: Path) -> list:
         return list(open_books(str(folder), ReadOptions(skip_bad=True)).read())
     except UserError:
         return []
+
+
+def test_a_block_longer_than_the_corpus_is_filled_up(tmp_path: Path) -> None:
+    for n in range(3):
+        (tmp_path / f"{n}.txt").write_text(f"A short book, number {n}. " * 10)
+    model = {"vocab_size": 260, "max_seq_len": 4096}
+    data = {"source": str(tmp_path), "data_dir": str(tmp_path / "v1"), "tokenizer": "bpe"}
+    manifest = prepare(config_from_dict({"model": model, "data": data}, "test"), progress=False, workers=1)
+    for split in manifest["splits"].values():
+        assert split["blocks"] == 1 and split["tokens"] + split["padding"] == 4096
