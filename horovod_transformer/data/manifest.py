@@ -14,6 +14,8 @@ from horovod_transformer.paths import readable
 from horovod_transformer.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
+# The source's files, which may be a hundred thousand; ranks of a training run do not read it.
+SOURCE_FILES = "source_files.json"
 REPORT_JSON, REPORT_PAGE = "report.json", "report.html"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation")
@@ -66,20 +68,25 @@ def settings_of(config: Config, tokenizer: Tokenizer | None) -> dict[str, Any]:
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest of a folder; the last of its files, whose sizes it lists under `sizes`.
 
-    The report is left out: training does not need it, whoever wants may take it away.
+    The report is left out: training does not need it, whoever wants may take it away. What stands under
+    `source.files` goes to a file of its own.
     """
+    source = dict(manifest["source"])
+    with (folder / SOURCE_FILES).open("w", encoding="utf-8") as file:
+        json.dump(source.pop("files"), file, ensure_ascii=False)
+        file.write("\n")
     manifest["sizes"] = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in (REPORT_JSON, REPORT_PAGE)
     }
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, ensure_ascii=False, indent=1)
+        json.dump({**manifest, "source": source}, file, ensure_ascii=False, indent=1)
         file.write("\n")
 
 
 def read_manifest(data_dir: Path) -> dict[str, Any]:
-    """Read the manifest of prepared data; data that came without one has an empty one.
+    """Read the manifest of prepared data, without its `source.files`; data without one has an empty one.
 
     Raises:
         UserError: It is damaged, or of a newer version of this program.
@@ -132,6 +139,8 @@ def _looks_whole(manifest: dict[str, Any], folder: Path, name: str) -> bool:
 def find_prepared(data_dir: Path) -> dict[str, Any] | None:
     """Return the manifest of data that `prepare` put here, or None if the place is free.
 
+    With `source.files`, which `read_manifest` leaves out.
+
     Raises:
         UserError: Something else is here; it must not be touched.
     """
@@ -144,9 +153,12 @@ def find_prepared(data_dir: Path) -> dict[str, Any] | None:
         if not os.listdir(data_dir):
             return None
         manifest = json.loads((data_dir / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest["settings"], dict) or not isinstance(manifest["source"]["files"], list):
+        source = manifest["source"]
+        if "files" not in source:  # older data has them here
+            source["files"] = json.loads((data_dir / SOURCE_FILES).read_text(encoding="utf-8"))
+        if not isinstance(manifest["settings"], dict) or not isinstance(source["files"], list):
             raise TypeError
-        if not all(isinstance(entry, list) and entry for entry in manifest["source"]["files"]):
+        if not all(isinstance(entry, list) and entry for entry in source["files"]):
             raise TypeError
     except PermissionError as error:
         raise UserError(f"{shown}: cannot be read: {error.strerror} (data.data_dir)") from None

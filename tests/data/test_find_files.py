@@ -119,5 +119,5 @@ def test_a_name_in_an_old_encoding_is_read_and_kept(tmp_path: Path, run_python) 
         *("--data.data_dir", str(tmp_path / "v1"), "--data.validation_fraction", "0.6"),
     )
     assert done.returncode == 0, done.stderr
-    manifest = (tmp_path / "v1" / "manifest.json").read_text(encoding="utf-8")
-    assert "caf\\\\xe9.txt" in manifest and "two\\\\nlines.txt" in manifest
+    listed = (tmp_path / "v1" / "source_files.json").read_text(encoding="utf-8")
+    assert "caf\\\\xe9.txt" in listed and "two\\\\nlines.txt" in listed

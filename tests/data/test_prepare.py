@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from horovod_transformer.config import config_from_dict
-from horovod_transformer.data.manifest import first_difference, settings_of
+from horovod_transformer.data.manifest import find_prepared, first_difference, read_manifest, settings_of
 from horovod_transformer.data.prepare import prepare
 from horovod_transformer.data.readers import ReadOptions
 from horovod_transformer.data.selection import (
@@ -152,7 +152,7 @@ def digest(folder: Path) -> dict[str, str]:
 def test_what_is_read_back_is_the_books(library: Path, tmp_path: Path) -> None:
     target = tmp_path / "deep" / "down" / "v1"
     manifest = run_quietly(library, target, validation_fraction=0.2)
-    assert json.loads((target / "manifest.json").read_text()) == manifest
+    assert find_prepared(target) == manifest
     read = {name: books_in(target, manifest, name) for name in ("train", "validation")}
     texts = {path.stem: path.read_text(encoding="utf-8") for path in library.iterdir()}
     titles = manifest["validation_books"]
@@ -464,6 +464,23 @@ def test_another_order_of_files_is_other_data(library: Path, tmp_path: Path) -> 
     files = [str(path) for path in sorted(library.iterdir())]
     run_quietly(files, tmp_path / "v1")
     assert "the source files come in another order" in refusal(files[::-1], tmp_path / "v1")
+
+
+def test_what_ranks_read_does_not_grow_with_the_files(library: Path, tmp_path: Path) -> None:
+    manifest = run_quietly(library, tmp_path / "v1")
+    assert len(manifest["source"]["files"]) == len(os.listdir(library))
+    stored = read_manifest(tmp_path / "v1")
+    assert "files" not in stored["source"] and stored["splits"] == manifest["splits"]
+    # Data of an older version has all in one file.
+    path = tmp_path / "v1" / "manifest.json"
+    files = tmp_path / "v1" / "source_files.json"
+    stored["source"]["files"] = json.loads(files.read_text())
+    del stored["sizes"]["source_files.json"]
+    files.unlink()
+    path.write_text(json.dumps(stored))
+    assert run_quietly(library, tmp_path / "v1")["fingerprint"] == manifest["fingerprint"]
+    (library / "new.md").write_text("Another book. " * 50)
+    assert "the source file new.md was not there" in refusal(library, tmp_path / "v1")
 
 
 def test_a_hundred_thousand_files_are_compared_in_no_time() -> None:
