@@ -35,6 +35,7 @@ from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training import trainer
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.step import UpdateStep
+from tests.training.fake_device import fake_reader
 
 TELL_AFTER_S = 100
 
@@ -44,7 +45,8 @@ def train(scene: dict[str, Any]) -> Any:
 
     `signal` reaches one rank once some updates are in the table; `poison` makes a gradient of one rank
     NaN in one update; `drift` changes one bit of one rank's weights before one update; `slow_writer`
-    keeps the writer of each checkpoint busy for so many seconds.
+    keeps the writer of each checkpoint busy for so many seconds; `late` has results read one update late,
+    as on a GPU.
     """
     trainer.UpdateStep = mishap(scene)
     if scene.get("slow_writer"):
@@ -75,7 +77,12 @@ def mishap(scene: dict[str, Any]) -> type[UpdateStep]:
     """An `UpdateStep` to which what the scene says happens."""
 
     class Mishap(UpdateStep):
-        def run(self, update: int, *arguments: Any, **more: Any) -> Any:
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            if scene.get("late"):
+                self.reads_late, self._reader = True, fake_reader()
+
+        def start(self, update: int, *arguments: Any, **more: Any) -> Any:
             parameter = self.model.blocks[0].feed_forward.expand.bias
             for what in ("poison", "drift"):
                 wanted = scene.get(what)
@@ -84,12 +91,12 @@ def mishap(scene: dict[str, Any]) -> type[UpdateStep]:
                 if what == "poison":
                     hook = parameter.register_hook(lambda gradient: gradient * math.nan)
                     try:
-                        return super().run(update, *arguments, **more)
+                        return super().start(update, *arguments, **more)
                     finally:
                         hook.remove()
                 with torch.no_grad():
                     parameter[0] = torch.nextafter(parameter[0], torch.tensor(math.inf))
-            return super().run(update, *arguments, **more)
+            return super().start(update, *arguments, **more)
 
     return Mishap
 

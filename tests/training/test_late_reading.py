@@ -12,30 +12,11 @@ import torch
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.late_reading import LateReader
 from horovod_transformer.training.metric_logger import CLOCK_COLUMNS
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.trainer import Trainer
 from tests.distributed.conftest import make_config, write_corpus
-
-CPU = torch.device("cpu")
-
-
-class FakeEvent:
-    """A mark that the device reaches when it is waited for."""
-
-    def __init__(self):
-        self.waited = 0
-
-    def record(self):
-        self.waited = 0
-
-    def synchronize(self):
-        self.waited += 1
-
-
-def fake_reader(length=4):
-    return LateReader(CPU, length, lambda n: torch.full((n,), -1.0, dtype=torch.float64), FakeEvent)
+from tests.training.fake_device import fake_reader
 
 
 @pytest.fixture(scope="module")
