@@ -204,7 +204,9 @@ def _contents(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] != "out"
+        if path.is_file()
+        # Units that were finished before the mistake was met stay, for the next start.
+        and path.relative_to(folder).parts[0] not in ("out", "new_data.units")
     }
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_small_on_a_cpu(run_python, tmp_path):
     done = run_python("benchmarks/gpu.py", "--tiny", "--output", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
