@@ -147,6 +147,7 @@ def assemble_units(
         clear_leftovers(work.data_dir, work.say)
         existing = work.usable(force)
         if existing:
+            shutil.rmtree(work.folder, ignore_errors=True)  # of a try that was killed when all else was done
             work.say(f"{work.data_dir}: already prepared with these settings")
             return existing
         with work.units_kept():

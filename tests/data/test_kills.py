@@ -46,7 +46,9 @@ def test_killed_at_any_moment_the_next_run_goes_on(
     assert len(kills) >= 5 * kills_of_a_phase
     for kill in kills:
         assert kill["sound"] and kill["same"], kill
-        assert kill["left_at_last"] == ["v1"], kill
+        # The last thing to go is the lock; one that stays is taken over, as its owner is dead.
+        lock = [".v1.lock"] if kill["left"] == [".v1.lock", "v1"] else []
+        assert kill["left_at_last"] == [*lock, "v1"], kill
         # What was finished is not made again, and what was not is.
         if not kill["appeared_whole"]:
             assert kill["made_again"] == kill["all"] - kill["finished"], kill
