@@ -108,3 +108,10 @@ def tiny_checkpoint_contents(model: TransformerLM, config: Config, tokenizer: To
         "optimizer": {},
         "scheduler": {},
     }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever runs a whole program is slow: it loads PyTorch anew, which takes seconds."""
+    for item in items:
+        if "run_python" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
