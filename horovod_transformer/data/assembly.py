@@ -72,12 +72,12 @@ class Selected:
             found += self.job.files_of(unit).read_titles(inside.tolist())
         return found
 
-    def longest(self, number: int = 10) -> dict[str, int]:
-        """Return the longest books that are kept: their titles, with their tokens."""
+    def longest(self, number: int = 10) -> list[tuple[str, int]]:
+        """Return the longest books that are kept: title and tokens of each; titles may be alike."""
         tokens = np.where(self.splits >= 0, self.books.tokens, -1)
         places = np.argsort(-tokens, kind="stable")[: min(number, int((self.splits >= 0).sum()))]
         titles = dict(zip(sorted(places.tolist()), self.titles(np.sort(places)), strict=True))
-        return {titles[place]: int(tokens[place]) for place in places.tolist()}
+        return [(titles[place], int(tokens[place])) for place in places.tolist()]
 
     def texts(self, places: np.ndarray) -> Iterator[str]:
         """Read books again, by their places in ascending order; other units are passed over."""

@@ -19,7 +19,11 @@ _LISTED = 50
 
 
 def write_report(
-    folder: Path, manifest: dict[str, Any], books: BookTable, splits: np.ndarray, longest: dict[str, int]
+    folder: Path,
+    manifest: dict[str, Any],
+    books: BookTable,
+    splits: np.ndarray,
+    longest: list[tuple[str, int]],
 ) -> None:
     """Write `report.json` and `report.html` into a folder of prepared data.
 
@@ -37,7 +41,7 @@ def write_report(
 
 
 def make_report(
-    manifest: dict[str, Any], books: BookTable, splits: np.ndarray, longest: dict[str, int]
+    manifest: dict[str, Any], books: BookTable, splits: np.ndarray, longest: list[tuple[str, int]]
 ) -> dict[str, Any]:
     """Return what the report says, as JSON holds it; see `write_report`."""
     names = splits_of(manifest)

@@ -33,7 +33,7 @@ def report_page(report: dict[str, Any]) -> str:
         _splits(report),
         "<h2>The books</h2>",
         _histograms(report),
-        _listed("The longest", [f"{name}: {count:,} tokens" for name, count in report["longest"].items()]),
+        _listed("The longest", [f"{name}: {count:,} tokens" for name, count in report["longest"]]),
         _listed("Held out for validation, the first", report["validation_titles"]),
         "<h2>What was left out, and what was changed</h2>",
         _left_out(report),

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from horovod_transformer.__main__ import _dispatch
 from horovod_transformer.checkpoint import huggingface
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
-from horovod_transformer.checkpoint.huggingface import read_folder, tokenizer_json, write_folder
+from horovod_transformer.checkpoint.huggingface import read_folder, write_folder
+from horovod_transformer.checkpoint.huggingface_tokenizer import tokenizer_json
 from horovod_transformer.command_line import run_command
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError

@@ -139,6 +139,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_loader_processes_die_with_a_killed_rank(prepared, tmp_path, root):
     config = prepared(split_of(rows_of(400)), data__num_workers=2)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))

@@ -81,8 +81,18 @@ def test_figures_are_those_of_the_manifest(made: tuple[Path, dict[str, Any]]) ->
             assert sum(counts) == manifest["splits"][name]["books"]
         assert histogram["edges"] == sorted(histogram["edges"])
     assert {"digest", "tokenize", "assemble"} <= set(report["step_seconds"])
-    assert "book 11" in report["longest"] and "copy" not in report["longest"]
-    assert list(report["longest"].values()) == sorted(report["longest"].values(), reverse=True)
+    longest = report["longest"]
+    titles = [title for title, _ in longest]
+    assert len(titles) == 10 and "book 11" in titles and "copy" not in titles
+    assert [tokens for _, tokens in longest] == sorted((tokens for _, tokens in longest), reverse=True)
+
+
+def test_books_of_one_title_are_all_listed(tmp_path: Path) -> None:
+    lines = [json.dumps({"title": "Poems", "text": f"Poem {n}. " * 90}) for n in range(3)]
+    (tmp_path / "books.jsonl").write_text("\n".join(lines))
+    data = {"source": str(tmp_path / "books.jsonl"), "data_dir": str(tmp_path / "v1")}
+    prepare(config_from_dict({"data": data}, "test"), progress=False, workers=1)
+    assert [title for title, _ in read_report(tmp_path / "v1")["longest"]] == ["Poems"] * 3
 
 
 def test_the_page_shows_them_and_runs_nothing(made: tuple[Path, dict[str, Any]]) -> None:

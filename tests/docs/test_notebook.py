@@ -123,6 +123,7 @@ def test_the_data_can_be_looked_at_as_docs_data_says(
     assert f"{DATA_DIR}: sound (" in said and "bytes per token" in said
 
 
+@pytest.mark.slow
 def test_other_books_by_changing_one_cell(notebook, copy_of_repository, tmp_path, monkeypatch):
     books = {"title": ["one", "two", "three"], "text": [f"Book {n}. " + "It rained. " * 400 for n in "123"]}
     pq.write_table(pa.table(books), tmp_path / "part-0.parquet")

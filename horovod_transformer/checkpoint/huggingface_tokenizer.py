@@ -1,0 +1,116 @@
+"""Tokenizers as Hugging Face folders hold them, written and read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from horovod_transformer.errors import UserError
+from horovod_transformer.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, tokenizer_from_dict
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """A tokenizer as the `tokenizers` library's JSON."""
+    described = tokenizer.to_dict()
+    if "tokenizer_json" in described:
+        return described["tokenizer_json"]
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    pieces = [tokenizer.decode_bytes([i]) for i in range(tokenizer.eos_token_id)]
+    shown = _shown_bytes()
+
+    def show(piece: bytes) -> str:
+        return "".join(shown[byte] for byte in piece)
+
+    vocabulary = {show(piece): i for i, piece in enumerate(pieces)}
+    ranks = {piece: rank for rank, piece in enumerate(pieces)}
+    pairs = [_merge_of(piece, ranks) for piece in pieces if len(piece) > 1]
+    merges = [(show(left), show(right)) for left, right in pairs]
+    library = Library(models.BPE(vocab=vocabulary, merges=merges))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return library.to_str()
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Read the tokenizer of a Hugging Face GPT-2 folder: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+    Raises:
+        UserError: There is none, or it is damaged or no byte-level BPE in the manner of GPT-2's.
+    """
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models, pre_tokenizers
+
+    path = folder / "tokenizer.json"
+    pair = (folder / "vocab.json", folder / "merges.txt")
+    try:
+        if path.is_file():
+            # Through the library: files of its earlier versions leave out what it now writes.
+            text = Library.from_str(path.read_text(encoding="utf-8")).to_str()
+        elif all(file.is_file() for file in pair):
+            path = pair[0]
+            library = Library(models.BPE.from_file(*map(str, pair)))
+            library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            text = library.to_str()
+        else:
+            raise UserError(f"{folder}: has no tokenizer.json, nor vocab.json with merges.txt")
+        tokenizer = tokenizer_from_dict({"kind": "bpe", "tokenizer_json": _in_our_form(text)})
+    except UserError as error:
+        if "has no tokenizer.json" in str(error):
+            raise
+        raise UserError(
+            f"{path}: is not a byte-level BPE in the manner of GPT-2's, with {END_OF_TEXT} as its last token"
+        ) from None
+    except Exception as error:
+        # The library raises plain exceptions.
+        raise UserError(f"{path}: is not a readable tokenizer: {str(error).splitlines()[0]}") from None
+    return _gpt2_if_equal(tokenizer)
+
+
+def _in_our_form(text: str) -> str:
+    """Move the end-of-text token out of the vocabulary, where some files have it, to the added tokens."""
+    values = json.loads(text)
+    vocabulary = values["model"]["vocab"]
+    if vocabulary.get(END_OF_TEXT) == len(vocabulary) - 1:
+        del vocabulary[END_OF_TEXT]
+    if not values["added_tokens"]:
+        values["added_tokens"] = [
+            {
+                "id": len(vocabulary),
+                "content": END_OF_TEXT,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+        ]
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _gpt2_if_equal(tokenizer: Tokenizer) -> Tokenizer:
+    """GPT-2's own tokenizer goes by its name, so that data prepared with it is known to fit."""
+    if tokenizer.vocab_size != 50257:
+        return tokenizer
+    gpt2 = gpt2_tokenizer()
+    same = all(tokenizer.decode_bytes([i]) == gpt2.decode_bytes([i]) for i in range(gpt2.vocab_size))
+    return gpt2 if same else tokenizer
+
+
+def _shown_bytes() -> dict[int, str]:
+    """The printable character that stands for each byte in vocabulary files."""
+    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
+
+
+def _merge_of(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that a token was merged from: merge its bytes by all earlier ranks."""
+    parts = [bytes([byte]) for byte in piece]
+    while len(parts) > 2:
+        ranked = [ranks.get(left + right, len(ranks)) for left, right in zip(parts, parts[1:], strict=False)]
+        place = ranked.index(min(ranked))
+        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+    return parts[0], parts[1]
