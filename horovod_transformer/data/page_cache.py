@@ -12,6 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from horovod_transformer.control_groups import control_groups
+
+# Of a control group, by version: its limit, what it uses, and what of that is files.
+_MEMORY_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+    2: ("memory.max", "memory.current", "file"),
+}
 _PIECE = 16 << 20
 # What the page cache may take of the memory that is free; the rest is for the processes that train.
 _SHARE_OF_FREE = 0.8
@@ -72,26 +79,8 @@ def free_memory(root: Path = Path("/")) -> int:
         root: Where `/proc` and `/sys` are.
     """
     available = [_machine_available(root / "proc/meminfo")]
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if not controllers:  # version 2
-            base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "file")
-        elif "memory" in controllers.split(","):
-            base = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
-        else:
-            continue
-        # Every folder above may set a limit, too. In a container the path may be the host's: then the top
-        # counts.
-        folder = base / group.lstrip("/")
-        for place in (folder, *folder.parents):
-            available += _group_available(place, *names)
-            if place == base:
-                break
+    for version, group in control_groups("memory", root):
+        available += _group_available(group, *_MEMORY_FILES[version])
     return max(0, min(available))
 
 

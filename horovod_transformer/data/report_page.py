@@ -14,7 +14,6 @@ _REASONS = {
     "duplicate": "a copy of an earlier book",
 }
 _STEPS = {
-    "read": "reading and cleaning",
     "digest": "looking for copies",
     "tokenize": "tokenizing",
     "assemble": "assembling, on one process",
