@@ -19,7 +19,7 @@ UP_TO_DATE := $(shell grep -qsx "$(FINGERPRINT)" $(STAMP) && $(VENV_PYTHON) -c "
 # Without a compiler Horovod is left out and all else runs, on one process. The tests want it.
 OPTIONAL := $(if $(filter test chaos,$(MAKECMDGOALS)),,--optional)
 
-# Fast tests run on two processes; the others start processes of their own, one test at a time.
+# Fast tests run on two processes of one thread each; the others start processes of their own, one test at a time.
 FAST := not slow and not distributed and not slurm
 NONE_PICKED := 5 # pytest's exit code: PYTEST has picked tests of the other kind only
 
@@ -54,7 +54,7 @@ demo: install ## prepare, train on two processes and write text, in DEMO_MINUTES
 	@$(VENV_PYTHON) -m horovod_transformer demo --minutes $(DEMO_MINUTES)
 
 check: install ## run the fast tests, about a minute on two cores
-	@$(VENV_PYTHON) -m pytest --quiet --numprocesses 2 -m "$(FAST)" $(PYTEST) || [ $$? -eq $(NONE_PICKED) ]
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest --quiet --numprocesses 2 -m "$(FAST)" $(PYTEST) || [ $$? -eq $(NONE_PICKED) ]
 
 test: check ## run all tests, the fast ones first; PYTEST="-k name" picks some
 	@$(VENV_PYTHON) -m pytest -m "not ($(FAST))" $(PYTEST) || [ $$? -eq $(NONE_PICKED) ]
