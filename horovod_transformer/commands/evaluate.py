@@ -116,7 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     if data is not None:
         longest = max(len(sample.model) for sample in written)
         training = data.train
-        blocks = [training[i]["input_ids"].numpy() for i in range(min(len(training), COPY_BLOCKS))]
+        blocks = training.rows(range(min(len(training), COPY_BLOCKS)))
         copies = longest_copies([s.model for s in written], overlapping_chunks(blocks, longest))
     if options.xz and data is not None:
         held_out = b"".join(tokenizer.decode_bytes(book.tolist()) for book in books)
