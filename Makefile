@@ -19,9 +19,12 @@ UP_TO_DATE := $(shell grep -qsx "$(FINGERPRINT)" $(STAMP) && $(VENV_PYTHON) -c "
 # Without a compiler Horovod is left out and all else runs, on one process. The tests want it.
 OPTIONAL := $(if $(filter test chaos,$(MAKECMDGOALS)),,--optional)
 
-# Fast tests run on two processes of one thread each; the others start processes of their own, one test at a time.
+# Fast tests run on two processes of one thread each, slow ones, too, a file at a time; those that start ranks of
+# their own run one by one.
 FAST := not slow and not distributed and not slurm
-NONE_PICKED := 5 # pytest's exit code: PYTEST has picked tests of the other kind only
+SLOW := slow and not distributed and not slurm
+RANKS := distributed or slurm
+NONE_PICKED := [ $$? -eq 5 ] # pytest's exit code: PYTEST has picked tests of another kind only
 
 .PHONY: help install packages wheels demo check test chaos bench lint clean
 .DEFAULT_GOAL := help
@@ -54,10 +57,11 @@ demo: install ## prepare, train on two processes and write text, in DEMO_MINUTES
 	@$(VENV_PYTHON) -m horovod_transformer demo --minutes $(DEMO_MINUTES)
 
 check: install ## run the fast tests, about a minute on two cores
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest --quiet --numprocesses 2 -m "$(FAST)" $(PYTEST) || [ $$? -eq $(NONE_PICKED) ]
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest --quiet --numprocesses 2 -m "$(FAST)" $(PYTEST) || $(NONE_PICKED)
 
 test: check ## run all tests, the fast ones first; PYTEST="-k name" picks some
-	@$(VENV_PYTHON) -m pytest -m "not ($(FAST))" $(PYTEST) || [ $$? -eq $(NONE_PICKED) ]
+	@$(VENV_PYTHON) -m pytest --numprocesses 2 --dist loadfile -m "$(SLOW)" $(PYTEST) || $(NONE_PICKED)
+	@$(VENV_PYTHON) -m pytest -m "$(RANKS)" $(PYTEST) || $(NONE_PICKED)
 
 chaos: install ## kill a training run a hundred times, about half an hour
 	@$(VENV_PYTHON) -m tests.chaos.chaos

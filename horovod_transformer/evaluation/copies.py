@@ -46,8 +46,8 @@ def longest_copies(samples: Sequence[Sequence[int]], chunks: Iterable[np.ndarray
     return best
 
 
-def overlapping_chunks(blocks: Sequence[np.ndarray], overlap: int) -> Iterable[np.ndarray]:
-    """Join blocks of tokens to chunks that overlap, so that no run is cut in two."""
+def overlapping_chunks(blocks: np.ndarray, overlap: int) -> Iterable[np.ndarray]:
+    """Join blocks of tokens, [blocks, block_size], to chunks that overlap, so that no run is cut in two."""
     held: list[np.ndarray] = []
     size = 0
     for number, block in enumerate(blocks):
