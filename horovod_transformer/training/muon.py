@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from horovod_transformer import distributed
+from horovod_transformer.training.eager_adamw import EagerAdamW
 
 # Polynomial whose iteration drives singular values towards 1, from the Muon reference.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -17,7 +18,7 @@ NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95
 
 
-class MuonAdamW(torch.optim.AdamW):
+class MuonAdamW(EagerAdamW):
     """Muon (Jordan et al. 2024) for the parameter groups that say `muon`, AdamW for the others.
 
     Muon replaces a matrix's momentum by the nearest matrix whose singular values are all alike,

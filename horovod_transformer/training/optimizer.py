@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from horovod_transformer.config import TrainingConfig
+from horovod_transformer.training.eager_adamw import EagerAdamW
 from horovod_transformer.training.muon import MuonAdamW
 
 
@@ -32,7 +33,7 @@ def build_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.O
     ]
     if inner:
         groups.append({"params": inner, "weight_decay": training.weight_decay, "muon": True})
-    kind = MuonAdamW if inner else torch.optim.AdamW
+    kind = MuonAdamW if inner else EagerAdamW
     return kind(
         groups,
         lr=training.learning_rate,

@@ -64,14 +64,19 @@ def test_only_matrices_decay(tiny_model, kind):
 def test_adamw_is_torchs(tiny_model):
     training = TrainingConfig(learning_rate=0.01, weight_decay=0.0, adam_beta1=0.8, adam_beta2=0.9)
     twin = torch.nn.Parameter(tiny_model.token_embedding.weight.detach().clone())
-    reference = torch.optim.AdamW([twin], lr=0.01, betas=(0.8, 0.9), eps=1e-8, weight_decay=0.0)
+    reference = torch.optim.AdamW([twin], lr=0.01, betas=(0.8, 0.9), eps=1e-8, weight_decay=0.0, fused=True)
     optimizer = build_optimizer(tiny_model, training)
     for seed in range(3):
         gradient = torch.randn(twin.shape, generator=torch.Generator().manual_seed(seed))
         twin.grad, tiny_model.token_embedding.weight.grad = gradient.clone(), gradient
         reference.step()
         optimizer.step()
-    torch.testing.assert_close(tiny_model.token_embedding.weight, twin)
+    torch.testing.assert_close(tiny_model.token_embedding.weight, twin, rtol=0, atol=0)
+    mine, its = optimizer.state_dict(), reference.state_dict()
+    torch.testing.assert_close(mine["state"][0], its["state"][0], rtol=0, atol=0)
+    assert mine["param_groups"][0].keys() == its["param_groups"][0].keys() | {"muon"}
+    optimizer.zero_grad()
+    assert tiny_model.token_embedding.weight.grad is None
 
 
 def plain_orthogonalized(matrix):
