@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -15,11 +14,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from horovod_transformer.config import Config
-from horovod_transformer.data.manifest import find_damage, read_manifest, splits_of
+from horovod_transformer.data.manifest import SPLITS, find_damage, read_manifest, splits_of
+from horovod_transformer.data.stored_split import StoredSplit, open_stored_splits
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.losses import IGNORED_LABEL
 from horovod_transformer.paths import readable, user_path
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
+
+if TYPE_CHECKING:
+    import datasets
+
+T = TypeVar("T")
 
 _AGAIN = "prepare it again, `horovod-transformer prepare --force`"
 
@@ -37,12 +42,16 @@ def load_preprocessed_data(data_dir: str | Path) -> tuple[datasets.Dataset, data
     Raises:
         UserError: There is no such folder, or it holds something else.
     """
-    splits = load_splits(data_dir)
+    import datasets  # it loads pandas: half a second that training does without
+
+    load_splits(data_dir)
+    path = user_path(data_dir, "data.data_dir")
+    splits = _read(path, lambda: datasets.load_from_disk(str(path)))
     return splits["train"], splits["validation"]
 
 
-def load_splits(data_dir: str | Path) -> datasets.DatasetDict:
-    """Open all splits of prepared data, as `load_preprocessed_data` does.
+def load_splits(data_dir: str | Path) -> dict[str, StoredSplit]:
+    """Open all splits of prepared data, as `load_preprocessed_data` does, but without `datasets`.
 
     Raises:
         UserError: There is no such folder, or it holds something else.
@@ -57,25 +66,29 @@ def load_splits(data_dir: str | Path) -> datasets.DatasetDict:
     damage = find_damage(manifest, path) if (manifest := read_manifest(path)) else None
     if damage:
         raise UserError(f"{shown}: {damage}; {_AGAIN}")
+    splits = _read(path, lambda: open_stored_splits(path))
+    for name in splits_of(manifest):
+        if name in splits and not len(splits[name]):
+            raise UserError(f"{shown}: the split `{name}` is empty; {_AGAIN}, with more books")
+        if name not in splits or "input_ids" not in splits[name].table.column_names:
+            raise UserError(f"{shown}: has no split `{name}` with a column `input_ids`; {_AGAIN}")
+    return splits
+
+
+def _read(path: Path, action: Callable[[], T]) -> T:
     try:
-        splits = datasets.load_from_disk(str(path))
+        return action()
     except Exception as error:
         # Arrow, JSON and the operating system each have their own exceptions for a broken folder.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{shown}: is not readable as prepared data ({reason}); {_AGAIN}") from None
-    for split in splits_of(manifest):
-        if split not in splits or "input_ids" not in splits[split].column_names:
-            raise UserError(f"{shown}: has no split `{split}` with a column `input_ids`; {_AGAIN}")
-        if not len(splits[split]):
-            raise UserError(f"{shown}: the split `{split}` is empty; {_AGAIN}, with more books")
-    return splits
+        raise UserError(f"{readable(path)}: is not readable as prepared data ({reason}); {_AGAIN}") from None
 
 
 class BlockDataset(Dataset):
     """Blocks of one split as tensors, read straight from the memory-mapped file.
 
     Args:
-        blocks: A split with a column `input_ids` of equally long lists.
+        split: Has a column `input_ids` of equally long lists.
         padding: How many tokens at the end of the last block are filling; they are no labels.
         vocab_size: Token ids at or above it are refused.
         name: How errors name the split.
@@ -84,8 +97,8 @@ class BlockDataset(Dataset):
         UserError: The blocks are not of one length.
     """
 
-    def __init__(self, blocks: datasets.Dataset, padding: int, vocab_size: int, name: str) -> None:
-        self.blocks = blocks
+    def __init__(self, split: StoredSplit, padding: int, vocab_size: int, name: str) -> None:
+        self.split = split
         self.padding = padding
         self.vocab_size = vocab_size
         self.name = name
@@ -93,19 +106,20 @@ class BlockDataset(Dataset):
 
     def _open(self) -> None:
         self._arrays: list[np.ndarray] = []
-        for chunk in self.blocks.data.column("input_ids").chunks:
+        for chunk in self.split.table.column("input_ids").chunks:
             fixed = pa.types.is_fixed_size_list(chunk.type)
             if not (fixed or pa.types.is_list(chunk.type)) or not pa.types.is_integer(chunk.type.value_type):
                 raise UserError(f"{self.name}: `input_ids` holds {chunk.type}, not lists of whole numbers")
             if not len(chunk):
                 continue
             values = chunk.flatten()
-            even = fixed or len(set(np.diff(chunk.offsets.to_numpy()))) == 1
+            even = fixed or len(set(np.diff(np.from_dlpack(chunk.offsets)))) == 1
             if chunk.null_count or values.null_count or not even:
                 raise UserError(
                     f"{self.name}: the blocks are not all of the same length; prepare the data again"
                 )
-            self._arrays.append(values.to_numpy().reshape(len(chunk), -1))
+            # `to_numpy` would load pandas first; this is the same mapped memory, read-only.
+            self._arrays.append(np.from_dlpack(values).reshape(len(chunk), -1))
         lengths = {array.shape[1] for array in self._arrays}
         if len(lengths) != 1:
             raise UserError(
@@ -125,7 +139,7 @@ class BlockDataset(Dataset):
     @property
     def files(self) -> list[Path]:
         """The files that the blocks lie in."""
-        return [Path(file["filename"]) for file in self.blocks.cache_files]
+        return self.split.files
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -208,7 +222,7 @@ def open_prepared_data(config: Config) -> PreparedData:
             vocabulary; both values are named.
     """
     data_dir = user_path(config.data.data_dir, "data.data_dir")
-    train, validation = load_preprocessed_data(data_dir)
+    splits = load_splits(data_dir)
     manifest = read_manifest(data_dir)
     tokenizer = tokenizer_from_dict(manifest["tokenizer"]) if "tokenizer" in manifest else None
     if tokenizer and tokenizer.vocab_size > config.model.vocab_size:
@@ -217,9 +231,9 @@ def open_prepared_data(config: Config) -> PreparedData:
             f"model.vocab_size is {config.model.vocab_size}; make them equal, or prepare the data again"
         )
     opened = {}
-    for name, split in (("train", train), ("validation", validation)):
+    for name in SPLITS:
         padding = _padding(manifest, name, data_dir)
-        opened[name] = BlockDataset(split, padding, config.model.vocab_size, f"{data_dir}/{name}")
+        opened[name] = BlockDataset(splits[name], padding, config.model.vocab_size, f"{data_dir}/{name}")
         length = opened[name].block_size
         if padding >= length:
             raise UserError(

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 
 from horovod_transformer.data.dataset import BlockDataset, load_splits
 from horovod_transformer.data.manifest import find_damage, read_manifest, splits_of
+from horovod_transformer.data.stored_split import StoredSplit
 from horovod_transformer.errors import UserError
 from horovod_transformer.paths import readable, user_path
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
@@ -107,7 +107,7 @@ def show(data_dir: str | Path, split: str = "train", block: int = 0, border: str
     blocks = load_splits(folder)[split]
     if not -len(blocks) <= block < len(blocks):
         raise UserError(f"{readable(folder)}: {split} has the blocks 0 to {len(blocks) - 1}, not {block}")
-    ids = blocks[block % len(blocks)]["input_ids"]
+    ids = blocks.table.column("input_ids")[block % len(blocks)].as_py()
     if block % len(blocks) == len(blocks) - 1:
         ids = ids[: len(ids) - manifest["splits"][split]["padding"]]
     parts: list[list[int]] = [[]]
@@ -138,7 +138,7 @@ def _open(data_dir: str | Path) -> tuple[Path, dict[str, Any], Tokenizer]:
 
 
 def _check_split(
-    name: str, split: datasets.Dataset, manifest: dict[str, Any], tokenizer: Tokenizer, wrong: list[str]
+    name: str, split: StoredSplit, manifest: dict[str, Any], tokenizer: Tokenizer, wrong: list[str]
 ) -> set[bytes]:
     """Add what is wrong with a split; return the digests of its books."""
     said = manifest["splits"][name]

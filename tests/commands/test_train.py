@@ -7,7 +7,7 @@ import yaml
 from tests.distributed.conftest import BASE, write_corpus
 
 # Each takes a quarter of a second or more, and a run on CPUs needs none.
-UNNEEDED = ["torch._dynamo"]
+UNNEEDED = ["datasets", "matplotlib", "pandas", "torch._dynamo"]
 
 
 def test_a_whole_run_loads_nothing_that_it_does_not_need(run_python, tmp_path):

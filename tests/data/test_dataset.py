@@ -13,6 +13,7 @@ import torch
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.data import dataset
 from horovod_transformer.data.dataset import BlockDataset
+from horovod_transformer.data.stored_split import StoredSplit
 from horovod_transformer.errors import UserError
 
 BLOCK, VOCAB = 6, 50
@@ -28,6 +29,10 @@ def split_of(rows, fixed=True):
 
 def rows_of(number):
     return np.arange(number * BLOCK).reshape(number, BLOCK) % VOCAB
+
+
+def blocks_of(split, padding=0, name="train"):
+    return BlockDataset(StoredSplit(split.data.table, []), padding, VOCAB, name)
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def prepared(tmp_path):
 @pytest.mark.parametrize("fixed", [True, False])
 def test_batches_hold_the_rows_asked_for(fixed):
     rows = rows_of(7)
-    batch = BlockDataset(split_of(rows, fixed), 0, VOCAB, "train").__getitems__([5, 0, 5])
+    batch = blocks_of(split_of(rows, fixed)).__getitems__([5, 0, 5])
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
     assert batch["input_ids"].tolist() == rows[[5, 0, 5]].tolist()
     assert torch.equal(batch["labels"], batch["input_ids"])
@@ -64,13 +69,13 @@ def test_batches_hold_the_rows_asked_for(fixed):
 
 def test_rows_are_found_across_the_chunks_of_a_table():
     parts = [split_of(rows_of(9)[a:b]) for a, b in ((0, 2), (2, 3), (3, 9))]
-    whole = BlockDataset(datasets.concatenate_datasets(parts), 2, VOCAB, "train")
+    whole = blocks_of(datasets.concatenate_datasets(parts), 2)
     assert len(whole) == 9 and len(whole._arrays) > 1
     assert whole.__getitems__(list(range(9)))["input_ids"].tolist() == rows_of(9).tolist()
 
 
 def test_filling_is_no_label_in_the_last_block_alone():
-    blocks = BlockDataset(split_of(rows_of(4)), 2, VOCAB, "train")
+    blocks = blocks_of(split_of(rows_of(4)), 2)
     batch = blocks.__getitems__([3, 2])
     assert batch["labels"][0].tolist() == [*rows_of(4)[3][:4], -100, -100]
     assert batch["labels"][1].tolist() == list(rows_of(4)[2])
@@ -79,7 +84,7 @@ def test_filling_is_no_label_in_the_last_block_alone():
 
 
 def test_nothing_asked_for_is_a_block_without_labels():
-    batch = BlockDataset(split_of(rows_of(4)), 2, VOCAB, "train").__getitems__([])
+    batch = blocks_of(split_of(rows_of(4)), 2).__getitems__([])
     assert batch["input_ids"].shape == (1, BLOCK)
     assert batch["labels"].tolist() == [[-100] * BLOCK]
 
@@ -97,13 +102,13 @@ def test_blocks_of_different_lengths_are_refused():
     uneven.append(datasets.concatenate_datasets([split_of([[1, 2]], False), split_of([[1, 2, 3]], False)]))
     for split in uneven:
         with pytest.raises(UserError, match=r"^here: .*length"):
-            BlockDataset(split, 0, VOCAB, "here")
+            blocks_of(split, name="here")
 
 
 def test_a_negative_token_is_named():
     split = datasets.Dataset.from_dict({"input_ids": [[1, 2, 3], [4, -5, 49]]})
     with pytest.raises(UserError, match="row 1: token id -5 is outside"):
-        BlockDataset(split, 0, VOCAB, "train").__getitems__([0, 1])
+        blocks_of(split).__getitems__([0, 1])
 
 
 def test_missing_data_says_how_to_make_it(tmp_path):

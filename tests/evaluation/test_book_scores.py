@@ -9,10 +9,12 @@ import shutil
 import subprocess
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from horovod_transformer.data.dataset import BlockDataset
+from horovod_transformer.data.stored_split import StoredSplit
 from horovod_transformer.evaluation.book_scores import (
     BookScore,
     books_of,
@@ -125,9 +127,7 @@ def test_figures_of_a_score():
 
 
 def blocks_of(rows: list[list[int]], padding: int) -> BlockDataset:
-    import datasets
-
-    return BlockDataset(datasets.Dataset.from_dict({"input_ids": rows}), padding, 300, "test")
+    return BlockDataset(StoredSplit(pa.table({"input_ids": rows}), []), padding, 300, "test")
 
 
 def test_books_are_put_together_from_blocks(tiny_tokenizer):
