@@ -28,6 +28,7 @@ LAYERS = (
         "config",
         "html_page",
         "launchers",
+        "local_launch",
         "metrics",
         "plotting",
         "precision",
