@@ -44,6 +44,9 @@ _LONG_WORD = re.compile(f"[{_SPACE}]{{1000}}|[^{_SPACE}]{{1000}}")
 # shorter than the piece, and one at its end is matched without the stack.
 _PIECE_CHARACTERS = 1 << 18
 _TRAINING_PIECE_CHARACTERS = 1 << 16
+# tiktoken takes some forty bytes for each byte of a single word: no word is longer than this, which only
+# what is no text has (zeros, base64 without line ends).
+_WORD_CHARACTERS = 1 << 22
 
 
 class Tokenizer:
@@ -242,15 +245,18 @@ def cut_at_words(text: str, size: int) -> Iterator[str]:
     """Cut a text into pieces of about `size` characters whose encodings join to that of the whole.
 
     Each cut lies before the last white-space character of a gap: no word of the pattern reaches
-    across that place. A piece without such a place is as long as it has to be.
+    across that place. A piece without such a place is as long as it has to be, and where there is none in
+    four million characters they are cut off as they stand: nothing is lost, but the encodings differ.
     """
     start = 0
     while len(text) - start > size:
-        cut = _CUT.search(text, start + size)
-        if cut is None:
+        most = start + size + _WORD_CHARACTERS
+        cut = _CUT.search(text, start + size, most)
+        if cut is None and len(text) <= most:
             break
-        yield text[start : cut.start()]
-        start = cut.start()
+        end = most if cut is None else cut.start()
+        yield text[start:end]
+        start = end
     yield text[start:]
 
 

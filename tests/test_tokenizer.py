@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from horovod_transformer import tokenizer as tokenizer_module
 from horovod_transformer.data.sources import open_books
 from horovod_transformer.errors import UserError
 from horovod_transformer.tokenizer import (
@@ -118,6 +119,14 @@ def test_long_gaps_and_long_words_do_not_break_it(gpt2: Tokenizer) -> None:
     for text in (*gaps, "-" * 200_000, "漢" * 200_000):
         assert gpt2.decode(gpt2.encode(text)) == text
     assert train_bpe([" " * 300_000 + "漢" * 300_000 + " ab ab"], 258).vocab_size == 258
+
+
+def test_an_endless_word_is_cut_and_loses_nothing(gpt2: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_module, "_WORD_CHARACTERS", 1000)
+    for text in ("\0" * 9999, "x" * 4000 + " " * 4000 + "y" * 4000, "a b " * 999, "漢" * 1050 + "  "):
+        pieces = list(cut_at_words(text, 50))
+        assert "".join(pieces) == text and max(map(len, pieces)) <= 1050
+        assert [gpt2.decode(gpt2.encode(piece)) for piece in pieces] == pieces
 
 
 def test_what_is_no_text_becomes_a_replacement_character(gpt2: Tokenizer, bpe: Tokenizer) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from horovod_transformer.data.selection import (
 from horovod_transformer.data.units import Unit, read_books
 from horovod_transformer.data.workers import Job
 from horovod_transformer.errors import UserError
+from horovod_transformer.paths import readable
 from horovod_transformer.tokenizer import Tokenizer, train_bpe
 
 _TOKENS_AT_A_TIME = 8 << 20
@@ -224,7 +225,7 @@ def _copy(
     for unit, first, last in zip(selected.units, selected.starts[:-1], selected.starts[1:], strict=True):
         ends = np.cumsum(books.tokens[first:last])
         splits = selected.splits[first:last]
-        with selected.job.files_of(unit).tokens.open("rb") as file:
+        with _open_tokens(selected.job.files_of(unit).tokens) as file:
             for ids, which in _windows(file, ends, splits, token_dtype(tokenizer.vocab_size)):
                 for place, name in enumerate(selected.names):
                     mine = which == place
@@ -239,14 +240,15 @@ def _copy(
 
 
 def _windows(
-    file: Any, ends: np.ndarray, splits: np.ndarray, dtype: np.dtype
+    file: IO[bytes], ends: np.ndarray, splits: np.ndarray, dtype: np.dtype
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Read a unit's tokens some at a time, with the split of each token, or of all of them alike."""
     total = int(ends[-1]) if len(ends) else 0
     for start in range(0, total, _TOKENS_AT_A_TIME):
         stop = min(start + _TOKENS_AT_A_TIME, total)
         ids = np.fromfile(file, dtype, stop - start)
-        assert len(ids) == stop - start, f"{file.name}: is shorter than it was"
+        if len(ids) < stop - start:
+            raise UserError(_lost(file.name, "is shorter than the record beside it says"))
         first, last = np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop, "left")
         # Of the first and the last book only what lies in the window.
         lengths = np.diff(np.clip(ends[first : last + 1], start, stop), prepend=start)
@@ -254,6 +256,21 @@ def _windows(
         with_tokens = here[lengths > 0]
         alike = (with_tokens == with_tokens[0]).all()
         yield ids, with_tokens[:1] if alike else np.repeat(here, lengths)
+
+
+def _open_tokens(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise UserError(_lost(path, "is gone, the record beside it is there")) from None
+
+
+def _lost(path: Path | str, what: str) -> str:
+    # Its unit counts as finished no more, see `UnitFiles.finished`.
+    return (
+        f"{readable(path)}: {what}; run `prepare` again, which makes it again (with shares: --units for all "
+        "of them, then --assemble)"
+    )
 
 
 def _writer(folder: Path, name: str, tokens: int, config: Config, tokenizer: Tokenizer) -> SplitWriter:

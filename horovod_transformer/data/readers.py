@@ -130,6 +130,7 @@ def read_text(
     text, reencoded = decoded
     if start and content.startswith(codecs.BOM_UTF8):
         text = "\ufeff" + text  # it is no mark in the middle of a file
+    del content, decoded  # a large book is not to lie here twice while it is worked on
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if remove:
         # What is left of "# ACT I" would begin with a space.

@@ -133,6 +133,7 @@ if __name__ == "__main__":
     ("phase", "limit", "unit_bytes", "tokenizer"),
     [
         ("reading", 1500, 5_000_000, "bpe"),
+        ("training", 6_000, 900_000, "bpe"),
         ("tokenizing", 1 << 20, 8_000_000, "gpt2"),
         ("assembling", 1 << 20, 900_000, "gpt2"),
     ],
@@ -149,7 +150,8 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_finished(
     assert f"error: {target}: the disk (or your quota) is full" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     finished = {path.name for path in tmp_path.glob("v1.units/*.arrow")}
-    assert bool(finished) == (phase == "assembling")
+    assert bool(finished) == (phase in ("training", "assembling"))
+    assert not list(tmp_path.glob("v1.units/*tokenizer*"))
     # The other worker was ended within a unit: its lock and what it was writing may be there, by their names.
     assert set(os.listdir(tmp_path)) <= {"program.py", "v1.units"}
     assert len(list(tmp_path.glob("v1.units/*.tokens"))) <= len(finished)

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from horovod_transformer.config import Config, config_from_dict
+from horovod_transformer.data.assembly import assemble, select_books
 from horovod_transformer.data.preparation import Preparation
 from horovod_transformer.data.prepare import assemble_units, prepare, prepare_units
 from horovod_transformer.errors import UserError
@@ -135,6 +136,34 @@ def test_a_unit_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None
     assert len(list(work.folder.glob("*.arrow"))) == 2 and not (tmp_path / "v1").exists()
     files.lock.unlink()
     assert prepare(config, progress=False, workers=1, unit_bytes=2_000_000)["fingerprint"] == RECORDED
+
+
+@pytest.mark.parametrize("left", [None, 1000])
+def test_tokens_that_were_lost_are_named_and_made_again(tmp_path: Path, left: int | None) -> None:
+    for n in range(3):
+        (tmp_path / f"{n}.txt").write_text(f"Book {n} tells of {n * 7} ships. " * 400)
+    config = sample(tmp_path / "v1", model={"vocab_size": 50257, "max_seq_len": 64})
+    config = config.with_overrides({"data.source": str(tmp_path / "*.txt")})
+    whole = prepare(
+        config.with_overrides({"data.data_dir": str(tmp_path / "whole")}), progress=False, workers=1
+    )
+    work = Preparation(config, False, 1, None, 8000)
+    work.folder.mkdir()
+    assert work.chosen is not None
+    job = work.tokenizing(work.chosen)
+    assert work.make(job, work.units) == [] and len(work.units) > 1
+    selected = select_books(config, work.units, job)
+    tokens = job.files_of(work.units[1]).tokens
+    if left is None:
+        tokens.unlink()
+    else:
+        tokens.write_bytes(tokens.read_bytes()[:left])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=rf"{tokens.name}: is (gone|shorter).*; run `prep") as caught:
+        assemble(tmp_path / "out", config, selected, work.chosen)
+    assert "\n" not in str(caught.value)
+    assert not job.files_of(work.units[1]).finished()
+    assert prepare(config, progress=False, workers=1, unit_bytes=8000)["fingerprint"] == whole["fingerprint"]
 
 
 def test_a_worker_does_without_torch(run_python) -> None:
