@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -188,6 +189,11 @@ def _find_path(entry: str, seen: set[str], options: ReadOptions) -> _Found:
             status = path.stat()
         except OSError as error:
             bad = Unreadable(readable(path), f"cannot be read: {error.strerror}")
+        else:
+            if not stat.S_ISREG(status.st_mode):
+                # Reading a pipe would wait for ever.
+                bad, status = Unreadable(readable(path), "cannot be read: is a pipe or a device"), None
+        if status is None:
             result.files.append([readable(name), 0, 0])
         else:
             result.files.append([readable(name), status.st_size, status.st_mtime_ns])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,7 @@ ODD: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "a folder by a book's name": (lambda f: (f / "x.txt").mkdir(), "it is empty"),
     "a link to nowhere": (lambda f: (f / "x.txt").symlink_to(f / "gone"), "cannot be read: No such file"),
     "a link to itself": (lambda f: (f / "x.txt").symlink_to(f / "x.txt"), "cannot be read: "),
+    "a pipe": (lambda f: os.mkfifo(f / "x.txt"), "cannot be read: is a pipe"),
     "archives": (text(b"PK", "x.zip"), "the data files there are not read (1 .zip); unpack"),
     "tables of another kind": (text(b"a,b", "x.csv"), "not read (1 .csv); convert it to parquet"),
     "e-books": (text(b"PK", "x.epub"), "it has only .epub"),
