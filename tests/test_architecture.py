@@ -28,7 +28,6 @@ LAYERS = (
         "config",
         "html_page",
         "launchers",
-        "local_launch",
         "metrics",
         "plotting",
         "precision",

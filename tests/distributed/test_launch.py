@@ -153,11 +153,6 @@ def test_the_exit_code_comes_through(run_job, command, restarts, code, told):
     assert (job.process.returncode, job.stderr.splitlines()) == (code, told)
 
 
-def test_the_launcher_does_without_torch(run_python):
-    program = "import sys, horovod_transformer.commands.launch; print('torch' in sys.modules)"
-    assert run_python("-c", program).stdout == "False\n"
-
-
 def test_a_failure_is_started_again_after_a_pause(run_job):
     script = "echo attempt $TORCHELASTIC_RESTART_COUNT; [ $TORCHELASTIC_RESTART_COUNT = 2 ] || exit 3"
     job = run_job(1, *LAUNCH, "--max-restarts", "5", "--", "sh", "-c", script)

@@ -1,29 +1,28 @@
 """Start a command on several processes of this machine, and start it again when they fail.
 
-It tells the ranks what `torchrun` would, without torch itself: the ranks need most of a second of both
-cores to load it, and would wait for a launcher that did so first.
+PyTorch's own process layer (what `torchrun` is made of) starts and ends the processes; here is what
+a training run needs beyond: who speaks, which signals pass, which ends are worth another start.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from horovod_transformer.errors import EXIT_MISTAKE, EXIT_START_AGAIN, UserError
 
 POLL_S = 0.05
-GRACE_S = 30.0  # from SIGTERM to SIGKILL, for ranks that are to end because another one has
 PAUSE_S = 2.0  # before another start: ports and devices of the last one are free by then
 # What reaches the ranks; a closed terminal ends them as SIGTERM does.
 PASSED_ON = {
@@ -57,15 +56,17 @@ class Launcher:
         self._processes, self._max_restarts = processes, max_restarts
         self._job = uuid.uuid4().hex
         self._signals: list[int] = []
-        self._ranks: list[subprocess.Popen[bytes]] = []
+        self._ranks: Any = None
 
     def run(self) -> int:
         """Start the ranks until they end well, or for good; return the exit code."""
+        # PyTorch would tell of each process it ends, below the line that matters.
+        logging.disable(logging.ERROR)
         for number in PASSED_ON:
             signal.signal(number, self._pass_on)
         for attempt in range(self._max_restarts + 1):
             with tempfile.TemporaryDirectory(prefix="launch-") as logs:
-                code, told = self._run_once(attempt, Path(logs))
+                code, told = self._run_once(attempt, logs)
             if self._signals.count(signal.SIGINT) > 1:
                 return 128 + signal.SIGINT
             if code == 0 or code == EXIT_MISTAKE:
@@ -81,67 +82,49 @@ class Launcher:
                     return EXIT_START_AGAIN
         return code
 
-    def _run_once(self, attempt: int, logs: Path) -> tuple[int, str]:
+    def _run_once(self, attempt: int, logs: str) -> tuple[int, str]:
         """Exit code, and how the rank that failed first has ended."""
-        with closing(_hold_port()) as held:
-            try:
-                self._start(attempt, held.getsockname()[1], logs)
-                while True:
-                    codes = [rank.poll() for rank in self._ranks]
-                    if any(codes) or None not in codes:
-                        break
-                    time.sleep(POLL_S)
-            finally:
-                self._end()
-        if not any(codes):
-            return 0, ""
-        rank, code = next((rank, code) for rank, code in enumerate(codes) if code)
-        if rank:
-            _show(rank, logs / f"{rank}.stderr", logs / f"{rank}.stdout")
-        if any(each.returncode == EXIT_START_AGAIN for each in self._ranks):
-            return EXIT_START_AGAIN, ""
-        if code < 0:
-            return 128 - code, f"rank {rank} was ended by {signal.Signals(-code).name}"
-        return code, f"rank {rank} ended with exit code {code}"
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
 
-    def _start(self, attempt: int, port: int, logs: Path) -> None:
+        from horovod_transformer.distributed.rendezvous import serve_store
+
+        store = serve_store("127.0.0.1", 0)
         shared = {
             "PATH": self._path,
             "WORLD_SIZE": str(self._processes),
             "LOCAL_WORLD_SIZE": str(self._processes),
             "GROUP_WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(store.port),
             "TORCHELASTIC_RUN_ID": self._job,
             "TORCHELASTIC_RESTART_COUNT": str(attempt),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
-        ranks: list[subprocess.Popen[bytes]] = []
-        try:
-            for rank in range(self._processes):
-                environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                # Rank 0 has the terminal, progress bar and all; the others are heard if they fail.
-                with open(logs / f"{rank}.stdout", "wb") as out, open(logs / f"{rank}.stderr", "wb") as err:
-                    ranks.append(
-                        subprocess.Popen(
-                            self._command,
-                            env=environment,
-                            stdout=out if rank else None,
-                            stderr=err if rank else None,
-                            start_new_session=True,
-                        )
-                    )
-        finally:
-            self._ranks = ranks
+        ranks = range(self._processes)
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are ours
+        self._ranks = start_processes(
+            name="launch",
+            entrypoint=self._command[0],
+            args={rank: tuple(self._command[1:]) for rank in ranks},
+            envs={rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks},
+            # Rank 0 has the terminal, progress bar and all; the others are heard if they fail.
+            logs_specs=DefaultLogsSpecs(logs, redirects={rank: Std.ALL for rank in ranks if rank}),
+        )
         if self._signals:
             self._send(PASSED_ON[signal.Signals(self._signals[0])])  # it came while they were being started
-
-    def _end(self) -> None:
-        """End the ranks that still run, and wait for them."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            self._send(number)
-            end = time.monotonic() + GRACE_S
-            while any(rank.poll() is None for rank in self._ranks) and time.monotonic() < end:
-                time.sleep(POLL_S)
+        while (result := self._ranks.wait(0)) is None:
+            time.sleep(POLL_S)
+        if not result.failures:
+            return 0, ""
+        rank, failure = next(iter(result.failures.items()))  # in the order in which they were seen
+        if rank:
+            _show(rank, Path(result.stderrs[rank]), Path(result.stdouts[rank]))
+        code = failure.exitcode
+        if any(other.exitcode == EXIT_START_AGAIN for other in result.failures.values()):
+            return EXIT_START_AGAIN, ""
+        if code < 0:
+            return 128 - code, f"rank {rank} was ended by {signal.Signals(-code).name}"
+        return code, f"rank {rank} ended with exit code {code}"
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
@@ -149,18 +132,9 @@ class Launcher:
         self._send(signal.SIGKILL if at_once else PASSED_ON[signal.Signals(number)])
 
     def _send(self, number: int) -> None:
-        for rank in self._ranks:
-            if rank.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(rank.pid, number)  # each rank leads a session of its own
-
-
-def _hold_port() -> socket.socket:
-    """Keep a free port until rank 0 listens on it; two sockets may have one that say SO_REUSEADDR."""
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return held
+        for pid in self._ranks.pids().values() if self._ranks else ():
+            with suppress(ProcessLookupError):
+                os.killpg(pid, number)  # each rank leads a session of its own
 
 
 def _show(rank: int, *outputs: Path) -> None:
