@@ -189,3 +189,12 @@ def test_the_gradient_in_fp16_is_formed_with_the_scale():
     assert errors[scale / tokens] < 0.01
     assert errors[scale / tokens, "small"] < 0.01
     assert errors[1.0, "small"] > 3 * errors[scale / tokens, "small"]
+
+
+def test_a_second_backward_pass_is_refused():
+    # The first one scales the gradients where they lie: a second would scale them again.
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    loss = chunked_cross_entropy(hidden, weight, torch.arange(5))[0] / 5
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
