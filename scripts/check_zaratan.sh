@@ -55,11 +55,13 @@ doomed() {
 
 run=(--config "$folder/config.yaml" --run_name check)
 python scripts/check_cluster.py config "$folder" "$@"
-part prepare python -m horovod_transformer prepare --config "$folder/config.yaml"
 part ranks on_all scripts/check_cluster.py ranks "$folder" "$@"
-part one on_one -m src.train "${run[@]}" --output_dir "$folder/one"
-part all on_all -m src.train "${run[@]}" --output_dir "$folder/all"
-[[ $# -gt 0 ]] || part bf16 on_all -m src.train "${run[@]}" --output_dir "$folder/bf16" --training.precision bf16
-part killed doomed
-part resumed on_all -m src.train "${run[@]}" --output_dir "$folder/killed" --resume auto
+if [[ -f $folder/ranks.json ]]; then # else they did not meet, and all that follows would only fail more slowly
+  part prepare python -m horovod_transformer prepare --config "$folder/config.yaml"
+  part one on_one -m src.train "${run[@]}" --output_dir "$folder/one"
+  part all on_all -m src.train "${run[@]}" --output_dir "$folder/all"
+  [[ $# -gt 0 ]] || part bf16 on_all -m src.train "${run[@]}" --output_dir "$folder/bf16" --training.precision bf16
+  part killed doomed
+  part resumed on_all -m src.train "${run[@]}" --output_dir "$folder/killed" --resume auto
+fi
 python scripts/check_cluster.py report "$folder" "$@"

@@ -416,17 +416,16 @@ class Trainer:
         """Wait for the last checkpoint and tell how it ended. *Collective.*"""
         state = self.state
         self.checkpointing.finish(state.update)
-        reason = distributed.run_on_rank0(lambda: self.stop_reason)
+        # A signal may have reached another rank a moment before this one: whoever was asked knows why.
+        reasons = distributed.gather_objects(self.stop_reason, "stop_reason")
         seconds = self.throughput.seconds
         self.logger.say(
             f"checkpoints held training up for {self.checkpointing.stall:.2f} s of {seconds:.1f} s "
             f"({self.checkpointing.stall / seconds:.2%})"
         )
         if state.update < self.total:
-            self.logger.say(
-                f"stopped after update {state.update} ({reason or 'asked by another rank'}); --resume auto "
-                "resumes there"
-            )
+            why = ", ".join(sorted({reason for reason in reasons if reason}))
+            self.logger.say(f"stopped after update {state.update} ({why}); --resume auto resumes there")
         else:
             best = state.best_validation_loss  # infinite if a signal came before any
             said = f"best validation loss {best:.4f}" if best < math.inf else "not validated"

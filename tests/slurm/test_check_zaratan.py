@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from slurm_cluster import NO_GPU, Submitter
 
@@ -30,4 +32,6 @@ def test_without_gpus_the_check_fails_and_does_not_pass_on_the_cpu(submitter: Su
     output = submitter.output(job)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), output
     assert output.splitlines()[-1].startswith("NOT YET: ")
-    assert "| ranks | FAILED |" in output
+    # The reason stands in the report; nothing else was started, only to fail as well.
+    assert re.search(r"\| ranks \| FAILED \| nothing else was tried; .*error: ", output), output
+    assert not (submitter.checkout / f"check-{job}" / "all.log").exists()

@@ -88,7 +88,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
     output_dir = submitter.checkout / "other"
     wanted = [*tiny_run(prepared_data, 60), f"--output_dir={output_dir}"]
     # Slowed down, or it would be done before it can be cancelled.
-    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "100"}
+    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "40"}
     job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *wanted, **slow)
     table = output_dir / "runs" / "structured" / f"slurm-{job}" / "train.csv"
     wait_for("updates", lambda: table.exists() and table.read_text().count("\n") > 3)
@@ -98,8 +98,8 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
     assert submitter.slurm.job(job)["JobState"] == "CANCELLED"
     assert submitter.slurm.job(job)["Restarts"] == "0"
     stopped = load_checkpoint(output_dir / "checkpoints" / "last.pt")["progress"]["update"]
-    # Why it stopped is told by rank 0: its own signal, or another rank's that was a moment earlier.
-    assert f"stopped after update {stopped} (" in (output_dir / "logs" / "train_rank0.log").read_text()
+    log = (output_dir / "logs" / "train_rank0.log").read_text()
+    assert f"stopped after update {stopped} (SIGTERM" in log
     assert 3 <= stopped < 60
     assert not (submitter.checkout / "checkpoints").exists()
 
@@ -123,12 +123,12 @@ def test_two_jobs_do_not_write_into_one_folder(submitter: Submitter, prepared_da
 
 
 def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, prepared_data: Path) -> None:
-    wanted = [*tiny_run(prepared_data, 40), "--training.save_interval", "5"]
-    # Slowed down, or it would be done before the node is lost.
-    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "100"}
-    job = submitter.submit("--nodes=2", "--gres=gpu:h100:1", *PROMISED, *wanted, **slow)
+    wanted = [*tiny_run(prepared_data, 30), "--training.save_interval", "3"]
+    # Long updates, or it would be done before the node is lost.
+    wanted += ["--training.global_batch_size", "64", "--training.per_gpu_batch_size", "1"]
+    job = submitter.submit("--nodes=2", "--gres=gpu:h100:1", *PROMISED, *wanted, **NO_GPU)
 
-    wait_for("updates", lambda: len(submitter.updates(job)) > 5)
+    wait_for("updates", lambda: len(submitter.updates(job)) > 3)
     process = rank_process(job, 1)
     assert process is not None
     process.send_signal(signal.SIGKILL)
@@ -137,13 +137,13 @@ def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, pr
     assert re.search(r"ended with exit code 1(37|43); queueing it again", submitter.output(job))
 
     before = max(submitter.updates(job))
-    wait_for("more updates", lambda: max(submitter.updates(job), default=0) > before + 2)
+    wait_for("more updates", lambda: max(submitter.updates(job), default=0) > before)
     # It comes back by itself (ReturnToService), as a rebooted node does.
     submitter.slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     wait_for("the third start", lambda: "start 3" in submitter.output(job))
     ended = submitter.wait(job, "COMPLETED", "FAILED", "NODE_FAIL", timeout=240)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), submitter.output(job)
-    assert submitter.updates(job) == list(range(1, 41))
+    assert submitter.updates(job) == list(range(1, 31))
     assert not list(submitter.checkout.glob(".slurm-*"))
 
 
@@ -172,29 +172,20 @@ def failing_training(tmp_path: Path) -> Path:
     return python.parents[1]
 
 
-def test_two_starts_without_progress_end_the_job(submitter: Submitter, failing_training: Path) -> None:
-    (submitter.checkout / "training").write_text("exit 1")
-    job = submitter.submit(*PROMISED, HT_VENV=str(failing_training), HT_PROCESSES="1")
-
-    ended = submitter.wait(job, "FAILED", "COMPLETED")
-    assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "1"), submitter.output(job)
-    last = submitter.output(job).splitlines()[-1]
-    assert (
-        "two starts in a row ended (exit code 1) before a new checkpoint, the last one being of update 0"
-        in last
-    )
-    assert not list(submitter.checkout.glob(".slurm-*"))
-
-
-def test_a_start_with_progress_counts_anew(submitter: Submitter, failing_training: Path) -> None:
+def test_two_starts_in_a_row_without_progress_end_the_job(
+    submitter: Submitter, failing_training: Path
+) -> None:
     # Of the starts only the second gets further: the first, third and fourth do not.
     (submitter.checkout / "checkpoints").mkdir()
     further = "touch checkpoints/update_00000004.pt"
     (submitter.checkout / "training").write_text(f"[ $(wc -l < starts) != 2 ] || {further}; exit 1")
     job = submitter.submit(*PROMISED, HT_VENV=str(failing_training), HT_PROCESSES="1")
 
-    assert submitter.wait(job, "FAILED", "COMPLETED")["Restarts"] == "3", submitter.output(job)
-    assert "the last one being of update 4; not queued again" in submitter.output(job).splitlines()[-1]
+    ended = submitter.wait(job, "FAILED", "COMPLETED")
+    assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "3"), submitter.output(job)
+    told = "two starts in a row ended (exit code 1) before a new checkpoint, the last one being of update 4;"
+    assert told in submitter.output(job).splitlines()[-1]
+    assert not list(submitter.checkout.glob(".slurm-*"))
 
 
 def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(
