@@ -24,9 +24,9 @@ TWO_GPUS = "--gres=gpu:h100:2"
 
 @pytest.fixture(scope="module")
 def curve_of_one(root: Path, prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of 60 updates on one process, without Slurm."""
+    """The losses of 40 updates on one process, without Slurm."""
     folder = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, "-m", "src.train", *tiny_run(prepared_data, 60), "--run_name", "alone"]
+    command = [sys.executable, "-m", "src.train", *tiny_run(prepared_data, 40), "--run_name", "alone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(
         [*command, "--output_dir", str(folder)], cwd=root, env=environment, timeout=120, check=True
@@ -63,7 +63,7 @@ def test_the_promised_command_trains_on_four_processes(submitter: Submitter, pre
 def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
     submitter: Submitter, prepared_data: Path, curve_of_one: list[float]
 ) -> None:
-    job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *tiny_run(prepared_data, 60), **NO_GPU)
+    job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *tiny_run(prepared_data, 40), **NO_GPU)
 
     # At the worst of times: the ranks are starting up and would die of USR1.
     wait_for("the start", lambda: "start 1" in submitter.output(job))
@@ -77,16 +77,16 @@ def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
     assert (ended["JobState"], ended["Restarts"], ended["NumNodes"]) == ("COMPLETED", "1", "2"), output
     assert "2 node(s) with 2 process(es) each" in output
     assert f"resuming after update {stopped[1]}" in output
-    assert submitter.updates(job) == list(range(1, 61))
+    assert submitter.updates(job) == list(range(1, 41))
     assert submitter.losses(job) == pytest.approx(curve_of_one, abs=1e-4)
-    assert load_checkpoint(submitter.checkout / "checkpoints" / "last.pt")["progress"]["update"] == 60
+    assert load_checkpoint(submitter.checkout / "checkpoints" / "last.pt")["progress"]["update"] == 40
 
 
 def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_processes(
     submitter: Submitter, prepared_data: Path, curve_of_one: list[float]
 ) -> None:
     output_dir = submitter.checkout / "other"
-    wanted = [*tiny_run(prepared_data, 60), f"--output_dir={output_dir}"]
+    wanted = [*tiny_run(prepared_data, 40), f"--output_dir={output_dir}"]
     # Slowed down, or it would be done before it can be cancelled.
     slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "40"}
     job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *wanted, **slow)
@@ -100,7 +100,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
     stopped = load_checkpoint(output_dir / "checkpoints" / "last.pt")["progress"]["update"]
     log = (output_dir / "logs" / "train_rank0.log").read_text()
     assert f"stopped after update {stopped} (SIGTERM" in log
-    assert 3 <= stopped < 60
+    assert 3 <= stopped < 40
     assert not (submitter.checkout / "checkpoints").exists()
 
     smaller = submitter.submit(TWO_GPUS, *PROMISED, *wanted, "--resume", "auto", **NO_GPU)
