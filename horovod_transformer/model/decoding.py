@@ -20,11 +20,11 @@ from horovod_transformer.model.sampling import next_tokens
 class KeyValueCache:
     """Keys and values of the tokens seen so far, so that generation computes each only once.
 
-    Room for a whole context is taken at once: 2 x layers x batch x `max_seq_len` x `d_model`
-    numbers of the model's dtype, on its device. What lies beyond a row's length has no meaning.
+    All memory is taken at once: 2 x layers x batch x room x `d_model` numbers of the model's dtype, on
+    its device. What lies beyond a row's length has no meaning.
 
     Attributes:
-        keys: One tensor per layer, (B, H, `max_seq_len`, D).
+        keys: One tensor per layer, (B, H, room, D).
         values: The same for values.
         lengths: Tokens held, for each of the B rows.
         filling: Whether the pass under way computes whole texts, or else one more token each.
@@ -37,7 +37,7 @@ class KeyValueCache:
         Args:
             like: Gives dtype and device.
             layers: Number of blocks.
-            shape: (B, H, `max_seq_len`, D).
+            shape: (B, H, room for so many tokens of each row, D).
         """
         # Zeros: what attention masks out is multiplied by 0, and memory as it comes may hold NaN.
         self.keys = [like.new_zeros(shape) for _ in range(layers)]
@@ -109,7 +109,7 @@ class CachedModel(Protocol):
     vocab_size: int
     training: bool
 
-    def new_cache(self, batch_size: int) -> KeyValueCache: ...
+    def new_cache(self, batch_size: int, room: int | None = None) -> KeyValueCache: ...
 
     def cached_logits(
         self,
@@ -189,7 +189,8 @@ class Decoder:
         self._prompt_lengths = [len(prompt) for prompt in prompts]
         # Where in each text the window begins that the model looks at.
         self._starts = [max(0, len(prompt) - model.max_seq_len) for prompt in prompts]
-        self._cache = model.new_cache(len(prompts))
+        longest = max(self._prompt_lengths, default=0) + settings.max_new_tokens
+        self._cache = model.new_cache(len(prompts), min(longest, model.max_seq_len))
         self._device = self._cache.keys[0].device
         self._seen: Tensor | None = None
         if settings.repetition_penalty != 1:
@@ -197,9 +198,9 @@ class Decoder:
             for row, text in enumerate(self.texts):
                 self._seen[row, text] = True
 
-    def finish(self, row: int) -> None:
-        """Write no more of this text."""
-        kept = [slot for slot, other in enumerate(self.rows) if other != row]
+    def finish(self, *rows: int) -> None:
+        """Write no more of these texts."""
+        kept = [slot for slot, row in enumerate(self.rows) if row not in rows]
         if len(kept) < len(self.rows):
             self.rows = [self.rows[slot] for slot in kept]
             if kept:
@@ -229,11 +230,13 @@ class Decoder:
             if self._seen is not None:
                 self._seen[row, token] = True
             written.append(Written(row, token, scores[slot] if scores else None))
-        for row in list(self.rows):
-            new = len(self.texts[row]) - self._prompt_lengths[row]
-            if self.texts[row][-1] == self._end_of_text or new >= self._settings.max_new_tokens:
-                self.finish(row)
+        # All at once: what remains of the cache is copied.
+        self.finish(*(row for row in self.rows if self._has_ended(row)))
         return written
+
+    def _has_ended(self, row: int) -> bool:
+        new = len(self.texts[row]) - self._prompt_lengths[row]
+        return self.texts[row][-1] == self._end_of_text or new >= self._settings.max_new_tokens
 
     def _draws(self) -> Tensor | None:
         """A uniform number for each row, float64, on the CPU: the same on every device."""

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from horovod_transformer.config import GenerationConfig, ModelConfig
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
 from horovod_transformer.model.decoding import Decoder, KeyValueCache
+from horovod_transformer.model.few_rows import Linear, linear
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
 
 INITIAL_STD = 0.02
@@ -39,8 +40,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_heads = n_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.output = nn.Linear(d_model, d_model)
+        self.qkv = Linear(d_model, 3 * d_model)
+        self.output = Linear(d_model, d_model)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
@@ -82,8 +83,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(d_model, d_ff)
-        self.output = nn.Linear(d_ff, d_model)
+        self.expand = Linear(d_model, d_ff)
+        self.output = Linear(d_ff, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map hidden states, float (..., C), to float (..., C)."""
@@ -255,11 +256,11 @@ class TransformerLM(nn.Module):
                 self._compiled,
             )
 
-    def new_cache(self, batch_size: int) -> KeyValueCache:
-        """Make an empty cache for `batch_size` texts."""
+    def new_cache(self, batch_size: int, room: int | None = None) -> KeyValueCache:
+        """Make an empty cache for `batch_size` texts of up to `room` tokens; None: of a whole context."""
         parameter = self.token_embedding.weight
-        size = self.d_model // self.n_heads
-        return KeyValueCache(parameter, len(self.blocks), (batch_size, self.n_heads, self.max_seq_len, size))
+        shape = (batch_size, self.n_heads, room or self.max_seq_len, self.d_model // self.n_heads)
+        return KeyValueCache(parameter, len(self.blocks), shape)
 
     def cached_logits(
         self,
@@ -294,7 +295,7 @@ class TransformerLM(nn.Module):
             cache.begin_growing(rows)
             hidden = self._hidden(input_ids, cache=cache)[:, -1]
         cache.finish()
-        return F.linear(hidden, self.token_embedding.weight)
+        return linear(hidden, self.token_embedding.weight)
 
     def _hidden(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KeyValueCache | None = None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from horovod_transformer.config import GenerationConfig, ModelConfig
-from horovod_transformer.model.decoding import Decoder
+from horovod_transformer.model.decoding import Decoder, KeyValueCache
 from horovod_transformer.model.transformer import build_model
 
 LENGTHS = [1, 30, 7, 32, 50]
@@ -129,3 +129,27 @@ def test_the_penalty_forbids_repetition(model):
 def test_an_empty_prompt_is_refused(model):
     with pytest.raises(ValueError, match="at least one token"):
         Decoder(model, [[1], []], GenerationConfig())
+
+
+def test_the_cache_has_room_for_what_is_written_and_is_copied_once_for_all_that_end(model, monkeypatch):
+    kept = []
+    keep = KeyValueCache.keep
+    monkeypatch.setattr(KeyValueCache, "keep", lambda cache, rows: kept.append(rows) or keep(cache, rows))
+    decoder = Decoder(model, [[1, 2], [3], [4], [5]], GenerationConfig(max_new_tokens=9))
+    assert decoder._cache.keys[0].shape == (4, 2, 11, 16)
+    decoder.finish(1, 3)
+    assert decoder.rows == [0, 2] and kept == [[0, 2]]
+    while decoder.rows:
+        decoder.step()
+    assert kept == [[0, 2]]
+
+
+def test_past_the_edge_of_the_context_the_work_per_token_stays_bounded(model, monkeypatch):
+    """A text of any length computes at most two positions for each token."""
+    computed = []
+    original = model.cached_logits
+    monkeypatch.setattr(
+        model, "cached_logits", lambda ids, *a: computed.append(ids.numel()) or original(ids, *a)
+    )
+    write(model, [[1]], settings={"max_new_tokens": 320})
+    assert sum(computed) <= 2 * 320 and max(computed) <= 16
