@@ -50,8 +50,7 @@ def read_parquet(path: Path, options: ReadOptions, start: int, stop: int) -> Ite
 def _rows(path: Path, options: ReadOptions, start: int, stop: int) -> Iterator[Book | Unreadable]:
     row = start
     try:
-        # Without a buffer size, whole row groups (up to gigabytes of books) would be read at once.
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        with _open(path) as file:
             names = file.schema_arrow.names
             columns = [options.text_column]
             if names.count(options.title_column) == 1 and options.title_column != options.text_column:
@@ -83,6 +82,19 @@ def _rows(path: Path, options: ReadOptions, start: int, stop: int) -> Iterator[B
                 row = last
     except (pa.ArrowException, OSError) as error:
         yield Unreadable(f"{readable(path)}, after row {row}", _broken_parquet(error))
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    # For each batch Arrow asks for room for the rest of the page, a quarter of a gigabyte perhaps, and fills
+    # some megabytes of it. With the system's allocator only these take memory; Arrow's own keeps what was
+    # ever filled, and grows from batch to batch. A file keeps the allocator that it was opened with.
+    usual = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        # Without a buffer size, whole row groups (up to gigabytes of books) would be read at once.
+        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+    finally:
+        pa.set_memory_pool(usual)
 
 
 def _books_of_batch(
