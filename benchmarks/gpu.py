@@ -45,7 +45,7 @@ from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.distributed import weights_digest
 from horovod_transformer.distributed.launcher import Launcher
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.precision import choose_precision, set_arithmetic
+from horovod_transformer.precision import bf16_unit, set_arithmetic
 from horovod_transformer.training.metric_logger import describe_environment
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
@@ -345,7 +345,7 @@ def main() -> int:
     if not torch.cuda.is_available() and not options.tiny:
         parser.error(f"torch {torch.__version__} sees no GPU here; --tiny tries the script without")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    precision = choose_precision("auto", device)
+    precision = "bf16" if device.type == "cuda" and bf16_unit(device) else "fp32"
     bench = Bench(device, TINY if options.tiny else ModelConfig(), updates=3 if options.tiny else 10)
     if options.as_rank:
         # Not the GPU of this rank, as in training: there is one for both.

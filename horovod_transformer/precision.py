@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,25 +17,96 @@ from horovod_transformer.errors import UserError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """Resolve `auto` to what is fast on the device, and check what was asked for.
+# By their names in Linux's list of a CPU's flags, the faster one first.
+CPU_BF16_UNITS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
 
-    `auto` takes bf16 on GPUs that have it (Ampere and newer) and fp32 elsewhere: on a CPU without
-    matrix units for it, bf16 runs hundreds of times slower than fp32.
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """What the products run in, and why.
+
+    Attributes:
+        name: fp32, bf16 or fp16.
+        reason: For the user.
+        asked_for: The config names it; otherwise `auto` has found it.
+        lacking: Who has no bf16 products, for the user; empty if all ranks have them.
+    """
+
+    name: str
+    reason: str
+    asked_for: bool = False
+    lacking: str = ""
+
+    def resuming(self, before: str, path: Path) -> PrecisionChoice:
+        """The choice of a run that resumes a checkpoint: its precision, unless another is asked for.
+
+        Args:
+            before: The precision it was trained with.
+            path: The checkpoint.
+
+        Raises:
+            UserError: It was trained in bf16, and a rank has no products for it.
+        """
+        if self.asked_for:
+            return self
+        if before == "bf16" and self.lacking:
+            raise UserError(
+                f"{path}: was trained in bf16, but {self.lacking}; resume it where every rank has one, or "
+                "in another precision with --training.precision fp32"
+            )
+        return replace(self, name=before, reason="as the resumed checkpoint was trained")
+
+
+def choose_precision(wanted: str, device_type: str, units: Sequence[str]) -> PrecisionChoice:
+    """Choose for all ranks alike: `auto` takes bf16 where every rank has fast products for it.
+
+    That is on GPUs from Ampere on and on CPUs with AMX-BF16 or AVX512-BF16; elsewhere it takes fp32: on
+    a CPU without, bf16 is emulated, hundreds of times slower.
+
+    Args:
+        wanted: As `training.precision`.
+        device_type: `cpu` or `cuda`, the same on all ranks.
+        units: What each rank multiplies bf16 with, by rank, as `bf16_unit` names it.
 
     Raises:
-        UserError: The device cannot do it.
+        UserError: bf16 is asked for, and a rank's GPU cannot do it at all.
     """
-    if wanted == "auto":
-        fast = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-        return "bf16" if fast else "fp32"
-    if (
-        wanted == "bf16"
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise UserError("training.precision = bf16: this GPU has no bfloat16; use fp16, fp32 or auto")
-    return wanted
+    without = [rank for rank, unit in enumerate(units) if not unit]
+    lacking = ""
+    if without:
+        known = "no bf16 matrix unit"
+        if device_type == "cpu":
+            known = f"no unit for bf16 ({' or '.join(CPU_BF16_UNITS.values())})"
+        lacking = f"the {device_type.upper().replace('CUDA', 'GPU')} of rank {without[0]} has {known}"
+    if wanted == "bf16" and lacking and device_type == "cuda":
+        raise UserError(f"training.precision = bf16: {lacking}; use fp16, fp32 or auto")
+    if wanted != "auto":
+        slow = f", slowly: {lacking}" if wanted == "bf16" and lacking else ""
+        return PrecisionChoice(wanted, f"as training.precision says{slow}", True, lacking)
+    if lacking:
+        return PrecisionChoice("fp32", lacking, lacking=lacking)
+    return PrecisionChoice("bf16", f"every rank has {' or '.join(dict.fromkeys(units))}")
+
+
+def bf16_unit(device: torch.device) -> str:
+    """Name what multiplies bf16 matrices fast on this rank's device; empty if nothing does."""
+    if device.type == "cuda":
+        return "tensor cores" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+    return cpu_bf16_unit(cpu_flags()) if torch.backends.mkldnn.is_available() else ""
+
+
+def cpu_bf16_unit(flags: Collection[str]) -> str:
+    """Name the bf16 unit of a CPU with these flags (Linux's names); empty if it has none."""
+    return next((name for flag, name in CPU_BF16_UNITS.items() if flag in flags), "")
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """This CPU's flags by Linux's names: what the CPU has and the kernel lets programs use."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []  # not Linux
+    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
 
 
 def set_arithmetic(device: torch.device, precision: str, deterministic: bool) -> None:

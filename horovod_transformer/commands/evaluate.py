@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--output {folder}: is a file; it names a folder")
 
     # Imported late: a mistake on the command line should not wait for torch.
-    from horovod_transformer.distributed import gather_objects, setup_horovod
+    from horovod_transformer.distributed import common_precision, gather_objects, setup_horovod
     from horovod_transformer.evaluation.book_scores import (
         add_up,
         books_of,
@@ -79,7 +79,6 @@ def main(arguments: Sequence[str]) -> int:
     )
     from horovod_transformer.evaluation.text_quality import draw_passages, measure_samples, write_samples
     from horovod_transformer.generation import load_model_for_generation
-    from horovod_transformer.precision import choose_precision
 
     world_size, rank, _, _ = setup_horovod()
     model, tokenizer, config = load_model_for_generation(options.checkpoint, options.config, options.device)
@@ -101,9 +100,9 @@ def main(arguments: Sequence[str]) -> int:
     passages = draw_passages(books, samples, prompt_tokens, new_tokens, seed)
 
     device = model.token_embedding.weight.device
-    mine = score_each(
-        model, books[rank::world_size], tokenizer, choose_precision("auto", device), progress=rank == 0
-    )
+    # A score is the same on every CPU, whether or not it has units for bf16.
+    precision = common_precision("fp32" if device.type == "cpu" else "auto", device).name
+    mine = score_each(model, books[rank::world_size], tokenizer, precision, progress=rank == 0)
     shares = gather_objects(mine, "scores")
     if rank > 0:
         return 0

@@ -13,10 +13,9 @@ from horovod_transformer.distributed.collectives import (
     get_local_rank,
     get_local_size,
     lacks_nccl,
-    raise_on_all_ranks,
 )
 from horovod_transformer.errors import UserError
-from horovod_transformer.precision import choose_precision
+from horovod_transformer.precision import PrecisionChoice, bf16_unit, choose_precision
 
 # Slurm says by these that it granted GPUs to this process.
 SLURM_GPU_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
@@ -82,24 +81,17 @@ def require_alike(found: Sequence[RankDevice]) -> None:
         require_own_devices([device.uuid for device in found])
 
 
-def common_precision(wanted: str, device: torch.device) -> str:
-    """Choose the precision, and make sure that all ranks choose the same. *Collective.*
+def common_precision(wanted: str, device: torch.device) -> PrecisionChoice:
+    """Choose the precision, the same on all ranks. *Collective.*
 
     Args:
         wanted: As `training.precision`.
         device: This rank's.
 
     Raises:
-        UserError: A device cannot do it, or `auto` is different things on different ranks.
+        UserError: bf16 is asked for, and a rank's GPU cannot do it.
     """
-    mine = raise_on_all_ranks(lambda: choose_precision(wanted, device))
-    chosen = gather_objects(mine, "precision")
-    if len(set(chosen)) > 1:
-        raise UserError(
-            f"training.precision = {wanted} is {', '.join(chosen)} on ranks 0 to {len(chosen) - 1}: their "
-            "devices differ; set one that all of them can do"
-        )
-    return mine
+    return choose_precision(wanted, device.type, gather_objects(bf16_unit(device), "bf16 unit"))
 
 
 def _look(wanted: str) -> RankDevice:

@@ -7,6 +7,7 @@ What makes a resumed run the same, bit for bit, as one that was never stopped:
 - derived from (seed, update), hence not saved: which blocks an update has and who computes them
   (`data.sampler.UpdatePlan`), the learning rate (`training.schedule`), the seeds of dropout
   (`UpdatePlan.dropout_seed`), the seeds of sample texts;
+- kept unless the config asks for another: the precision (`PrecisionChoice.resuming`);
 - refused if it is not the same: model shape, seed, global batch, data, tokenizer, optimizer (this
   file calls every check);
 - dropped and computed again: rows of the tables and TensorBoard events after the checkpoint
@@ -19,9 +20,8 @@ order.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from horovod_transformer.data.dataset import PreparedData
 from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.data.tokenizer_choice import require_same_tokenizer
 from horovod_transformer.errors import UserError
+from horovod_transformer.precision import DTYPES, PrecisionChoice
 
 # In a checkpoint TrainState.data_fingerprint has the name it was born with: keys never change.
 _KEY_IN_FILE = {"data_fingerprint": "identity"}
@@ -51,6 +52,7 @@ class TrainState:
         best_validation_loss: Lowest so far, nats; infinite before the first.
         validated_at: Update of the latest validation.
         loss_scale: State of the fp16 loss scale; empty where there is none.
+        precision: fp32, bf16 or fp16; empty in files of before it was kept.
     """
 
     run_name: str
@@ -62,6 +64,7 @@ class TrainState:
     best_validation_loss: float = math.inf
     validated_at: int = 0
     loss_scale: dict[str, float] = field(default_factory=dict)
+    precision: str = ""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps under `progress`."""
@@ -87,12 +90,14 @@ class Start:
         model: State dict.
         optimizer: State dict.
         notes: Lines for the user about how it was found.
+        precision_reason: Why it is `state.precision`.
     """
 
     state: TrainState
     model: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    precision_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ class StartRequest:
         A requeued job runs its command line again. Taken at its word, `--resume PATH` would rewind
         the run each time, and `--init_from` would begin anew.
         """
-        return dataclasses.replace(self, resume="auto", init_from=None) if again else self
+        return replace(self, resume="auto", init_from=None) if again else self
 
 
 def data_fingerprint(plan: UpdatePlan, data: PreparedData) -> dict[str, Any]:
@@ -134,6 +139,7 @@ def find_start(
     data: PreparedData,
     decay_updates: int,
     request: StartRequest,
+    precision: PrecisionChoice,
 ) -> Start:
     """Read what a run starts from; on rank 0, which owns the folder.
 
@@ -147,12 +153,13 @@ def find_start(
         data: What the run trains on.
         decay_updates: Where the learning rate schedule ends now.
         request: What was asked for.
+        precision: What a fresh run computes in.
 
     Raises:
-        UserError: No such checkpoint, a broken one, or one of another model, batch, tokenizer or
-            corpus.
+        UserError: No such checkpoint, a broken one, one of another model, batch, tokenizer or corpus,
+            or of a precision that a rank cannot compute in.
     """
-    start = Start(fresh)
+    start = Start(replace(fresh, precision=precision.name), precision_reason=precision.reason)
     manager.clear_leftovers()
     if request.resume == "auto":
         manager.finish_rewind()
@@ -174,6 +181,7 @@ def find_start(
         aimed_at = contents["scheduler"]["decay_updates"]
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: its record of progress is not of this program's making") from None
+    _choose_precision(start, precision, config.training.precision, path)
     require_same_run(start.state.data_fingerprint, fresh.data_fingerprint, path)
     start.state.run_name = request.run_name or start.state.run_name
     start.optimizer = contents["optimizer"]
@@ -198,6 +206,18 @@ def find_start(
             f"the learning rate schedule now ends at update {decay_updates}, no longer at {aimed_at}"
         )
     return start
+
+
+def _choose_precision(start: Start, precision: PrecisionChoice, configured: str, path: Path) -> None:
+    """Resume in the checkpoint's precision, unless another is asked for."""
+    before = start.state.precision or configured
+    if before not in (*DTYPES, "auto"):
+        raise UserError(f"{path}: its record of progress is not of this program's making")
+    if before == "auto":
+        start.notes.append(f"{path} does not say which precision `auto` was; now it is {precision.name}")
+    else:
+        precision = precision.resuming(before, path)
+    start.state.precision, start.precision_reason = precision.name, precision.reason
 
 
 def _read(

@@ -25,7 +25,7 @@ from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.metrics import bits_per_byte
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.precision import set_arithmetic
+from horovod_transformer.precision import PrecisionChoice, set_arithmetic
 from horovod_transformer.training.bookkeeping import Bookkeeping
 from horovod_transformer.training.checkpointing import Checkpointing
 from horovod_transformer.training.metric_logger import MetricLogger, ValidationMetrics
@@ -124,8 +124,7 @@ class Trainer:
         self.watchdog = Watchdog(config.distributed.stall_timeout, distributed.get_rank())
         self.stop_reason: str | None = None
         self.device, cards = distributed.choose_device(config.training.device)
-        self.precision = distributed.common_precision(config.training.precision, self.device)
-        set_arithmetic(self.device, self.precision, config.training.deterministic)
+        precision = distributed.common_precision(config.training.precision, self.device)
         self.data = distributed.raise_on_all_ranks(lambda: open_prepared_data(config))
         self.plan = plan_updates(config, self.data.train, distributed.get_world_size())
         self.run_plan = RunPlan.of(config, self.plan)
@@ -134,9 +133,15 @@ class Trainer:
         self.lock: FolderLock | None = None
         self.notes: list[str] = []
         try:
-            start = self._set_up_state(request)
+            start = self._set_up_state(request, precision)
             self._set_up_ranks(start)
-            facts: dict[str, Any] = {"device": self.device.type, "precision": self.precision, "cards": cards}
+            self.precision_reason = start.precision_reason
+            facts: dict[str, Any] = {
+                "device": self.device.type,
+                "precision": self.state.precision,
+                "precision_reason": self.precision_reason,
+                "cards": cards,
+            }
             self.logger = distributed.raise_on_all_ranks(
                 lambda: MetricLogger(config, self.state.run_name, self.state.update, self.total, facts)
             )
@@ -150,7 +155,7 @@ class Trainer:
         if profile is not None:
             self.profiler = UpdateProfiler(profile, Path(config.paths.log_dir), self.device, self.timer)
         parameters = self.run_plan.parameters
-        peaks = [peak_flops(card, self.precision) for card in cards]
+        peaks = [peak_flops(card, self.state.precision) for card in cards]
         self.throughput = Throughput(
             flops_per_token(config.model, parameters, self.plan.block_size),
             sum(peak for peak in peaks if peak) if peaks and all(peaks) else None,
@@ -169,7 +174,7 @@ class Trainer:
         if len(set(cards)) > 1:
             self.notes.append(f"warning: the GPUs differ, the slowest sets the pace: {', '.join(cards)}")
 
-    def _set_up_state(self, request: StartRequest) -> Start:
+    def _set_up_state(self, request: StartRequest, precision: PrecisionChoice) -> Start:
         """What does not depend on the number of ranks: the folder, the start, the model with its weights."""
         training = self.config.training
         paths = self.config.paths
@@ -195,6 +200,7 @@ class Trainer:
                 self.data,
                 self.decay_updates,
                 request.on_attempt(again),
+                precision,
             )
             self.checkpoints.record_launch(launch)
             require_progress(folder, launch, distributed.attempt(), start.state.update)
@@ -202,6 +208,7 @@ class Trainer:
 
         start = distributed.run_on_rank0(find, self.watchdog.beat)
         self.notes, self.state = start.notes, start.state
+        set_arithmetic(self.device, self.state.precision, training.deterministic)
         torch.manual_seed(training.seed)
         self.model = build_model(self.config.model)
         # Fresh weights come from rank 0, too: another machine's torch may draw others.
@@ -232,7 +239,7 @@ class Trainer:
             optimizer,
             self.plan,
             self.device,
-            self.precision,
+            self.state.precision,
             training.max_grad_norm,
             uses_dropout=self.config.model.dropout > 0,
             compression=compression,
@@ -336,9 +343,10 @@ class Trainer:
         self._tell(self.notes)
         say(
             f"run {self.state.run_name}: {self.run_plan.parameters:,} parameters, {plan.world_size} "
-            f"process(es) on {self.device.type} in {self.precision}, {torch.get_num_threads()} CPU thread(s) "
-            "each"
+            f"process(es) on {self.device.type} in {self.state.precision}, {torch.get_num_threads()} CPU "
+            "thread(s) each"
         )
+        say(f"precision: {self.state.precision}, {self.precision_reason}")
         self._tell(self.run_plan.introduction(self.config, plan))
         if self.state.update >= self.total:
             say(f"all {self.total} updates are done already")
@@ -358,7 +366,7 @@ class Trainer:
         """Validate, and tell whether the model is the best so far. *Collective.*"""
         state, began = self.state, time.monotonic()
         distributed.require_equal_weights(self.model, f"update {state.update}")
-        figures = validate(self.model, self.validation, self.device, self.precision, self.watchdog.beat)
+        figures = validate(self.model, self.validation, self.device, self.state.precision, self.watchdog.beat)
         state.validated_at = state.update
         best = figures.loss < state.best_validation_loss  # false for NaN
         if best:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from horovod_transformer import distributed
+from horovod_transformer import distributed, precision
 from horovod_transformer.checkpoint import manager
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.config import config_from_dict
@@ -46,8 +46,11 @@ def train(scene: dict[str, Any]) -> Any:
     `signal` reaches one rank once some updates are in the table; `poison` makes a gradient of one rank
     NaN in one update; `drift` changes one bit of one rank's weights before one update; `slow_writer`
     keeps the writer of each checkpoint busy for so many seconds; `late` has results read one update late,
-    as on a GPU.
+    as on a GPU; `cpu_flags` are each rank's CPU's.
     """
+    real_flags = precision.cpu_flags
+    if scene.get("cpu_flags"):
+        precision.cpu_flags = lambda: scene["cpu_flags"][distributed.get_rank()]
     trainer.UpdateStep = mishap(scene)
     if scene.get("slow_writer"):
         manager.save_checkpoint = slowed(scene["slow_writer"])
@@ -71,6 +74,7 @@ def train(scene: dict[str, Any]) -> Any:
         return {"mistake": str(error)}
     finally:
         trainer.UpdateStep, manager.save_checkpoint = UpdateStep, save_checkpoint
+        precision.cpu_flags = real_flags
 
 
 def mishap(scene: dict[str, Any]) -> type[UpdateStep]:

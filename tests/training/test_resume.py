@@ -15,17 +15,22 @@ from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoi
 from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
+from horovod_transformer.precision import choose_precision
 from horovod_transformer.tokenizer import train_bpe
 from horovod_transformer.training.resume import StartRequest, TrainState, find_start
 from tests.conftest import TINY
 
+FP32 = choose_precision("auto", "cpu", [""])
+BF16 = choose_precision("auto", "cpu", ["AMX-BF16"])
 IDENTITY = {"seed": 7, "global_batch_size": 8, "data": "abc"}
 
 
 @pytest.fixture
 def folder(tmp_path):
     """The checkpoints of a run that stopped after update 6."""
-    progress = TrainState("first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5)
+    progress = TrainState(
+        "first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5, precision="fp32"
+    )
     names = ((4, "update_00000004"), (6, "update_00000006"), (6, "last"), (5, "best_model"))
     for update, name in names:
         contents = {
@@ -40,10 +45,20 @@ def folder(tmp_path):
     return CheckpointManager(tmp_path / "checkpoints")
 
 
-def start(folder, resume=None, init_from=None, name=None, model=TINY, decay=20, tokenizer=None, **identity):
+def start(
+    folder,
+    resume=None,
+    init_from=None,
+    name=None,
+    model=TINY,
+    decay=20,
+    tokenizer=None,
+    precision=FP32,
+    **identity,
+):
     fresh = TrainState(name or "20260101-000000", {**IDENTITY, **identity})
     data = SimpleNamespace(tokenizer=tokenizer, folder="here")
-    return find_start(fresh, folder, model, data, decay, StartRequest(resume, init_from, name))
+    return find_start(fresh, folder, model, data, decay, StartRequest(resume, init_from, name), precision)
 
 
 def test_auto_resumes_everything(folder):
@@ -51,7 +66,7 @@ def test_auto_resumes_everything(folder):
     assert found.model["w"].tolist() == [6, 6]
     assert found.optimizer == {"state": {}}
     assert found.state == TrainState(
-        "first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5
+        "first", IDENTITY, update=6, tokens=60, best_validation_loss=2.5, validated_at=5, precision="fp32"
     )
     assert found.notes == [f"resuming after update 6 from {folder.folder / 'update_00000006.pt'}"]
     assert len(list(folder.folder.glob("*.pt"))) == 4
@@ -124,6 +139,54 @@ def test_a_longer_context_fits_the_same_weights(folder):
 def test_a_missing_checkpoint_is_a_mistake(folder):
     with pytest.raises(UserError, match="nowhere.pt: no such checkpoint file"):
         start(folder, "nowhere.pt")
+
+
+def test_a_resumed_run_keeps_its_precision(folder):
+    assert start(folder, "auto", precision=FP32).state.precision == "fp32"
+    kept = start(folder, "auto", precision=BF16)
+    assert (kept.state.precision, kept.precision_reason) == ("fp32", "as the resumed checkpoint was trained")
+    asked = start(folder, "auto", precision=choose_precision("bf16", "cpu", ["AMX-BF16"]))
+    assert (asked.state.precision, asked.precision_reason) == ("bf16", "as training.precision says")
+
+
+def trained_in(folder, precision, configured="auto"):
+    """Rewrite the newest checkpoint as of a run of this precision."""
+    path = folder.folder / "update_00000006.pt"
+    contents = load_checkpoint(path)
+    contents["progress"]["precision"] = precision
+    contents["config"]["training"]["precision"] = configured
+    save_checkpoint(path, contents)
+    return path
+
+
+def test_bf16_is_not_resumed_without_units_for_it_unless_told(folder):
+    path = trained_in(folder, "bf16")
+    before = sorted(folder.folder.iterdir())
+    with pytest.raises(UserError, match="trained in bf16, but the CPU of rank 0 has no unit") as error:
+        start(folder, str(path), precision=FP32)
+    assert "--training.precision fp32" in str(error.value) and "\n" not in str(error.value)
+    assert sorted(folder.folder.iterdir()) == before
+    for told in ("fp32", "bf16"):
+        assert start(folder, str(path), precision=choose_precision(told, "cpu", [""])).state.precision == told
+    assert start(folder, "auto", precision=BF16).state.precision == "bf16"
+    # A fresh run from its weights is another run.
+    assert start(folder, init_from=str(path), precision=FP32).state.precision == "fp32"
+
+
+def test_a_checkpoint_that_does_not_say_its_precision(folder):
+    trained_in(folder, "", configured="fp32")
+    assert start(folder, "auto", precision=BF16).state.precision == "fp32"
+    path = trained_in(folder, "")
+    found = start(folder, "auto", precision=BF16)
+    assert found.state.precision == "bf16"
+    assert f"{path} does not say which precision `auto` was; now it is bf16" in found.notes
+
+
+@pytest.mark.parametrize("strange", ["int8", 3, ["bf16"]])
+def test_a_strange_precision_is_a_mistake(folder, strange):
+    trained_in(folder, strange)
+    with pytest.raises(UserError, match="its record of progress is not of this program's making"):
+        start(folder, "auto")
 
 
 @pytest.mark.parametrize("broken", [{"progress": {"strange": 1}}, {"progress": None}, {"scheduler": {}}])
