@@ -75,7 +75,7 @@ def outcome(
             "--model.dropout", 0.1, "--training.optimizer", optimizer, "--training.max_updates", end,
             "--training.lr_decay_updates", UPDATES, "--training.eval_blocks", 16,
             "--training.eval_interval", 4, "--training.save_interval", 4, "--training.global_batch_size", 6,
-            "--training.per_gpu_batch_size", 2,
+            "--training.per_gpu_batch_size", 2, "--training.precision", "fp32",
         )  # fmt: skip
     contents = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
     tables = {}

@@ -50,6 +50,7 @@ BASE: dict[str, Any] = {
         "eval_interval": 5,
         "save_interval": 4,
         "threads_per_rank": 1,
+        "precision": "fp32",  # whatever this machine's CPU has
     },
     "data": {"num_workers": 0},
 }

@@ -31,6 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "warmup_updates": 2,
         "global_batch_size": 8,
         "per_gpu_batch_size": 2,
+        "precision": "fp32",  # whatever this machine's CPU has
         "log_interval": 1,
         "eval_interval": 2,
         "eval_blocks": 8,

@@ -186,6 +186,7 @@ def tiny_run(data: Path, updates: int) -> list[str]:
         "training.lr_decay_updates": 1000,
         "training.global_batch_size": 8,
         "training.per_gpu_batch_size": 2,
+        "training.precision": "fp32",  # whatever this machine's CPU has
         "training.log_interval": 1,
         "training.eval_interval": 1000,
         "training.eval_blocks": 8,
