@@ -10,6 +10,8 @@ import torch
 
 pytestmark = pytest.mark.distributed
 
+# The first updates of the same schedule are enough.
+AUTO = {"training__precision": "auto", "training__max_updates": 4, "training__lr_decay_updates": 20}
 VARIANTS = {
     "plain": {},
     "compressed": {"distributed__compression": "fp16"},
@@ -17,8 +19,8 @@ VARIANTS = {
     "fp16": {"training__precision": "fp16"},
     "checkpointing": {"model__gradient_checkpointing": True, "model__dropout": 0.1},
     "dropout": {"model__dropout": 0.1},
-    "auto, both CPUs have it": {"training__precision": "auto"},
-    "auto, one CPU has it": {"training__precision": "auto"},
+    "auto, both CPUs have it": AUTO,
+    "auto, one CPU has it": AUTO,
 }
 CPU_FLAGS = {
     "auto, both CPUs have it": [["avx2", "amx_bf16"], ["avx512_bf16"]],
@@ -73,7 +75,7 @@ def test_recomputing_activations_changes_nothing(losses):
     ],
 )
 def test_auto_by_the_flags_of_both_cpus(folders, losses, outcome_of, name, same_as, chosen, reason):
-    assert losses[name] == losses[same_as]
+    assert losses[name] == losses[same_as][:4]
     environment = json.loads((folders[name] / "runs/structured/run/environment.json").read_text())
     assert environment["precision"] == chosen
     assert environment["precision_reason"].startswith(reason)
