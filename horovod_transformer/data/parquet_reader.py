@@ -91,8 +91,9 @@ def _open(path: Path) -> pq.ParquetFile:
     usual = pa.default_memory_pool()
     pa.set_memory_pool(pa.system_memory_pool())
     try:
-        # Without a buffer size, whole row groups (up to gigabytes of books) would be read at once.
-        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+        # Without a buffer size, whole row groups (up to gigabytes of books) would be read at once. Checksums
+        # are looked at where there are any.
+        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
     finally:
         pa.set_memory_pool(usual)
 
