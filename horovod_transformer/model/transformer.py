@@ -5,7 +5,7 @@ shared with the output projection, and fixed sinusoidal positions (Vaswani et al
 arXiv:1706.03762, section 3.5) or, on request, learned ones. Initialisation is GPT-2's (Radford et
 al. 2019, section 2.3).
 
-Shapes in comments: B sequences, T tokens, C = d_model, H heads, D = C / H, V = vocab_size.
+Shapes in comments: B sequences, T tokens, C = d_model, H heads, V = vocab_size.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
-from torch.utils.checkpoint import checkpoint
 
 from horovod_transformer.config import GenerationConfig, ModelConfig
+from horovod_transformer.model.block import TransformerBlock, run_block
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
 from horovod_transformer.model.decoding import Decoder, KeyValueCache
-from horovod_transformer.model.few_rows import Linear, linear
+from horovod_transformer.model.few_rows import linear
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
+from horovod_transformer.model.recomputation import checkpointed
 
 INITIAL_STD = 0.02
 # Sines and cosines have a root mean square of 1/sqrt(2). This brings the table to the size of
@@ -31,88 +32,6 @@ INITIAL_STD = 0.02
 # not (as in the 2017 paper) on the embedding: the tied output projection is then the embedding
 # itself, and an export to GPT-2's format is a plain copy. docs/log.md has the comparison.
 POSITION_SCALE = INITIAL_STD * math.sqrt(2)
-
-
-class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and what came before."""
-
-    def __init__(self, d_model: int, n_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        self.dropout = dropout
-        self.qkv = Linear(d_model, 3 * d_model)
-        self.output = Linear(d_model, d_model)
-
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
-    ) -> Tensor:
-        """Mix each position with those it may see.
-
-        Args:
-            x: Normalised hidden states, float (B, T, C).
-            mask: Bool, broadcast to (B, H, T, T): True where a query (third axis) may see a key
-                (fourth axis). None: each position sees itself and all before it.
-            cache: Keys and values of earlier tokens, which are seen, too; this layer's new ones
-                are added. None: `x` is the whole text.
-            layer: This block's place in the cache.
-
-        Returns:
-            Float (B, T, C), to be added to the residual stream.
-        """
-        batch, length, width = x.shape
-        # (B, T, 3C) -> three of (B, H, T, D)
-        query, key, value = self.qkv(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        causal = mask is None
-        if cache is not None:
-            key, value = cache.extend(layer, key, value)
-            # A single new token may look at everything before it.
-            causal = causal and cache.filling
-        x = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
-        )
-        return self.output(x.transpose(1, 2).reshape(batch, length, width))
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with a GELU between, applied to each position alone."""
-
-    def __init__(self, d_model: int, d_ff: int) -> None:
-        super().__init__()
-        self.expand = Linear(d_model, d_ff)
-        self.output = Linear(d_ff, d_model)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map hidden states, float (..., C), to float (..., C)."""
-        # The tanh form is GPT-2's own.
-        return self.output(F.gelu(self.expand(x), approximate="tanh"))
-
-
-class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
-
-    def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(d_model)
-        self.attention = CausalSelfAttention(d_model, n_heads, dropout)
-        self.feed_forward_norm = nn.LayerNorm(d_model)
-        self.feed_forward = FeedForward(d_model, d_ff)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
-    ) -> Tensor:
-        """Run the block on the residual stream, float (B, T, C); see `CausalSelfAttention.forward`."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache, layer))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-
-
-def _run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    return block(x, mask)
 
 
 class TransformerLM(nn.Module):
@@ -170,7 +89,7 @@ class TransformerLM(nn.Module):
             TransformerBlock(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)
         )
         self.final_norm = nn.LayerNorm(d_model)
-        self._run_block: Callable[[nn.Module, Tensor, Tensor | None], Tensor] = _run_block
+        self._run_block: Callable[[nn.Module, Tensor, Tensor | None], Tensor] = run_block
         self._compiled = False
         self._initialise()
 
@@ -198,7 +117,7 @@ class TransformerLM(nn.Module):
         change with each token, and masked input are not compiled. With dropout on a GPU the random
         numbers are others than without compiling.
         """
-        self._run_block = compile_for_fixed_shapes(_run_block)
+        self._run_block = compile_for_fixed_shapes(run_block)
         self._compiled = True
 
     def forward(
@@ -318,13 +237,13 @@ class TransformerLM(nn.Module):
                 columns = torch.arange(length, device=input_ids.device)
                 mask = (columns <= places[:, None])[:, None, None]
         x = self.dropout(self.token_embedding(input_ids) + positions)
-        run = self._run_block if mask is None else _run_block
+        run = self._run_block if mask is None else run_block
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             if cache is not None:
                 x = block(x, mask, cache, layer)
             elif checkpointing:
-                x = checkpoint(run, block, x, mask, use_reentrant=False)
+                x = checkpointed(run, block, x, mask, self._compiled)
             else:
                 x = run(block, x, mask)
         return self.final_norm(x)

@@ -22,6 +22,7 @@ from horovod_transformer.data.loader import iterate_batches, plan_updates, train
 from horovod_transformer.data.page_cache import reading_ahead
 from horovod_transformer.errors import UserError
 from horovod_transformer.folder_lock import FolderLock
+from horovod_transformer.heap import return_large_blocks
 from horovod_transformer.metrics import bits_per_byte
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
@@ -125,6 +126,8 @@ class Trainer:
         self.stop_reason: str | None = None
         self.device, cards = distributed.choose_device(config.training.device)
         precision = distributed.common_precision(config.training.precision, self.device)
+        if self.device.type == "cpu":
+            return_large_blocks()
         self.data = distributed.raise_on_all_ranks(lambda: open_prepared_data(config))
         self.plan = plan_updates(config, self.data.train, distributed.get_world_size())
         self.run_plan = RunPlan.of(config, self.plan)

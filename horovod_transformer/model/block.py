@@ -1,0 +1,99 @@
+"""The transformer's block: attention, then a feed-forward layer.
+
+Shapes in comments: B sequences, T tokens, C = d_model, H heads, D = C / H.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from horovod_transformer.model.decoding import KeyValueCache
+from horovod_transformer.model.few_rows import Linear
+from horovod_transformer.model.recomputation import linear_after
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")  # the tanh form is GPT-2's own
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a position sees itself and what came before."""
+
+    def __init__(self, d_model: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.qkv = Linear(d_model, 3 * d_model)
+        self.output = Linear(d_model, d_model)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """Mix each position with those it may see.
+
+        Args:
+            x: Normalised hidden states, float (B, T, C).
+            mask: Bool, broadcast to (B, H, T, T): True where a query (third axis) may see a key
+                (fourth axis). None: each position sees itself and all before it.
+            cache: Keys and values of earlier tokens, which are seen, too; this layer's new ones
+                are added. None: `x` is the whole text.
+            layer: This block's place in the cache.
+
+        Returns:
+            Float (B, T, C), to be added to the residual stream.
+        """
+        batch, length, width = x.shape
+        # (B, T, 3C) -> three of (B, H, T, D)
+        query, key, value = self.qkv(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        causal = mask is None
+        if cache is not None:
+            key, value = cache.extend(layer, key, value)
+            # A single new token may look at everything before it.
+            causal = causal and cache.filling
+        x = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal,
+        )
+        return self.output(x.transpose(1, 2).reshape(batch, length, width))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between, applied to each position alone."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.expand = Linear(d_model, d_ff)
+        self.output = Linear(d_ff, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map hidden states, float (..., C), to float (..., C)."""
+        return linear_after(_gelu, self.expand(x), self.output)
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(d_model)
+        self.attention = CausalSelfAttention(d_model, n_heads, dropout)
+        self.feed_forward_norm = nn.LayerNorm(d_model)
+        self.feed_forward = FeedForward(d_model, d_ff)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
+    ) -> Tensor:
+        """Run the block on the residual stream, float (B, T, C); see `CausalSelfAttention.forward`."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache, layer))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+def run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Call a block: the function that `torch.compile` compiles once for all blocks."""
+    return block(x, mask)
