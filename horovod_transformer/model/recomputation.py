@@ -91,9 +91,7 @@ class _Checkpointed(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         x = x.detach().requires_grad_(ctx.needs_input_grad[3])
         enabled, dtype = ctx.autocast
-        # Weights that were cast without a gradient in the forward pass must not come from a cache.
-        autocast = torch.autocast("cpu", dtype, enabled, cache_enabled=False)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), autocast:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", dtype, enabled):
             torch.set_rng_state(ctx.random_state)
             y = run(block, x, mask)
         wanted = [p for p in (x, *block.parameters()) if p.requires_grad]

@@ -58,7 +58,6 @@ def test_checkpointing_within_autocast_backward_included():
     for checkpointing in (False, True):
         torch.manual_seed(1)
         inputs = x.clone().requires_grad_()
-        # The weights' casts are cached within, from the forward pass, which had no gradients.
         with torch.autocast("cpu", torch.bfloat16):
             output = checkpointed(run, block, inputs, None, False) if checkpointing else block(inputs)
             output.float().square().sum().backward()
