@@ -126,7 +126,8 @@ class Trainer:
         self.stop_reason: str | None = None
         self.device, cards = distributed.choose_device(config.training.device)
         precision = distributed.common_precision(config.training.precision, self.device)
-        if self.device.type == "cpu":
+        # It costs time, which who asks for checkpointing gives for memory.
+        if self.device.type == "cpu" and config.model.gradient_checkpointing:
             return_large_blocks()
         self.data = distributed.raise_on_all_ranks(lambda: open_prepared_data(config))
         self.plan = plan_updates(config, self.data.train, distributed.get_world_size())
