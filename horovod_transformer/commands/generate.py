@@ -24,6 +24,7 @@ from horovod_transformer.generation.prompts_file import (
     require_new_file,
     write_continuations,
 )
+from horovod_transformer.generation.small_weights import PRECISIONS
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.tokenizer import Tokenizer
 
@@ -49,7 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.output is not None:
         require_new_file(options.output)
     prompt = options.prompt if options.prompt_file is None else _read_prompt(options.prompt_file)
-    model, tokenizer, config = load_model_for_generation(options.checkpoint, options.config, options.device)
+    model, tokenizer, config = load_model_for_generation(
+        options.checkpoint, options.config, options.device, options.precision
+    )
     wanted = config.with_overrides(settings, "command line").generation
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets a question mark, not a traceback.
@@ -123,6 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", help="with --prompts: the file to write, as JSON lines")
     parser.add_argument(
         "--probabilities", action="store_true", help="with --prompts: also what the model gave each token"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the weights: smaller ones are faster and a little less exact (default: fp32)",
     )
     helps = {
         "max_new_tokens": "write at most this many tokens",

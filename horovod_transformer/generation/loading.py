@@ -11,6 +11,7 @@ import torch
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.config import Config, config_from_dict, load_config
 from horovod_transformer.errors import UserError
+from horovod_transformer.generation.small_weights import shrink_weights
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.model.weights import model_with_weights
 from horovod_transformer.tokenizer import Tokenizer, gpt2_tokenizer, tokenizer_from_dict
@@ -24,6 +25,7 @@ def load_model_for_generation(
     checkpoint_path: str | Path,
     config_path: str | Path | None = None,
     device: str | torch.device | None = None,
+    precision: str = "fp32",
 ) -> tuple[TransformerLM, Tokenizer, Config]:
     """Load a checkpoint for writing text; the optimizer's state in it is not read.
 
@@ -33,13 +35,14 @@ def load_model_for_generation(
             shape of the model is always the checkpoint's; a file that states another is an error.
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one. Without a GPU, "cuda"
             warns and takes the CPU.
+        precision: fp32, or smaller and faster weights, see `shrink_weights`.
 
     Returns:
         The model in evaluation mode on the device, its tokenizer, and the checkpoint's config.
 
     Raises:
-        UserError: A file is missing or damaged, the device does not exist, or the given config
-            describes another model than the checkpoint's.
+        UserError: A file is missing or damaged, the device does not exist or cannot do the precision, or
+            the given config describes another model than the checkpoint's.
     """
     target = choose_device(device)
     given = None if config_path is None else load_config(config_path)
@@ -62,7 +65,9 @@ def load_model_for_generation(
         raise UserError(
             f"{checkpoint_path}: weights are NaN or infinite, training had diverged; take an older one"
         )
-    return model.to(target).eval(), _stored_tokenizer(contents, config, f"{checkpoint_path}"), config
+    model.to(target).eval()
+    shrink_weights(model, precision)
+    return model, _stored_tokenizer(contents, config, f"{checkpoint_path}"), config
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

@@ -89,6 +89,8 @@ class TransformerLM(nn.Module):
             TransformerBlock(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)
         )
         self.final_norm = nn.LayerNorm(d_model)
+        # The token embedding once more in smaller numbers, for writing only; None: the embedding itself.
+        self.output_projection: nn.Module | None = None
         self._run_block: Callable[[nn.Module, Tensor, Tensor | None], Tensor] = run_block
         self._compiled = False
         self._initialise()
@@ -141,7 +143,7 @@ class TransformerLM(nn.Module):
             ValueError: The input is longer than `max_seq_len`.
         """
         hidden = self._hidden(input_ids, attention_mask)
-        logits = F.linear(hidden, self.token_embedding.weight)
+        logits = self._logits(hidden)
         if labels is None:
             return logits, None
         targets = _shifted(labels, attention_mask)
@@ -214,6 +216,11 @@ class TransformerLM(nn.Module):
             cache.begin_growing(rows)
             hidden = self._hidden(input_ids, cache=cache)[:, -1]
         cache.finish()
+        return self._logits(hidden)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if self.output_projection is not None:
+            return self.output_projection(hidden)
         return linear(hidden, self.token_embedding.weight)
 
     def _hidden(

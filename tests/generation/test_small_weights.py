@@ -1,0 +1,89 @@
+"""Smaller weights: nearly the same numbers, where they are asked for and the machine can do them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from horovod_transformer.errors import UserError
+from horovod_transformer.generation import generate_text, load_model_for_generation
+from horovod_transformer.generation.small_weights import HalfLinear, Int8Linear, shrink_weights
+
+IDS = torch.randint(0, 250, (3, 20), generator=torch.Generator().manual_seed(1))
+
+
+def load(checkpoint, precision="fp32"):
+    return load_model_for_generation(checkpoint, device="cpu", precision=precision)
+
+
+@pytest.mark.parametrize(("layer", "error"), [(HalfLinear, 1e-3), (Int8Linear, 0.03)])
+@pytest.mark.parametrize("biased", [True, False])
+@torch.no_grad()
+def test_a_product_is_nearly_that_in_fp32(layer, error, biased):
+    linear = nn.Linear(96, 40, bias=biased)
+    x = torch.randn(2, 3, 96)
+    exact, small = linear(x), layer(linear.weight, linear.bias)(x)
+    assert small.shape == exact.shape and small.dtype == torch.float32
+    relative = (small - exact).norm() / exact.norm()
+    assert 1e-6 < relative < error
+
+
+@pytest.mark.parametrize(("precision", "error"), [("fp16", 2e-3), ("int8", 0.05)])
+@torch.no_grad()
+def test_a_model_with_smaller_weights_writes_and_scores_with_all_of_them(tiny_checkpoint, precision, error):
+    exact, small = load(tiny_checkpoint)[0], load(tiny_checkpoint, precision)[0]
+    assert not any(isinstance(module, nn.Linear) for module in small.modules())
+    expected, logits = exact(IDS)[0], small(IDS)[0]
+    assert 0 < (logits - expected).norm() / expected.norm() < error
+    # The head counts, too: the same hidden states give other logits.
+    small.blocks, small.final_norm = exact.blocks, exact.final_norm
+    assert 0 < (small(IDS)[0] - expected).norm() / expected.norm() < error
+    cache = small.new_cache(3)
+    torch.testing.assert_close(small.cached_logits(IDS, cache), small(IDS)[0][:, -1], atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_same_seed_gives_the_same_text(tiny_checkpoint, precision):
+    texts = [
+        generate_text(*load(tiny_checkpoint, precision)[:2], "to be", 40, temperature=1, seed=3)
+        for _ in range(2)
+    ]
+    assert texts[0] == texts[1] and len(texts[0]) > 20
+
+
+def test_fp32_changes_nothing(tiny_checkpoint):
+    model = load(tiny_checkpoint)[0]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    shrink_weights(model, "fp32")
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_what_the_machine_cannot_do_is_one_line(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    with pytest.raises(UserError, match="bf16: this CPU computes it very slowly; take fp16 or int8"):
+        load(tiny_checkpoint, "bf16")
+    with pytest.raises(UserError, match="one of fp32, bf16, fp16, int8, not 'int4'"):
+        load(tiny_checkpoint, "int4")
+    monkeypatch.setattr(type(torch.backends.quantized), "supported_engines", ["qnnpack"])
+    with pytest.raises(UserError, match="no FBGEMM"):
+        load(tiny_checkpoint, "int8")
+
+
+@torch.no_grad()
+def test_bf16_where_the_cpu_has_it(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    exact, (model, tokenizer, _) = load(tiny_checkpoint)[0], load(tiny_checkpoint, "bf16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    expected = exact(IDS)[0]
+    assert (model(IDS)[0].float() - expected).norm() / expected.norm() < 0.05
+    assert len(generate_text(model, tokenizer, "to be", 20, seed=3)) > 5
+
+
+def test_the_command_takes_it(tiny_checkpoint, run_python):
+    command = ["-m", "src.generate", "--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
+    done = run_python(*command, "--precision", "int8", "--max_new_tokens", "5")
+    assert done.returncode == 0 and "warning" not in done.stderr.lower(), done.stderr
+    wrong = run_python(*command, "--precision", "int4")
+    assert wrong.returncode == 2 and "int4" in wrong.stderr
