@@ -9,6 +9,7 @@ from torch import nn
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import generate_text, load_model_for_generation
 from horovod_transformer.generation.small_weights import HalfLinear, Int8Linear, shrink_weights
+from tests.conftest import LINE
 
 IDS = torch.randint(0, 250, (3, 20), generator=torch.Generator().manual_seed(1))
 
@@ -44,12 +45,9 @@ def test_a_model_with_smaller_weights_writes_and_scores_with_all_of_them(tiny_ch
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_same_seed_gives_the_same_text(tiny_checkpoint, precision):
-    texts = [
-        generate_text(*load(tiny_checkpoint, precision)[:2], "to be", 40, temperature=1, seed=3)
-        for _ in range(2)
-    ]
-    assert texts[0] == texts[1] and len(texts[0]) > 20
+def test_what_was_learned_by_heart_is_still_known(tiny_checkpoint, precision):
+    model, tokenizer, _ = load(tiny_checkpoint, precision)
+    assert generate_text(model, tokenizer, LINE[:6], 60, temperature=0).startswith(LINE)
 
 
 def test_fp32_changes_nothing(tiny_checkpoint):
