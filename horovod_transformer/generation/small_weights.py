@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.precision import bf16_unit
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
@@ -70,17 +71,17 @@ def shrink_weights(model: TransformerLM, precision: str) -> None:
     Raises:
         UserError: The device cannot do it, or there is no such precision.
     """
-    device = model.token_embedding.weight.device.type
+    device = model.token_embedding.weight.device
     if precision not in PRECISIONS:
         raise UserError(f"precision: should be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision == "fp32":
         return
-    if precision == "bf16" or (precision == "fp16" and device == "cuda"):
-        if device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-            raise UserError("--precision bf16: this CPU computes it very slowly; take fp16 or int8")
+    if precision == "bf16" or (precision == "fp16" and device.type == "cuda"):
+        if precision == "bf16" and not bf16_unit(device):
+            raise UserError(f"--precision bf16: this {device.type} computes it very slowly; take fp16")
         model.to(torch.bfloat16 if precision == "bf16" else torch.float16)
         return
-    if device == "cuda":
+    if device.type == "cuda":
         raise UserError("--precision int8: is for CPUs; on a GPU take bf16 or fp16")
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         raise UserError(f"--precision {precision}: this PyTorch has no FBGEMM, which computes it; take fp32")

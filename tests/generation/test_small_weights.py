@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation import generate_text, load_model_for_generation
+from horovod_transformer.generation import generate_text, load_model_for_generation, small_weights
 from horovod_transformer.generation.small_weights import HalfLinear, Int8Linear, shrink_weights
 from tests.conftest import LINE
 
@@ -59,8 +59,8 @@ def test_fp32_changes_nothing(tiny_checkpoint):
 
 
 def test_what_the_machine_cannot_do_is_one_line(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    with pytest.raises(UserError, match="bf16: this CPU computes it very slowly; take fp16 or int8"):
+    monkeypatch.setattr(small_weights, "bf16_unit", lambda device: "")
+    with pytest.raises(UserError, match="bf16: this cpu computes it very slowly; take fp16"):
         load(tiny_checkpoint, "bf16")
     with pytest.raises(UserError, match="one of fp32, bf16, fp16, int8, not 'int4'"):
         load(tiny_checkpoint, "int4")
@@ -71,7 +71,7 @@ def test_what_the_machine_cannot_do_is_one_line(tiny_checkpoint, monkeypatch):
 
 @torch.no_grad()
 def test_bf16_where_the_cpu_has_it(tiny_checkpoint, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(small_weights, "bf16_unit", lambda device: "AMX-BF16")
     exact, (model, tokenizer, _) = load(tiny_checkpoint)[0], load(tiny_checkpoint, "bf16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     expected = exact(IDS)[0]
