@@ -63,7 +63,9 @@ def test_the_promised_command_trains_on_four_processes(submitter: Submitter, pre
 def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
     submitter: Submitter, prepared_data: Path, curve_of_one: list[float]
 ) -> None:
-    job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *tiny_run(prepared_data, 40), **NO_GPU)
+    # Slowed down, or it could be done between two of the signals that the script sends every five seconds.
+    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "80"}
+    job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *tiny_run(prepared_data, 40), **slow)
 
     # At the worst of times: the ranks are starting up and would die of USR1.
     wait_for("the start", lambda: "start 1" in submitter.output(job))
