@@ -21,7 +21,7 @@ STALL_TIMEOUT_S = 6
 # From the cut to the end of all ranks: the last sign of life, stall_timeout, and the launcher's own end.
 END_LIMIT_S = STALL_TIMEOUT_S + 8
 REASON = f"no progress for {STALL_TIMEOUT_S} s (distributed.stall_timeout)"
-CUT_AFTER_UPDATE, UPDATES = 6, 30
+CUT_AFTER_UPDATE, UPDATES = 12, 60
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def hosts(tmp_path_factory, root):
 
 @pytest.fixture(scope="module")
 def config(write_config, tmp_path_factory):
-    changes = {"training__max_updates": UPDATES, "training__epochs": 20, "training__save_interval": 5}
+    changes = {"training__max_updates": UPDATES, "training__epochs": 20, "training__save_interval": 10}
     path = tmp_path_factory.mktemp("two_hosts") / "config.yaml"
     return write_config(path, **changes, distributed__stall_timeout=float(STALL_TIMEOUT_S))
 
