@@ -21,7 +21,7 @@ _HOMES = {
     "load_preprocessed_data": "data.dataset",
     "get_dataloaders": "data.loader",
     "setup_horovod": "distributed",
-    "run_distributed_training": "training.trainer",
+    "run_distributed_training": "training.run",
     "save_checkpoint": "checkpoint.format",
     "load_checkpoint": "checkpoint.format",
     "load_model_for_generation": "generation",

@@ -5,7 +5,7 @@ import sys
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.command_line import run_command
 from horovod_transformer.commands.train import main
-from horovod_transformer.training.trainer import run_distributed_training
+from horovod_transformer.training.run import run_distributed_training
 
 __all__ = ["load_checkpoint", "run_distributed_training", "save_checkpoint"]
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.distributed import run_on_rank0, setup_horovod
     from horovod_transformer.training.profiling import ProfileRequest
-    from horovod_transformer.training.trainer import run_distributed_training
+    from horovod_transformer.training.run import run_distributed_training
     from horovod_transformer.training.watchdog import Watchdog
 
     stall_timeout = config.distributed.stall_timeout

@@ -20,7 +20,6 @@ from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_updates, training_loader, validation_loader
 from horovod_transformer.data.page_cache import reading_ahead
-from horovod_transformer.errors import UserError
 from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.heap import return_large_blocks
 from horovod_transformer.metrics import bits_per_byte
@@ -53,61 +52,6 @@ from horovod_transformer.training.watchdog import Watchdog
 
 # A run that takes less of the blocks than this share finds them sooner one by one.
 WORTH_READING_AHEAD = 0.1
-
-
-def run_distributed_training(
-    config: Config,
-    rank: int,
-    world_size: int,
-    local_rank: int,
-    resume_checkpoint: str | Path | None = None,
-    run_name: str | None = None,
-    output_dir: str | Path | None = None,
-    init_from: str | Path | None = None,
-    profile: ProfileRequest | None = None,
-) -> dict[str, Any]:
-    """Train a model, together with the other ranks. *Collective.*
-
-    Call `setup_horovod` first and pass on what it returned. SIGTERM, SIGUSR1 or SIGINT to any
-    rank makes all of them stop after the same update, with a checkpoint.
-
-    Args:
-        config: The whole configuration.
-        rank: This process's number.
-        world_size: Number of processes.
-        local_rank: This process's number on its machine.
-        resume_checkpoint: Resume this checkpoint; `"auto"` takes the newest good one of the run's
-            checkpoint folder, or starts afresh if there is none. A later start of the same Slurm
-            job or torchrun launch always means `"auto"`.
-        run_name: Names the run's folders; None takes the resumed run's, or the time.
-        output_dir: Folder that `config.paths` are relative to.
-        init_from: Start afresh, but with this checkpoint's weights.
-        profile: Record a window of updates; None records nothing.
-
-    Returns:
-        `update`, `train_loss`, `best_validation_loss`, `finished`, `run_name`, `checkpoint_dir`.
-
-    Raises:
-        UserError: The data, a checkpoint, a folder or a device is not what the config says, another
-            process writes to the folder, training diverged, or a GPU's memory is too small.
-        ValueError: Rank or world size are not Horovod's.
-    """
-    known = (distributed.get_rank(), distributed.get_world_size(), distributed.get_local_rank())
-    if (rank, world_size, local_rank) != known:
-        raise ValueError("rank, world_size and local_rank must be those that setup_horovod() returned")
-    if resume_checkpoint and init_from:
-        raise UserError("--resume continues a run, --init_from starts another: give one of them")
-    if output_dir is not None:
-        config = config.with_paths_in(output_dir)
-    distributed.set_threads(config.training.threads_per_rank)
-    with distributed.lost_ranks_explained():
-        trainer = Trainer(config, StartRequest(resume_checkpoint, init_from, run_name), profile)
-        try:
-            return trainer.train()
-        except torch.OutOfMemoryError:
-            raise _out_of_memory(config) from None
-        finally:
-            trainer.close()
 
 
 class Trainer:
@@ -442,13 +386,3 @@ class Trainer:
             best = state.best_validation_loss  # infinite if a signal came before any
             said = f"best validation loss {best:.4f}" if best < math.inf else "not validated"
             self.logger.say(f"done: {state.update} updates, {said}; checkpoints in {self.checkpoints.folder}")
-
-
-def _out_of_memory(config: Config) -> UserError:
-    error = UserError(
-        f"rank {distributed.get_rank()}: the GPU's memory is too small for training.per_gpu_batch_size = "
-        f"{config.training.per_gpu_batch_size}; halve it (the update stays the same), or set "
-        "model.gradient_checkpointing to true"
-    )
-    error.only_here = True
-    return error

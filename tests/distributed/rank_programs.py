@@ -34,6 +34,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training import trainer
 from horovod_transformer.training.resume import StartRequest
+from horovod_transformer.training.run import run_distributed_training
 from horovod_transformer.training.step import UpdateStep
 from tests.training.fake_device import fake_reader
 
@@ -61,7 +62,7 @@ def train(scene: dict[str, Any]) -> Any:
         arguments = (table, wanted["after"], getattr(signal, wanted["name"]))
         threading.Thread(target=signal_after, args=arguments, daemon=True).start()
     try:
-        return trainer.run_distributed_training(
+        return run_distributed_training(
             config_from_dict(scene["config"], "scene"),
             distributed.get_rank(),
             distributed.get_world_size(),
