@@ -28,12 +28,18 @@ class CausalSelfAttention(nn.Module):
         self.output = Linear(d_model, d_model)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        norm: nn.Module,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """Mix each position with those it may see.
 
         Args:
-            x: Normalised hidden states, float (B, T, C).
+            x: Hidden states, float (B, T, C).
+            norm: What normalises them first.
             mask: Bool, broadcast to (B, H, T, T): True where a query (third axis) may see a key
                 (fourth axis). None: each position sees itself and all before it.
             cache: Keys and values of earlier tokens, which are seen, too; this layer's new ones
@@ -44,8 +50,9 @@ class CausalSelfAttention(nn.Module):
             Float (B, T, C), to be added to the residual stream.
         """
         batch, length, width = x.shape
+        projected = linear_after(norm, x, self.qkv)
         # (B, T, 3C) -> three of (B, H, T, D)
-        query, key, value = self.qkv(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = projected.view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
         causal = mask is None
         if cache is not None:
             key, value = cache.extend(layer, key, value)
@@ -70,9 +77,9 @@ class FeedForward(nn.Module):
         self.expand = Linear(d_model, d_ff)
         self.output = Linear(d_ff, d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map hidden states, float (..., C), to float (..., C)."""
-        return linear_after(_gelu, self.expand(x), self.output)
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Map hidden states, float (..., C), which `norm` normalises first, to float (..., C)."""
+        return linear_after(_gelu, linear_after(norm, x, self.expand), self.output)
 
 
 class TransformerBlock(nn.Module):
@@ -90,8 +97,8 @@ class TransformerBlock(nn.Module):
         self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None, layer: int = 0
     ) -> Tensor:
         """Run the block on the residual stream, float (B, T, C); see `CausalSelfAttention.forward`."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache, layer))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.dropout(self.attention(x, self.attention_norm, mask, cache, layer))
+        return x + self.dropout(self.feed_forward(x, self.feed_forward_norm))
 
 
 def run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -125,6 +125,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     else:
                         # The product comes in half precision; the sum stays in float32.
                         weight_gradient += slope.t() @ part
+                del slope  # before the next chunk's logits take as much again
 
         if weight_gradient is not None:
             weight_gradient = weight_gradient[:vocab_size]

@@ -25,6 +25,7 @@ from horovod_transformer.model.decoding import Decoder, KeyValueCache
 from horovod_transformer.model.few_rows import linear
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
 from horovod_transformer.model.recomputation import checkpointed
+from horovod_transformer.model.tied_embedding import embed
 
 INITIAL_STD = 0.02
 # Sines and cosines have a root mean square of 1/sqrt(2). This brings the table to the size of
@@ -142,7 +143,7 @@ class TransformerLM(nn.Module):
         Raises:
             ValueError: The input is longer than `max_seq_len`.
         """
-        hidden = self._hidden(input_ids, attention_mask)
+        hidden = self._hidden(self.token_embedding(input_ids), attention_mask)
         logits = self._logits(hidden)
         if labels is None:
             return logits, None
@@ -167,11 +168,12 @@ class TransformerLM(nn.Module):
             Summed loss in nats (float32 scalar), tokens that count and tokens predicted right
             (int64 scalars).
         """
-        hidden = self._hidden(input_ids)
+        vectors, projection = embed(input_ids, self.token_embedding.weight)
+        hidden = self._hidden(vectors)
         with record_function("head"):  # for torch's profiler
             return chunked_cross_entropy(
                 hidden.flatten(0, 1),
-                self.token_embedding.weight,
+                projection,
                 _shifted(labels).flatten(),
                 gradient_scale,
                 self._compiled,
@@ -209,12 +211,12 @@ class TransformerLM(nn.Module):
         if lengths is not None:
             cache.begin_filling(rows, lengths)
             last = torch.tensor(lengths, device=input_ids.device) - 1
-            hidden = self._hidden(input_ids, cache=cache)
+            hidden = self._hidden(self.token_embedding(input_ids), cache=cache)
             hidden = hidden[torch.arange(len(rows), device=input_ids.device), last]
         else:
             assert input_ids.shape[1] == 1, "a filled cache grows by one token at a time"
             cache.begin_growing(rows)
-            hidden = self._hidden(input_ids, cache=cache)[:, -1]
+            hidden = self._hidden(self.token_embedding(input_ids), cache=cache)[:, -1]
         cache.finish()
         return self._logits(hidden)
 
@@ -224,10 +226,10 @@ class TransformerLM(nn.Module):
         return linear(hidden, self.token_embedding.weight)
 
     def _hidden(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KeyValueCache | None = None
+        self, vectors: Tensor, attention_mask: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
-        """Final hidden states, (B, T, C)."""
-        length = input_ids.shape[1] if cache is None or cache.filling else max(cache.positions) + 1
+        """Final hidden states, (B, T, C), of these tokens' vectors, (B, T, C)."""
+        length = vectors.shape[1] if cache is None or cache.filling else max(cache.positions) + 1
         if length > self.max_seq_len:
             raise ValueError(f"{length} tokens do not fit into a context of {self.max_seq_len}")
         mask = None
@@ -237,13 +239,13 @@ class TransformerLM(nn.Module):
         elif cache is None or cache.filling:
             positions = self.position_vectors[:length]
         else:
-            places = torch.tensor(cache.positions, device=input_ids.device)
+            places = torch.tensor(cache.positions, device=vectors.device)
             positions = self.position_vectors[places][:, None]
             if min(cache.positions) < max(cache.positions):
                 # A shorter text does not see what lies beyond its end.
-                columns = torch.arange(length, device=input_ids.device)
+                columns = torch.arange(length, device=vectors.device)
                 mask = (columns <= places[:, None])[:, None, None]
-        x = self.dropout(self.token_embedding(input_ids) + positions)
+        x = self.dropout(vectors + positions)
         run = self._run_block if mask is None else run_block
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
