@@ -9,13 +9,29 @@ from tests.chaos.kill_test import KillTest
 from tests.chaos.launch_test import LaunchTest
 
 KILLS = 6
+UPDATES = 8 * KILLS + 20
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The run that was left alone, under horovodrun."""
+    test = KillTest(tmp_path_factory.mktemp("reference"), UPDATES, seed=0)
+    test.run_straight()
+    return test
+
+
+def beside(reference, kind, folder, seed):
+    """A test of the same run, with the reference's outcome for its own."""
+    test = kind(folder, UPDATES, seed)
+    (folder / "straight").symlink_to(reference.folder / "straight")
+    test.start_up_s = reference.start_up_s
+    return test
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_is_the_same_run(tmp_path):
-    kill_test = KillTest(tmp_path, updates=8 * KILLS + 20, seed=1)
-    kill_test.run_straight()
+def test_a_run_killed_again_and_again_is_the_same_run(reference, tmp_path):
+    kill_test = beside(reference, KillTest, tmp_path, seed=1)
     kill_test.run_killed(KILLS)
     print("\n".join(table_of(kill_test.kills, kill_test.missing())))
     assert kill_test.differences() == []
@@ -29,9 +45,8 @@ def test_a_run_killed_again_and_again_is_the_same_run(tmp_path):
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_a_launcher_alone_brings_a_run_to_its_end(tmp_path):
-    launch_test = LaunchTest(tmp_path, updates=60, seed=2)
-    launch_test.run_straight()
+def test_a_launcher_alone_brings_a_run_to_its_end(reference, tmp_path):
+    launch_test = beside(reference, LaunchTest, tmp_path, seed=2)
     launch_test.run_killed(2)
     assert launch_test.differences() == []
     # How much each kill cost is a matter of moments; of two it may be nothing.

@@ -228,12 +228,15 @@ def run_job(start_job: Callable[..., Any]) -> Callable[..., Job]:
 
 @pytest.fixture
 def idle_ranks(tmp_path: Path) -> Path:
-    """A script whose ranks meet, say that they are ready, and do nothing for a minute."""
+    """A script whose ranks meet, say their places and the mean of their numbers, and idle for a minute."""
     script = tmp_path / "idle.py"
     script.write_text(
         "import os, sys, time; sys.path.insert(0, '.')\n"
-        "from src.utils.distributed import setup_horovod\n"
-        "setup_horovod(); os.write(1, b'ready\\n'); time.sleep(60)\n"
+        "from src.utils.distributed import setup_horovod, metric_average\n"
+        "place = setup_horovod(require_distributed=True)\n"
+        # One write for a line: both ranks write into the same pipe, and print() may write in pieces.
+        "line = ' '.join(str(value) for value in (*place, metric_average(place[1], 'rank')))\n"
+        "os.write(1, f'{line}\\n'.encode()); time.sleep(60)\n"
     )
     return script
 

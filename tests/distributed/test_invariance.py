@@ -131,6 +131,11 @@ def test_uneven_shares_on_two_processes(alone, pair, outcome_of, folders, kind):
     assert_same_curve(outcome_of(folders(f"alone {kind}")), outcome_of(folders(f"pair {kind}")))
 
 
+def test_a_signal_to_one_rank_is_told_by_rank_0(pair, folders):
+    log = (folders("pair half") / "logs" / "train_rank0.log").read_text()  # the signal came to rank 1
+    assert "(SIGTERM); --resume auto resumes there" in log
+
+
 @pytest.mark.parametrize("who", ["alone", "pair"])
 def test_exact_resume(alone, pair, outcome_of, folders, assert_same_run, who):
     results = (alone if who == "alone" else pair)[0]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import psutil
 import pytest
@@ -85,35 +86,40 @@ def assert_ranks_end_with(job):
     assert not alive
 
 
-@pytest.mark.parametrize("receiver", ["launcher", "rank 1"])
-def test_a_signal_is_a_clean_stop_of_all_ranks(write_config, start_job, outcome_of, tmp_path, receiver):
+def test_a_signal_is_a_clean_stop_of_all_ranks(write_config, start_job, outcome_of, tmp_path):
     config = write_config(tmp_path / "config.yaml", **ENDLESS)
     arguments = [*TRAIN, "--config", str(config), "--output_dir", str(tmp_path)]
     table = tmp_path / "runs" / "structured" / "run" / "train.csv"
     with start_job(1, *LAUNCH, "--max-restarts", "3", "--", *arguments) as job:
         wait_for(lambda: table.exists() and len(table.read_text().splitlines()) > 3)
-        (job.process if receiver == "launcher" else ranks_of(job)[1]).send_signal(signal.SIGUSR1)
+        job.process.send_signal(signal.SIGUSR1)
         assert job.wait(timeout=30) == 75, job.stderr
-    assert "(SIGUSR1)" in job.stdout  # told by rank 0, even if none came to it
+    assert "(SIGUSR1)" in job.stdout
     assert "Traceback" not in job.stderr and "launch:" not in job.stderr
     outcome = outcome_of(tmp_path)
     assert int(outcome.rows[-1]["update"]) == outcome.state["progress"]["update"] < 5000
 
 
-# A closed terminal (SIGHUP) reaches the ranks as SIGTERM.
-@pytest.mark.parametrize(
-    ("sent", "received"), [("TERM", "TERM"), ("USR1", "USR1"), ("INT", "INT"), ("HUP", "TERM")]
-)
-def test_every_signal_reaches_all_ranks(start_job, tmp_path, sent, received):
+def test_every_signal_reaches_all_ranks(start_job, tmp_path):
     # Training treats them alike (tests/training/test_stop_signals.py); these ranks only say which came.
-    script = tmp_path / "listen.py"
-    script.write_text(LISTEN)
-    with start_job(1, *LAUNCH, "--max-restarts", "3", "--", "python", str(script)) as job:
-        wait_for(lambda: len(list(tmp_path.glob("*.ready"))) == 2)
-        job.process.send_signal(getattr(signal, f"SIG{sent}"))
-        assert job.wait(timeout=30) == 75, job.stderr
-    assert [(tmp_path / f"listen.py.{rank}").read_text() for rank in (0, 1)] == [f"SIG{received}"] * 2
-    assert job.stderr == ""
+    # A closed terminal (SIGHUP) reaches the ranks as SIGTERM.
+    received = {"TERM": "TERM", "USR1": "USR1", "INT": "INT", "HUP": "TERM"}
+    with ExitStack() as jobs:
+        started = {}
+        for sent in received:  # all at once: most of it is starting up
+            (tmp_path / sent).mkdir()
+            script = tmp_path / sent / "listen.py"
+            script.write_text(LISTEN)
+            words = [*LAUNCH, "--max-restarts", "3", "--", "python", str(script)]
+            started[sent] = jobs.enter_context(start_job(1, *words))
+        for sent, job in started.items():
+            wait_for(lambda sent=sent: len(list((tmp_path / sent).glob("*.ready"))) == 2)
+            job.process.send_signal(getattr(signal, f"SIG{sent}"))
+        for sent, job in started.items():
+            assert job.wait(timeout=30) == 75, job.stderr
+            told = [(tmp_path / sent / f"listen.py.{rank}").read_text() for rank in (0, 1)]
+            assert told == [f"SIG{received[sent]}"] * 2
+            assert job.stderr == ""
 
 
 def test_a_mistake_is_the_one_line_and_is_not_started_again(write_config, run_job, tmp_path):
@@ -136,20 +142,22 @@ def test_the_first_failing_ranks_line_is_the_last_on_the_screen(run_job, tmp_pat
     ]
 
 
-@pytest.mark.parametrize(
-    ("command", "restarts", "code", "told"),
-    [
+def test_the_exit_code_comes_through(start_job):
+    expected = [
         ("exit 7", 0, 7, ["launch: rank 0 ended with exit code 7"]),
         ("kill -KILL $$", 0, 137, ["launch: rank 0 was ended by SIGKILL"]),
         # Not worth another start, as are 2 and 75 (above).
         ("exit 0", 3, 0, []),
-    ],
-)
-def test_the_exit_code_comes_through(run_job, command, restarts, code, told):
-    seconds = 1 if code == 0 else 9  # after a failure nobody waits for the other rank
-    script = f"[ $RANK = 1 ] && exec sleep {seconds}; {command}"
-    job = run_job(1, *LAUNCH, "--max-restarts", str(restarts), "--", "sh", "-c", script)
-    assert (job.process.returncode, job.stderr.splitlines()) == (code, told)
+    ]
+    with ExitStack() as jobs:
+        started = []
+        for command, restarts, code, _ in expected:  # all at once: most of it is starting up
+            seconds = 1 if code == 0 else 25  # after a failure nobody waits for the other rank
+            script = f"[ $RANK = 1 ] && exec sleep {seconds}; {command}"
+            words = [*LAUNCH, "--max-restarts", str(restarts), "--", "sh", "-c", script]
+            started.append(jobs.enter_context(start_job(1, *words)))
+        for job, (_, _, code, told) in zip(started, expected, strict=True):
+            assert (job.wait(timeout=20), job.stderr.splitlines()) == (code, told)
 
 
 def test_a_failure_is_started_again_after_a_pause(run_job):
@@ -176,7 +184,7 @@ def test_the_second_ctrl_c_ends_at_once(start_job, tmp_path):
 
 def test_ranks_end_with_their_launcher(start_job, idle_ranks):
     with start_job(1, *LAUNCH, "--", "python", str(idle_ranks)) as job:
-        wait_for(lambda: "ready" in job.stdout)
+        wait_for(lambda: job.stdout == "2 0 0 False 0.5\n")  # rank 0 alone is heard
         assert_ranks_end_with(job)
 
 

@@ -178,23 +178,6 @@ def test_a_restart_does_not_take_the_last_attempts_answers(start):
 
 
 @pytest.mark.distributed
-def test_torchrun_itself(start_job, tmp_path):
-    script = tmp_path / "ready.py"
-    script.write_text(
-        "import os, sys; sys.path.insert(0, '.')\n"
-        "from src.utils.distributed import setup_horovod, metric_average\n"
-        "place = setup_horovod(require_distributed=True)\n"
-        # One write for a line: both ranks write into the same pipe, and print() may write in pieces.
-        "line = ' '.join(str(value) for value in (*place, metric_average(place[1], 'rank')))\n"
-        "os.write(1, f'{line}\\n'.encode())\n"
-    )
-    torchrun = Path(sys.executable).with_name("torchrun")
-    with start_job(1, str(torchrun), "--standalone", "--nproc-per-node", "2", str(script)) as job:
-        assert job.wait(60) == 0, job.stderr
-    assert sorted(job.stdout.splitlines()) == ["2 0 0 False 0.5", "2 1 1 False 0.5"]
-
-
-@pytest.mark.distributed
 def test_torchrun_starts_every_exit_code_again(run_job):
     # Unlike `horovod-transformer launch`, and documented: 75 and 2 are failures like any other to it.
     torchrun = str(Path(sys.executable).with_name("torchrun"))

@@ -39,9 +39,10 @@ def test_a_killed_rank_is_started_again_and_sigterm_saves(write_config, start_jo
     assert updates == list(range(1, outcome.state["progress"]["update"] + 1))
 
 
-def test_ranks_end_with_torchrun(start_job, idle_ranks):
+def test_ranks_meet_and_end_with_torchrun(start_job, idle_ranks):
     with start_job(1, *TORCHRUN, str(idle_ranks)) as job:
-        wait_for(lambda: job.stdout.count("ready") == 2)
+        wait_for(lambda: job.stdout.count("\n") == 2)
+        assert sorted(job.stdout.splitlines()) == ["2 0 0 False 0.5", "2 1 1 False 0.5"]
         assert_ranks_end_with(job)
 
 

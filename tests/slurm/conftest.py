@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,18 +49,25 @@ def prepared_data(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
-@pytest.fixture
-def checkout(root: Path, tmp_path: Path) -> Path:
-    """A copy of the repository to submit from, so that no test writes into the user's own runs."""
-    folder = tmp_path / "checkout"
-    folder.mkdir()
-    for name in ("configs", "scripts", "src", "horovod_transformer"):
-        (folder / name).symlink_to(root / name)
-    (folder / ".venv").symlink_to(sys.prefix)
-    return folder
+@pytest.fixture(scope="session")
+def new_submitter(root: Path, slurm: SlurmCluster) -> Callable[[Path], Submitter]:
+    """Make a copy of the repository in an empty folder, and what submits jobs from it.
+
+    So no test writes into the user's own runs.
+    """
+
+    def make(folder: Path) -> Submitter:
+        checkout = folder / "checkout"
+        checkout.mkdir()
+        for name in ("configs", "scripts", "src", "horovod_transformer"):
+            (checkout / name).symlink_to(root / name)
+        (checkout / ".venv").symlink_to(sys.prefix)
+        return Submitter(slurm, checkout)
+
+    return make
 
 
 @pytest.fixture
-def submitter(slurm: SlurmCluster, checkout: Path) -> Submitter:
+def submitter(new_submitter: Callable[[Path], Submitter], tmp_path: Path) -> Submitter:
     """Submits jobs from a checkout of the test's own."""
-    return Submitter(slurm, checkout)
+    return new_submitter(tmp_path)

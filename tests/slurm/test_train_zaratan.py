@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -24,14 +25,42 @@ TWO_GPUS = "--gres=gpu:h100:2"
 
 @pytest.fixture(scope="module")
 def curve_of_one(root: Path, prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of 40 updates on one process, without Slurm."""
+    """The losses of 32 updates on one process, without Slurm."""
     folder = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, "-m", "src.train", *tiny_run(prepared_data, 40), "--run_name", "alone"]
+    command = [sys.executable, "-m", "src.train", *tiny_run(prepared_data, 32), "--run_name", "alone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(
         [*command, "--output_dir", str(folder)], cwd=root, env=environment, timeout=120, check=True
     )
     return Submitter.read_losses(folder / "runs" / "structured" / "alone" / "train.csv")
+
+
+def failing_training(folder: Path) -> Path:
+    """An environment in which training notes its start in `starts` and does what the file `training` says."""
+    python = folder / "failing" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    body = (
+        f'case "$*" in *src.train*) echo x >> starts; . ./training ;; *) exec {sys.executable} "$@" ;; esac'
+    )
+    python.write_text(f"#!/bin/bash\n{body}\n")
+    python.chmod(0o755)
+    return python.parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_progress(
+    new_submitter: Callable[[Path], Submitter], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Submitter, str]:
+    """A job whose starts fail. Submitted first: Slurm pauses for six seconds between two starts."""
+    folder = tmp_path_factory.mktemp("without_progress")
+    submitter = new_submitter(folder)
+    # Of the starts only the second gets further: the first, third and fourth do not.
+    (submitter.checkout / "checkpoints").mkdir()
+    further = "touch checkpoints/update_00000004.pt"
+    (submitter.checkout / "training").write_text(f"[ $(wc -l < starts) != 2 ] || {further}; exit 1")
+    environment = str(failing_training(folder))
+    little = ("--gres=gpu:h100:1", "--mem=1G")  # for the others are to have their nodes
+    return submitter, submitter.submit(*little, *PROMISED, HT_VENV=environment, HT_PROCESSES="1")
 
 
 def rank_process(job: str, rank: int) -> psutil.Process | None:
@@ -65,7 +94,7 @@ def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
 ) -> None:
     # Slowed down, or it could be done between two of the signals that the script sends every five seconds.
     slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "80"}
-    job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *tiny_run(prepared_data, 40), **slow)
+    job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *tiny_run(prepared_data, 32), **slow)
 
     # At the worst of times: the ranks are starting up and would die of USR1.
     wait_for("the start", lambda: "start 1" in submitter.output(job))
@@ -79,16 +108,16 @@ def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
     assert (ended["JobState"], ended["Restarts"], ended["NumNodes"]) == ("COMPLETED", "1", "2"), output
     assert "2 node(s) with 2 process(es) each" in output
     assert f"resuming after update {stopped[1]}" in output
-    assert submitter.updates(job) == list(range(1, 41))
+    assert submitter.updates(job) == list(range(1, 33))
     assert submitter.losses(job) == pytest.approx(curve_of_one, abs=1e-4)
-    assert load_checkpoint(submitter.checkout / "checkpoints" / "last.pt")["progress"]["update"] == 40
+    assert load_checkpoint(submitter.checkout / "checkpoints" / "last.pt")["progress"]["update"] == 32
 
 
 def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_processes(
     submitter: Submitter, prepared_data: Path, curve_of_one: list[float]
 ) -> None:
     output_dir = submitter.checkout / "other"
-    wanted = [*tiny_run(prepared_data, 40), f"--output_dir={output_dir}"]
+    wanted = [*tiny_run(prepared_data, 32), f"--output_dir={output_dir}"]
     # Slowed down, or it would be done before it can be cancelled.
     slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "80"}
     job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *wanted, **slow)
@@ -102,7 +131,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
     stopped = load_checkpoint(output_dir / "checkpoints" / "last.pt")["progress"]["update"]
     log = (output_dir / "logs" / "train_rank0.log").read_text()
     assert f"stopped after update {stopped} (SIGTERM" in log
-    assert 3 <= stopped < 40
+    assert 3 <= stopped < 32
     assert not (submitter.checkout / "checkpoints").exists()
 
     smaller = submitter.submit(TWO_GPUS, *PROMISED, *wanted, "--resume", "auto", **NO_GPU)
@@ -125,7 +154,7 @@ def test_two_jobs_do_not_write_into_one_folder(submitter: Submitter, prepared_da
 
 
 def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, prepared_data: Path) -> None:
-    wanted = [*tiny_run(prepared_data, 40), "--training.save_interval", "3"]
+    wanted = [*tiny_run(prepared_data, 24), "--training.save_interval", "3"]
     # Slowed down, or it would be done before the node is lost.
     slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "60"}
     job = submitter.submit("--nodes=2", "--gres=gpu:h100:1", *PROMISED, *wanted, **slow)
@@ -145,7 +174,7 @@ def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, pr
     wait_for("the third start", lambda: "start 3" in submitter.output(job))
     ended = submitter.wait(job, "COMPLETED", "FAILED", "NODE_FAIL", timeout=240)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), submitter.output(job)
-    assert submitter.updates(job) == list(range(1, 41))
+    assert submitter.updates(job) == list(range(1, 25))
     assert not list(submitter.checkout.glob(".slurm-*"))
 
 
@@ -161,27 +190,8 @@ def test_a_users_mistake_that_all_ranks_meet_is_not_queued_again(
     assert output.count("error: absent") == 1
 
 
-@pytest.fixture
-def failing_training(tmp_path: Path) -> Path:
-    """An environment in which training notes its start in `starts` and does what the file `training` says."""
-    python = tmp_path / "failing" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    body = (
-        f'case "$*" in *src.train*) echo x >> starts; . ./training ;; *) exec {sys.executable} "$@" ;; esac'
-    )
-    python.write_text(f"#!/bin/bash\n{body}\n")
-    python.chmod(0o755)
-    return python.parents[1]
-
-
-def test_two_starts_in_a_row_without_progress_end_the_job(
-    submitter: Submitter, failing_training: Path
-) -> None:
-    # Of the starts only the second gets further: the first, third and fourth do not.
-    (submitter.checkout / "checkpoints").mkdir()
-    further = "touch checkpoints/update_00000004.pt"
-    (submitter.checkout / "training").write_text(f"[ $(wc -l < starts) != 2 ] || {further}; exit 1")
-    job = submitter.submit(*PROMISED, HT_VENV=str(failing_training), HT_PROCESSES="1")
+def test_two_starts_in_a_row_without_progress_end_the_job(without_progress: tuple[Submitter, str]) -> None:
+    submitter, job = without_progress
 
     ended = submitter.wait(job, "FAILED", "COMPLETED")
     assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "3"), submitter.output(job)
@@ -190,11 +200,10 @@ def test_two_starts_in_a_row_without_progress_end_the_job(
     assert not list(submitter.checkout.glob(".slurm-*"))
 
 
-def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(
-    submitter: Submitter, failing_training: Path
-) -> None:
+def test_a_job_that_may_not_be_queued_again_says_how_to_go_on(submitter: Submitter, tmp_path: Path) -> None:
     (submitter.checkout / "training").write_text("exit 75")
-    job = submitter.submit("--no-requeue", *PROMISED, HT_VENV=str(failing_training), HT_PROCESSES="1")
+    environment = str(failing_training(tmp_path))
+    job = submitter.submit("--no-requeue", *PROMISED, HT_VENV=environment, HT_PROCESSES="1")
 
     assert submitter.wait(job, "FAILED", "COMPLETED")["ExitCode"] == "2:0"
     assert "to resume, submit it once more with --resume auto" in submitter.output(job)
