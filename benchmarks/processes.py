@@ -1,6 +1,6 @@
 """Two processes against one, and Horovod (ours) against torch's DistributedDataParallel over Gloo.
 
-    .venv/bin/python benchmarks/processes.py [--rounds 3]
+    .venv/bin/python benchmarks/processes.py [--rounds 2]
 
 The same model, loss and optimizer (30M, T=256, B=8 a rank, fused AdamW), one thread a rank; the jobs take
 turns. Ours sums its gradients as training does by default, DDP in its own buckets.
@@ -26,7 +26,7 @@ from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 
-UPDATES = 8
+UPDATES = 4
 
 
 class MeanLoss(nn.Module):
@@ -81,10 +81,10 @@ def rank(kind: str, tiny: bool) -> None:
     tokens = torch.randint(0, shape.vocab_size, (8, shape.max_seq_len))
     update = (ddp_rank if kind == "ddp" else our_rank)(build_model(shape).train(), tokens)
     seconds = []
-    for number in range(UPDATES + 2):
+    for number in range(UPDATES + 1):
         began = time.perf_counter()
         update()
-        if number > 1:
+        if number:
             seconds.append(time.perf_counter() - began)
     # One write for a line: torchrun's ranks share a pipe, and print() may write in pieces.
     os.write(1, f"seconds {statistics.median(seconds)}\n".encode())
@@ -133,4 +133,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank"]:
         rank(sys.argv[2], "--tiny" in sys.argv)
     else:
-        part("processes", __doc__, measure, rounds=3)
+        part("processes", __doc__, measure, rounds=2)

@@ -1,6 +1,6 @@
 """One update, ours and Hugging Face's GPT-2 of the same shape, on this machine's CPU in fp32.
 
-    .venv/bin/python benchmarks/update.py [--rounds 5]
+    .venv/bin/python benchmarks/update.py [--rounds 3]
 
 An update is forward, backward, clipping and fused AdamW on the same random tokens. Both take turns; medians
 of tokens/s. The last column is the share of this machine's own fp32 matrix product rate that ours reaches.
@@ -93,4 +93,4 @@ def measure(rounds: int, tiny: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    part("update", __doc__, measure, rounds=5)
+    part("update", __doc__, measure, rounds=3)
