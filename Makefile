@@ -67,7 +67,7 @@ chaos: install ## kill a training run a hundred times, about half an hour
 	@$(VENV_PYTHON) -m tests.chaos.chaos
 	@$(VENV_PYTHON) -m tests.chaos.chaos --launcher
 
-bench: install ## speed and memory beside Hugging Face, DDP and others, most of an hour; PARTS="update memory"
+bench: install ## speed and memory beside Hugging Face, DDP and others, half an hour; PARTS="update memory"
 	@$(VENV_PYTHON) benchmarks/bench.py $(PARTS)
 
 lint: install ## ruff and mypy

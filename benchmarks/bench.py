@@ -1,6 +1,6 @@
 """`make bench`: ours beside what people would take instead, on this machine, part by part.
 
-    .venv/bin/python benchmarks/bench.py                    # all parts: most of an hour on two cores
+    .venv/bin/python benchmarks/bench.py                    # all parts: half an hour on two cores
     .venv/bin/python benchmarks/bench.py update memory      # some
     .venv/bin/python benchmarks/bench.py --tiny             # small shapes: does it work?
 
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from side_by_side import ROOT, describe_machine, product_rate
 
-PARTS = ("update", "memory", "processes", "startup", "generation", "demo")
+PARTS = ("update", "memory", "processes", "loading", "startup", "generation", "prepare", "demo")
 
 
 def main() -> int:

@@ -1,18 +1,20 @@
 """How fast is `prepare`, in how much memory, and what does the `run_clm` recipe of transformers do?
 
+    .venv/bin/python benchmarks/prepare.py [--rounds 1]            # one worker and two beside run_clm
     .venv/bin/python benchmarks/prepare.py make [--gigabytes 2.1]  # corpora under /tmp, once
     .venv/bin/python benchmarks/prepare.py speed [--rounds 3]      # one worker, two, run_clm, tiktoken alone
     .venv/bin/python benchmarks/prepare.py memory books|group|rows # the peak of each process
 
 The corpora are seeded variations on the 38 plays: `books` in files with row groups of 100 books, `group`
-the same in one row group, `rows` five million short rows, `slice` 60 MB, `small` 16 MB for run_clm. Each mode
-of `speed` works on the slice, in turn; medians count. The last line is JSON, for `results/prepare.jsonl`.
-Run it alone on the machine.
+the same in one row group, `rows` five million short rows, `slice` 60 MB, `small` 16 MB for run_clm. Each
+mode of `speed` works on the slice, in turn; medians count. The last line of `speed` and `memory` is JSON, for
+`results/prepare.jsonl`. Without such a word it is a part of `make bench`. Run it alone on the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -23,13 +25,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from side_by_side import Row, part
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPORA = Path("/tmp/horovod_transformer_corpora")
@@ -88,20 +92,30 @@ def varied_books(characters: int, seed: int) -> Iterator[tuple[str, str]]:
         number += 1
 
 
+def table_of(books: Iterable[tuple[str, str]]) -> pa.Table:
+    """Books as rows."""
+    schema = pa.schema([("title", pa.string()), ("text", pa.string())])
+    return pa.table([pa.array(column) for column in zip(*books, strict=True)], schema=schema)
+
+
+def make_slices(books: pa.Table) -> None:
+    """Write what `speed` works on."""
+    for name, rows in (("slice", 150), ("small", 40)):
+        (CORPORA / name).mkdir(parents=True, exist_ok=True)
+        pq.write_table(books.slice(0, rows), CORPORA / name / "0.parquet", row_group_size=max(20, rows // 3))
+
+
 def make(gigabytes: float) -> None:
     """Write the corpora."""
-    schema = pa.schema([("title", pa.string()), ("text", pa.string())])
     shutil.rmtree(CORPORA, ignore_errors=True)
-    for name in ("books", "group", "rows", "slice", "small"):
+    for name in ("books", "group", "rows"):
         (CORPORA / name).mkdir(parents=True)
     files = 8
     for seed in range(files):
-        books = list(varied_books(int(gigabytes * 1e9 / files), seed))
-        table = pa.table([pa.array(column) for column in zip(*books, strict=True)], schema=schema)
+        table = table_of(varied_books(int(gigabytes * 1e9 / files), seed))
         pq.write_table(table, CORPORA / "books" / f"{seed}.parquet", row_group_size=100)
         if seed == 0:
-            pq.write_table(table.slice(0, 150), CORPORA / "slice" / "0.parquet", row_group_size=50)
-            pq.write_table(table.slice(0, 40), CORPORA / "small" / "0.parquet", row_group_size=20)
+            make_slices(table)
     whole = pq.read_table(CORPORA / "books", columns=["title", "text"])
     pq.write_table(
         whole.cast(pa.schema([("title", pa.string()), ("text", pa.large_string())])),
@@ -207,6 +221,21 @@ def speed(rounds: int, modes: list[str], before: Path) -> dict[str, object]:
     return {"tokens_per_second": medians, "rounds": rounds, "corpus_bytes": source.stat().st_size}
 
 
+def measure(rounds: int, tiny: bool) -> list[Row]:
+    """What `make bench` shows: one worker and two against the recipe with its two processes."""
+    if tiny or not (CORPORA / "slice").exists():
+        make_slices(table_of(varied_books(2_000_000 if tiny else 150 * BOOK_CHARACTERS, 0)))
+    with contextlib.redirect_stdout(sys.stderr):  # the part's own output is a table
+        found = speed(rounds, ["one worker", "two workers", "run_clm"], ROOT)["tokens_per_second"]
+    if tiny:
+        shutil.rmtree(CORPORA / "slice")  # not to be taken for the real one
+    rates = cast("dict[str, float]", found)
+    return [
+        Row(f"books, {mode}", "tokens/s", rates[mode], rates["run_clm"], peer_name="run_clm, two processes")
+        for mode in ("one worker", "two workers")
+    ]
+
+
 def memory(corpus: str) -> dict[str, object]:
     """Peak of each process on a whole corpus, with two workers."""
     target = CORPORA / f"out-{corpus}"
@@ -257,4 +286,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] in (["make"], ["speed"], ["memory"]):
+        main()
+    else:
+        part("prepare", __doc__, measure, rounds=1)

@@ -24,5 +24,5 @@ def test_an_unknown_part_is_refused(run_python):
     done = run_python("benchmarks/bench.py", "speed")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
-        "no such part: speed; there are update, memory, processes, startup, generation, demo"
+        "there are update, memory, processes, loading, startup, generation, prepare, demo"
     )
