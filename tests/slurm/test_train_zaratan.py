@@ -93,7 +93,7 @@ def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
     submitter: Submitter, prepared_data: Path, curve_of_one: list[float]
 ) -> None:
     # Slowed down, or it could be done between two of the signals that the script sends every five seconds.
-    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "80"}
+    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "160"}
     job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *tiny_run(prepared_data, 32), **slow)
 
     # At the worst of times: the ranks are starting up and would die of USR1.
@@ -119,7 +119,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
     output_dir = submitter.checkout / "other"
     wanted = [*tiny_run(prepared_data, 32), f"--output_dir={output_dir}"]
     # Slowed down, or it would be done before it can be cancelled.
-    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "80"}
+    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "160"}
     job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *wanted, **slow)
     table = output_dir / "runs" / "structured" / f"slurm-{job}" / "train.csv"
     wait_for("updates", lambda: table.exists() and table.read_text().count("\n") > 3)
@@ -156,7 +156,7 @@ def test_two_jobs_do_not_write_into_one_folder(submitter: Submitter, prepared_da
 def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, prepared_data: Path) -> None:
     wanted = [*tiny_run(prepared_data, 24), "--training.save_interval", "3"]
     # Slowed down, or it would be done before the node is lost.
-    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "60"}
+    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "120"}
     job = submitter.submit("--nodes=2", "--gres=gpu:h100:1", *PROMISED, *wanted, **slow)
 
     wait_for("updates", lambda: len(submitter.updates(job)) > 3)
