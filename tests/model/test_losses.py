@@ -9,15 +9,20 @@ import torch
 import torch.nn.functional as F
 
 from horovod_transformer.model import losses
-from horovod_transformer.model.losses import chunked_cross_entropy, padded_columns
+from horovod_transformer.model.losses import chunked_cross_entropy, padded_columns, works_in_place
 
 
-@pytest.fixture(autouse=True, params=[1, 64], ids=["plain", "padded"])
+
+@pytest.fixture(
+    autouse=True, params=[(True, 64), (True, 10), (False, 64)], ids=["in place", "no room left", "as on a GPU"]
+)
 def small_chunks(monkeypatch, request):
-    """Several chunks and a last one that is not full, at test size; columns as on a CPU and on a GPU."""
+    """Several chunks and a last one that is not full, at test size; in one memory and not."""
+    in_place, multiple = request.param
     monkeypatch.setattr(losses, "CHUNK_ROWS", 8)
-    monkeypatch.setattr(losses, "padded_columns", lambda _, size: -(-size // request.param) * request.param)
-    return request.param
+    monkeypatch.setattr(losses, "COLUMNS_MULTIPLE", multiple)
+    monkeypatch.setattr(losses, "works_in_place", lambda device, compiled: in_place)
+    return multiple
 
 
 def example(rows: int = 30, ignored: float = 0.3, width: int = 12, vocabulary: int = 50):
@@ -75,10 +80,36 @@ def test_rows_by_the_memory_of_a_card(monkeypatch, gib, rows):
     assert losses.rows_per_chunk(torch.device("cpu"), 50304) == 512
 
 
-def test_columns_are_padded_on_a_card_alone():
-    assert padded_columns(torch.device("cuda", 0), 50257) == 50304
-    assert padded_columns(torch.device("cuda", 0), 50304) == 50304
-    assert padded_columns(torch.device("cpu"), 50257) == 50257
+def test_rows_have_room_to_begin_at_round_addresses(monkeypatch):
+    monkeypatch.setattr(losses, "COLUMNS_MULTIPLE", 64)
+    assert padded_columns(50257) == padded_columns(50304) == 50304
+
+
+def test_what_works_in_place():
+    assert works_in_place(torch.device("cpu"), compiled=False)
+    assert not works_in_place(torch.device("cpu"), compiled=True)
+    assert not works_in_place(torch.device("cuda", 0), compiled=False)
+
+
+@pytest.mark.parametrize("columns", [5, 64, 2048, 50304])
+def test_softmax_may_write_where_it_reads(columns):
+    """torch promises nothing of it."""
+    logits = torch.randn(9, columns) * 5
+    logits[:, 3:7] = -torch.inf
+    expected = logits.softmax(1)
+    torch.softmax(logits, 1, out=logits)
+    assert logits.equal(expected)
+
+
+def test_logits_lie_in_one_memory(small_chunks, monkeypatch):
+    """A new block of 100 MB costs as much as a third of the product that fills it."""
+    if not losses.works_in_place(torch.device("cpu"), False):
+        pytest.skip("a GPU keeps its blocks by itself")
+    places = set()
+    product = losses._product_into
+    monkeypatch.setattr(losses, "_product_into", lambda *all_: (places.add(all_[0].data_ptr()), product(*all_)))
+    chunked_cross_entropy(*example(30))
+    assert len(places) == 1
 
 
 def test_large_logits_do_not_overflow():
@@ -146,7 +177,7 @@ def test_the_gradient_reaches_what_lies_below():
 
 
 def test_only_one_chunk_of_logits_is_alive(small_chunks):
-    columns = 50 if small_chunks == 1 else 64
+    columns = 50 if small_chunks == 10 else 64
     biggest = 0
 
     class Watch(torch.overrides.TorchFunctionMode):
@@ -157,7 +188,7 @@ def test_only_one_chunk_of_logits_is_alive(small_chunks):
                 biggest = max(biggest, result.shape[0])
             return result
 
-    hidden, weight, labels = example(100)
+    hidden, weight, labels = example(100, width=7)
     with Watch():
         loss, _, _ = chunked_cross_entropy(hidden, weight, labels)
         loss.backward()
