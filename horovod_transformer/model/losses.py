@@ -248,7 +248,7 @@ def _loss_and_slope_in_place(
     if not with_gradient:
         return summed, correct, None
     tokens.scatter_(1, target, tokens.gather(1, target) - 1)
-    tokens[~count] = 0.0
+    tokens.index_fill_(0, (~count).nonzero().squeeze(1), 0.0)  # few rows, where a mask looks at all of them
     if scale is not None:
         tokens *= scale
     return summed, correct, tokens
