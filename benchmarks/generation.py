@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from side_by_side import GPT2_124M, TINY, Row, hugging_face, in_turn, part
 
-from horovod_transformer.generation.small_weights import shrink_weights
+from horovod_transformer.generation.small_weights import pack_weights, shrink_weights
 from horovod_transformer.model.transformer import build_model
 
 # Of a weight.
@@ -40,6 +40,7 @@ def measure(rounds: int, tiny: bool) -> list[Row]:
         shrink_weights(each, precision)
     rows = []
     for batch in (1, 8):
+        pack_weights(ours["fp32"], batch)  # as the command `generate` does
         prompt = torch.randint(0, shape.vocab_size, (batch, prompt_length))
         options = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": new, "do_sample": False}
         contenders = {

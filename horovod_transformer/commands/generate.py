@@ -24,7 +24,7 @@ from horovod_transformer.generation.prompts_file import (
     require_new_file,
     write_continuations,
 )
-from horovod_transformer.generation.small_weights import PRECISIONS
+from horovod_transformer.generation.small_weights import PRECISIONS, pack_weights
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.tokenizer import Tokenizer
 
@@ -54,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
         options.checkpoint, options.config, options.device, options.precision
     )
     wanted = config.with_overrides(settings, "command line").generation
+    if options.precision == "fp32":
+        pack_weights(model, wanted.num_samples if rows is None else len(rows) * wanted.num_samples)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets a question mark, not a traceback.
         sys.stdout.reconfigure(errors="replace")

@@ -227,7 +227,8 @@ def _loss_and_slope_in_place(
     """`_loss_and_slope` in few ways through memory, for a CPU.
 
     Args:
-        logits: Float32 (rows, columns), contiguous; overwritten. Columns beyond `vocab_size` may hold anything.
+        logits: Float32 (rows, columns), contiguous; overwritten. Columns beyond `vocab_size` may hold
+            anything.
         vocab_size: As there, like the others.
 
     Returns:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from horovod_transformer.commands import generate
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import generate_text, load_model_for_generation, small_weights
 from horovod_transformer.generation.small_weights import HalfLinear, Int8Linear, shrink_weights
@@ -42,6 +43,46 @@ def test_a_model_with_smaller_weights_writes_and_scores_with_all_of_them(tiny_ch
     assert 0 < (small(IDS)[0] - expected).norm() / expected.norm() < error
     cache = small.new_cache(3)
     torch.testing.assert_close(small.cached_logits(IDS, cache), small(IDS)[0][:, -1], atol=0.05, rtol=0.05)
+
+
+@torch.no_grad()
+def test_packed_weights_give_nearly_the_same_numbers(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(small_weights, "MANY_WEIGHTS", 1)
+    exact, packed = load(tiny_checkpoint)[0], load(tiny_checkpoint)[0]
+    small_weights.pack_weights(packed, 2)
+    assert not any(isinstance(module, nn.Linear) for module in packed.modules())
+    torch.testing.assert_close(packed(IDS)[0], exact(IDS)[0], rtol=1e-4, atol=1e-4)
+    cache = packed.new_cache(3)
+    torch.testing.assert_close(packed.cached_logits(IDS, cache), packed(IDS)[0][:, -1], atol=1e-4, rtol=1e-4)
+    # The head counts, too.
+    packed.output_projection = small_weights.PackedLinear(torch.ones_like(exact.token_embedding.weight), None)
+    assert not torch.allclose(packed(IDS)[0], exact(IDS)[0], atol=0.1)
+
+
+def test_small_layers_are_not_packed(tiny_checkpoint):
+    model = load(tiny_checkpoint)[0]
+    small_weights.pack_weights(model, 2)
+    assert model.output_projection is None
+    assert not any(isinstance(module, small_weights.PackedLinear) for module in model.modules())
+
+
+def test_for_one_text_the_embedding_is_not_copied(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(small_weights, "MANY_WEIGHTS", 1)
+    model = load(tiny_checkpoint)[0]
+    small_weights.pack_weights(model, 1)
+    assert model.output_projection is None
+    assert isinstance(model.blocks[0].attention.qkv, small_weights.PackedLinear)
+
+
+@pytest.mark.parametrize(
+    ("more", "texts"),
+    [(["--num_samples", "1"], [1]), (["--num_samples", "2"], [2]), (["--precision", "fp16"], [])],
+)
+def test_the_command_packs_them(tiny_checkpoint, monkeypatch, more, texts):
+    seen = []
+    monkeypatch.setattr(generate, "pack_weights", lambda model, texts: seen.append(texts))
+    assert generate.main(["--checkpoint", str(tiny_checkpoint), "--max_new_tokens", "3", *more]) == 0
+    assert seen == texts
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -12,9 +12,10 @@ from horovod_transformer.model import losses
 from horovod_transformer.model.losses import chunked_cross_entropy, padded_columns, works_in_place
 
 
-
 @pytest.fixture(
-    autouse=True, params=[(True, 64), (True, 10), (False, 64)], ids=["in place", "no room left", "as on a GPU"]
+    autouse=True,
+    params=[(True, 64), (True, 10), (False, 64)],
+    ids=["in place", "no room left", "as on a GPU"],
 )
 def small_chunks(monkeypatch, request):
     """Several chunks and a last one that is not full, at test size; in one memory and not."""
@@ -107,7 +108,9 @@ def test_logits_lie_in_one_memory(small_chunks, monkeypatch):
         pytest.skip("a GPU keeps its blocks by itself")
     places = set()
     product = losses._product_into
-    monkeypatch.setattr(losses, "_product_into", lambda *all_: (places.add(all_[0].data_ptr()), product(*all_)))
+    monkeypatch.setattr(
+        losses, "_product_into", lambda *all_: (places.add(all_[0].data_ptr()), product(*all_))
+    )
     chunked_cross_entropy(*example(30))
     assert len(places) == 1
 
