@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
+from horovod_transformer.model.logits_in_place import LogitsInPlace
 
 IGNORED_LABEL = -100
 # Rows of logits alive at once on a CPU. 512 rows x 50,257 columns are 103 MB in float32; fewer rows are
@@ -76,11 +76,7 @@ def padded_columns(vocab_size: int) -> int:
 
 
 def works_in_place(device: torch.device, compiled: bool) -> bool:
-    """Whether all chunks of logits lie in the same memory, one after the other.
-
-    On a CPU memory is what counts: a large block that is new costs a page fault for every 4 KB, and each
-    way through it as much as a tenth of a product. A GPU keeps its blocks, and its passes may be compiled.
-    """
+    """Whether `LogitsInPlace` computes the chunks: a GPU keeps its blocks, and its passes may be compiled."""
     return device.type == "cpu" and not compiled
 
 
@@ -105,45 +101,47 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float32)
         correct = labels.new_zeros(())
         hidden_gradient = torch.empty_like(hidden) if with_gradient else None
-        in_place = works_in_place(device, compiled)
-        computed = vocab_size if in_place else columns
-        weight_gradient = weight.new_zeros(computed, weight.shape[1]) if with_gradient else None
+        in_place: LogitsInPlace | None = None
+        if works_in_place(device, compiled):
+            in_place = LogitsInPlace(min(chunk_rows, hidden.shape[0]), vocab_size, columns, dtype)
+            columns = vocab_size
+        weight_gradient = weight.new_zeros(columns, weight.shape[1]) if with_gradient else None
+        product: Tensor | None = None
 
         # A tensor: compiled code takes a number for a constant, and this one changes.
         scale = hidden.new_full((), gradient_scale, dtype=torch.float32) if gradient_scale != 1.0 else None
         loss_and_slope = _compiled_loss_and_slope() if compiled else _loss_and_slope
-        if in_place:
-            loss_and_slope = _loss_and_slope_in_place
-            room = hidden.new_empty(min(chunk_rows, hidden.shape[0]), columns, dtype=torch.float32)
         # Products are cast by hand, once and not chunk by chunk.
         with torch.autocast(device.type, enabled=False):
             projection = weight.to(dtype)
-            if computed > vocab_size:
+            if columns > vocab_size:
                 # Rows of zeros: their logits are zero, too, and stay so in the gradient.
                 projection = torch.nn.functional.pad(projection, (0, 0, 0, columns - vocab_size))
             for start in range(0, hidden.shape[0], chunk_rows):
                 rows = slice(start, start + chunk_rows)
                 part = hidden[rows].to(dtype)
-                if in_place:
-                    logits = room[: part.shape[0]]
-                    _product_into(logits[:, :vocab_size], part, projection)
+                target, count = targets[rows, None], counted[rows]
+                if in_place is not None:
+                    row_loss, right, slope = in_place.loss_and_slope(
+                        part, projection, target, count, scale, with_gradient
+                    )
                 else:
                     logits = torch.nn.functional.linear(part, projection)
-                row_loss, right, slope = loss_and_slope(
-                    logits, vocab_size, targets[rows, None], counted[rows], scale, with_gradient
-                )
-                del logits
+                    row_loss, right, slope = loss_and_slope(
+                        logits, vocab_size, target, count, scale, with_gradient
+                    )
+                    del logits
                 loss += row_loss
                 correct += right
                 if slope is not None:
                     assert hidden_gradient is not None and weight_gradient is not None
-                    slope = slope.to(dtype)
                     hidden_gradient[rows] = slope @ projection
                     if dtype == weight_gradient.dtype:
                         weight_gradient.addmm_(slope.t(), part)
                     else:
                         # The product comes in half precision; the sum stays in float32.
-                        weight_gradient += slope.t() @ part
+                        product = torch.mm(slope.t(), part, out=product)
+                        weight_gradient += product
                 del slope  # before the next chunk's logits take as much again
 
         if weight_gradient is not None:
@@ -206,53 +204,6 @@ def _loss_and_slope(
     if scale is not None:
         slope *= scale
     return summed, correct, wide.to(logits.dtype)
-
-
-def _product_into(logits: Tensor, part: Tensor, projection: Tensor) -> None:
-    """Write `part @ projection.t()` into float32 logits, which may be part of wider rows."""
-    if part.dtype == logits.dtype:
-        torch.mm(part, projection.t(), out=logits)
-    else:
-        logits.copy_(torch.nn.functional.linear(part, projection))
-
-
-def _loss_and_slope_in_place(
-    logits: Tensor,
-    vocab_size: int,
-    target: Tensor,
-    count: Tensor,
-    scale: Tensor | None,
-    with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`_loss_and_slope` in few ways through memory, for a CPU.
-
-    Args:
-        logits: Float32 (rows, columns), contiguous; overwritten. Columns beyond `vocab_size` may hold
-            anything.
-        vocab_size: As there, like the others.
-
-    Returns:
-        As there, but the gradient is float32 (rows, vocab_size), in the logits' memory.
-    """
-    tokens = logits[:, :vocab_size]
-    largest = tokens.amax(dim=1, keepdim=True)
-    target_logit = tokens.gather(1, target)
-    # Looking for an index takes seven times as long as for a value: only where the label may be the one.
-    (likely,) = (count & (target_logit == largest).squeeze(1)).nonzero(as_tuple=True)
-    correct = (tokens[likely].argmax(dim=1) == target[likely, 0]).sum()
-    logits[:, vocab_size:] = -math.inf
-    # Row by row, and a row fits into the caches. What it reads of a row it reads before it writes there.
-    torch.softmax(logits, dim=1, out=logits)
-    # The likeliest token's exponential is 1, so its probability is one by the sum of all.
-    row_loss = (largest - target_logit - tokens.amax(dim=1, keepdim=True).log()).squeeze(1)
-    summed = row_loss.masked_fill(~count, 0.0).sum()
-    if not with_gradient:
-        return summed, correct, None
-    tokens.scatter_(1, target, tokens.gather(1, target) - 1)
-    tokens.index_fill_(0, (~count).nonzero().squeeze(1), 0.0)  # few rows, where a mask looks at all of them
-    if scale is not None:
-        tokens *= scale
-    return summed, correct, tokens
 
 
 @functools.cache

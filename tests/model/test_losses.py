@@ -106,13 +106,17 @@ def test_logits_lie_in_one_memory(small_chunks, monkeypatch):
     """A new block of 100 MB costs as much as a third of the product that fills it."""
     if not losses.works_in_place(torch.device("cpu"), False):
         pytest.skip("a GPU keeps its blocks by itself")
-    places = set()
-    product = losses._product_into
-    monkeypatch.setattr(
-        losses, "_product_into", lambda *all_: (places.add(all_[0].data_ptr()), product(*all_))
-    )
-    chunked_cross_entropy(*example(30))
-    assert len(places) == 1
+    made = []
+    room = losses.LogitsInPlace
+    monkeypatch.setattr(losses, "LogitsInPlace", lambda *arguments: made.append(room(*arguments)) or made[-1])
+    hidden, weight, labels = example(30)
+    loss, _, _ = chunked_cross_entropy(hidden, weight, labels)
+    assert len(made) == 1
+    slopes = [
+        made[0].loss_and_slope(part, weight.detach(), label, torch.ones(3).bool(), None, True)[2]
+        for part, label in zip(hidden.detach().split(3), labels.clamp(min=0)[:, None].split(3), strict=True)
+    ]
+    assert len({slope.data_ptr() for slope in slopes}) == 1
 
 
 def test_large_logits_do_not_overflow():
