@@ -10,11 +10,8 @@ from torch import Tensor, nn
 
 from horovod_transformer.model.decoding import KeyValueCache
 from horovod_transformer.model.few_rows import Linear
+from horovod_transformer.model.gelu import gelu
 from horovod_transformer.model.recomputation import linear_after
-
-
-def _gelu(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")  # the tanh form is GPT-2's own
 
 
 class CausalSelfAttention(nn.Module):
@@ -79,7 +76,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
         """Map hidden states, float (..., C), which `norm` normalises first, to float (..., C)."""
-        return linear_after(_gelu, linear_after(norm, x, self.expand), self.output)
+        return linear_after(gelu, linear_after(norm, x, self.expand), self.output)
 
 
 class TransformerBlock(nn.Module):

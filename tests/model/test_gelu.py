@@ -1,0 +1,34 @@
+"""The activation by way of the sigmoid against torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from horovod_transformer.model.gelu import MANY_NUMBERS, gelu
+
+LARGE = torch.cat([torch.linspace(-12, 12, MANY_NUMBERS), torch.tensor([0.0, 1e20, -1e20, 1e-30, -1e-30])])
+
+
+def test_it_is_torchs_to_rounding():
+    exact = F.gelu(LARGE.double(), approximate="tanh")
+    assert (gelu(LARGE) - exact).abs().div(LARGE.abs().clamp(min=1)).max() < 5e-7
+    assert gelu(torch.full((MANY_NUMBERS,), torch.nan)).isnan().all()
+
+
+def test_so_is_its_gradient():
+    x, reference = LARGE.clone().requires_grad_(), LARGE.double().requires_grad_()
+    gelu(x).square().sum().backward()
+    F.gelu(reference, approximate="tanh").square().sum().backward()
+    inner = slice(0, MANY_NUMBERS)
+    torch.testing.assert_close(x.grad[inner].double(), reference.grad[inner], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("x", "own"), [(LARGE, True), (LARGE[:100], False), (LARGE.bfloat16(), False)])
+def test_where_it_is_torchs_own(monkeypatch, x, own):
+    expected = F.gelu(x, approximate="tanh")
+    called = []
+    monkeypatch.setattr(F, "gelu", lambda *_, **__: called.append(1) or expected)
+    assert gelu(x).dtype == x.dtype
+    assert called == ([] if own else [1])
