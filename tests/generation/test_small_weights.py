@@ -19,10 +19,11 @@ def load(checkpoint, precision="fp32"):
     return load_model_for_generation(checkpoint, device="cpu", precision=precision)
 
 
-@pytest.mark.parametrize(("layer", "error"), [(HalfLinear, 1e-3), (Int8Linear, 0.03)])
+@pytest.mark.parametrize(("layer", "error"), [(HalfLinear, 1e-3), (Int8Linear, 0.016)])
 @pytest.mark.parametrize("biased", [True, False])
 @torch.no_grad()
 def test_a_product_is_nearly_that_in_fp32(layer, error, biased):
+    torch.manual_seed(0)
     linear = nn.Linear(96, 40, bias=biased)
     x = torch.randn(2, 3, 96)
     exact, small = linear(x), layer(linear.weight, linear.bias)(x)
