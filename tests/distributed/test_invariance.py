@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -223,16 +222,12 @@ def test_four_processes_repeat_to_the_bit(
         "distributed__gradient_groups": groups,
     }
     label = f"{groups} {fusion_bytes}"
-    names = SimpleNamespace(**{name: f"{name} {label}" for name in ("one", "two", "stopped")})
-    play(
-        4,
-        [
-            scene(names.one, **changes),
-            scene(names.two, **changes),
-            *interrupted(scene, names.stopped, [(3, 8, "SIGTERM")], **changes),
-        ],
-        HOROVOD_FUSION_THRESHOLD=fusion_bytes,
-    )
-    first = outcome_of(folders(names.one))
-    assert_same_run(first, outcome_of(folders(names.two)))
-    assert_same_run(first, outcome_of(folders(names.stopped)))
+    names = [f"{name} {label}" for name in ("one", "two", "stopped")]
+    scenes = [scene(names[0], **changes), scene(names[1], **changes)]
+    if groups > 1:  # what is resumed is the same whatever travels together
+        scenes += interrupted(scene, names[2], [(3, 8, "SIGTERM")], **changes)
+    play(4, scenes, HOROVOD_FUSION_THRESHOLD=fusion_bytes)
+    first = outcome_of(folders(names[0]))
+    assert_same_run(first, outcome_of(folders(names[1])))
+    if groups > 1:
+        assert_same_run(first, outcome_of(folders(names[2])))
