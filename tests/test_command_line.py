@@ -25,7 +25,7 @@ def parse(root, *arguments):
 def test_overrides_come_with_and_without_equals(root):
     options, config = parse(root, "--training.seed", "5", "--resume", "auto", "--model.n_layers=3")
     assert (config.training.seed, config.model.n_layers, options.resume) == (5, 3, "auto")
-    assert config.model.vocab_size == 2048  # the file's
+    assert config.model.vocab_size == 4096  # the file's
     assert parse(root, "--training.max_updates", "null")[1].training.max_updates is None
     assert parse(root, "--data.data_dir=a=b")[1].data.data_dir == "a=b"
     assert parse(root, "--training.learning_rate", "1e-4")[1].training.learning_rate == 1e-4

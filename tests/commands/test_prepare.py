@@ -46,7 +46,7 @@ def test_the_quickstart_data_from_the_command_line(run_python, tmp_path: Path) -
         ),
         (
             ["--data.tokenizer", "gpt2"],
-            "error: model.vocab_size = 2048: the GPT-2 tokenizer has 50257 entries",
+            "error: model.vocab_size = 4096: the GPT-2 tokenizer has 50257 entries",
         ),
         (["--data.validation_fraction", "1"], "error: command line: data.validation_fraction = 1: should be"),
         (["--forse"], "error: unknown argument --forse"),
