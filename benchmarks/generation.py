@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/generation.py [--rounds 5]
 
 124M, a prompt of 32 tokens and 64 new ones, greedy, one text and eight at a time. Hugging Face's weights are
-fp32, ours also the smaller ones of `--precision`; all take turns, medians of new tokens/s. The last column,
-for one text, is the share of the memory's bandwidth: each new token reads every weight once, and the
-bandwidth is measured by reading 400 MB over and over.
+fp32, ours packed as `generate` packs them, and the smaller ones of `--precision`; all take turns, medians of
+new tokens/s. The last column, for one text, is the share of the memory's bandwidth: each new token reads
+every weight once, and the bandwidth is measured by reading 400 MB over and over.
 """
 
 from __future__ import annotations

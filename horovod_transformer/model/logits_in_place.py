@@ -1,7 +1,7 @@
 """Logits on a CPU: all chunks of them in one place, with few ways through memory.
 
 A new block of 100 MB costs a page fault for each 4 KB, a product writes rows that begin at odd addresses a
-third more slowly, and each pass over a chunk takes a twentieth of a product (docs/log.md, 2026-11-26).
+fifth to a third more slowly, and the passes over a chunk add up (docs/log.md, 2026-11-26).
 """
 
 from __future__ import annotations

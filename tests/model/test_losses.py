@@ -103,7 +103,7 @@ def test_softmax_may_write_where_it_reads(columns):
 
 
 def test_logits_lie_in_one_memory(small_chunks, monkeypatch):
-    """A new block of 100 MB costs as much as a third of the product that fills it."""
+    """A new block of 100 MB costs page faults each time."""
     if not losses.works_in_place(torch.device("cpu"), False):
         pytest.skip("a GPU keeps its blocks by itself")
     made = []
