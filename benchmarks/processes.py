@@ -43,7 +43,8 @@ class MeanLoss(nn.Module):
 
 def our_rank(model: TransformerLM, tokens: Tensor) -> Callable[[], object]:
     """An update of one rank of a Horovod job, or of none."""
-    size, rank, _, _ = distributed.setup_horovod()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    size, rank, _, _ = distributed.setup_horovod(flops_per_update=2 * 6 * parameters * tokens.numel())
     tokens = tokens.roll(rank)
     batch, length = tokens.shape
     plan = UpdatePlan(size * batch, length, 0, size * batch, batch, size, 10**6, 1337)

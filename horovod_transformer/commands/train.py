@@ -67,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.distributed import run_on_rank0, setup_horovod
     from horovod_transformer.training.profiling import ProfileRequest
     from horovod_transformer.training.run import run_distributed_training
+    from horovod_transformer.training.throughput import flops_per_update
     from horovod_transformer.training.watchdog import Watchdog
 
     stall_timeout = config.distributed.stall_timeout
@@ -75,7 +76,9 @@ def main(arguments: Sequence[str]) -> int:
     limit = max(2.0 * start_timeout(), stall_timeout) if stall_timeout is not None else None
     why = "in the start-up; the longer of distributed.stall_timeout and 2 x HOROVOD_START_TIMEOUT"
     with Watchdog(limit, launched_rank(), why):
-        world_size, rank, local_rank, _ = setup_horovod(device=config.training.device)
+        world_size, rank, local_rank, _ = setup_horovod(
+            device=config.training.device, flops_per_update=flops_per_update(config, this_process().size)
+        )
         if profile_rank >= world_size:
             raise UserError(f"--profile_rank {profile_rank}: the ranks are 0 to {world_size - 1}")
         outcome = run_distributed_training(

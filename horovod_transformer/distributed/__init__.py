@@ -8,7 +8,6 @@ from horovod_transformer.distributed.bootstrap import attempt, launch_id, setup_
 from horovod_transformer.distributed.collectives import (
     allgather,
     allreduce,
-    allreduce_async,
     broadcast,
     distribute_optimizer,
     gather_objects,
@@ -32,7 +31,6 @@ from horovod_transformer.distributed.equal_weights import require_equal_weights,
 __all__ = [
     "allgather",
     "allreduce",
-    "allreduce_async",
     "attempt",
     "broadcast",
     "choose_device",

@@ -18,9 +18,12 @@ from horovod_transformer.distributed.rendezvous import meet
 from horovod_transformer.errors import UserError
 from horovod_transformer.launchers import Launch, this_process
 
-# Horovod's background thread wakes this often (milliseconds) to look for work. Its default of
-# 1 ms takes a quarter of a CPU run's speed: the thread competes with the ranks for the cores.
-CPU_CYCLE_TIME_MS = "10"
+# Horovod's background thread wakes this often (milliseconds) to look for work, and ranks wait that long for
+# each other. On CPUs it competes with the ranks for the cores: its default of 1 ms takes a quarter of a run's
+# speed. A long update is better off with fewer looks, a short one with less waiting.
+CPU_CYCLE_TIMES_MS = (10.0, 50.0)
+CYCLES_PER_UPDATE = 100
+CPU_FLOPS = 1e11  # of a rank, about: the best cycle time's optimum is flat
 # Seconds a Gloo operation waits for the other ranks; it also covers start-up, which takes 27 s
 # for 8 ranks on two cores, too close to Gloo's own 30.
 GLOO_TIMEOUT_S = "90"
@@ -28,7 +31,9 @@ GLOO_TIMEOUT_S = "90"
 _attempt = 0
 
 
-def setup_horovod(require_distributed: bool = False, device: str = "auto") -> tuple[int, int, int, bool]:
+def setup_horovod(
+    require_distributed: bool = False, device: str = "auto", flops_per_update: float = 0.0
+) -> tuple[int, int, int, bool]:
     """Join the job this process was launched into, or carry on alone. *Collective.*
 
     Picks this rank's GPU, and on a CPU its number of threads.
@@ -36,6 +41,8 @@ def setup_horovod(require_distributed: bool = False, device: str = "auto") -> tu
     Args:
         require_distributed: Treat a lone process as a mistake.
         device: `auto`, `cpu` or `cuda`, as `training.device`.
+        flops_per_update: What an update costs all ranks together, about; sets how often Horovod looks for
+            work on CPUs.
 
     Returns:
         World size, rank, local rank (rank within this machine), and whether a GPU is used.
@@ -51,7 +58,10 @@ def setup_horovod(require_distributed: bool = False, device: str = "auto") -> tu
         if get_world_size() == 1:
             _attempt = launch.attempt
             on_gpus = device != "cpu" and torch.cuda.is_available()
-            collectives.use_horovod(_start_horovod(launch, on_gpus))
+            if not on_gpus:
+                cycle = cpu_cycle_time_ms(flops_per_update / launch.size)
+                os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{cycle:g}")
+            collectives.use_horovod(_start_horovod(launch))
     elif require_distributed:
         raise UserError(
             "this is a single process, but distributed training was asked for; launch it with "
@@ -75,7 +85,17 @@ def launch_id() -> str | None:
     return this_process().job
 
 
-def _start_horovod(launch: Launch, on_gpus: bool) -> Any:
+def cpu_cycle_time_ms(flops: float) -> float:
+    """Choose Horovod's cycle time for ranks on CPUs, in milliseconds.
+
+    Args:
+        flops: What an update costs one rank.
+    """
+    shortest, longest = CPU_CYCLE_TIMES_MS
+    return min(longest, max(shortest, 1000 * flops / CPU_FLOPS / CYCLES_PER_UPDATE))
+
+
+def _start_horovod(launch: Launch) -> Any:
     global _attempt
     if importlib.util.find_spec("horovod") is None:
         raise UserError("launched for several processes, but Horovod is not installed; run `make install`")
@@ -83,8 +103,6 @@ def _start_horovod(launch: Launch, on_gpus: bool) -> Any:
     os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", GLOO_TIMEOUT_S)
     # Groups of gradients that are ready together would be fused, and summed in another order each time.
     os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
-    if not on_gpus:
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", CPU_CYCLE_TIME_MS)
     meeting = None
     if launch.launcher == "torchrun":
         _end_with_parent()

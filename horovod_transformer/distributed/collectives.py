@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 # Seconds between two meetings of the ranks while they wait for rank 0: far below every time-out.
 MEET_EVERY_S = 0.5
+LOOK_EVERY_S = 0.0005  # for an operation's result, on CPUs
 _hvd: Any = None  # horovod.torch, once there is more than one process
 
 
@@ -75,26 +77,9 @@ def metric_average(value: float | Tensor, name: str) -> float:
 
 def allreduce(values: Tensor, name: str) -> Tensor:
     """Add a tensor up over all ranks; float64 or int64 keeps it exact enough. *Collective.*"""
-    return _hvd.allreduce(values, op=_hvd.Sum, name=f"sum.{name}") if _hvd else values
-
-
-def allreduce_async(values: Tensor, name: str) -> PendingSum:
-    """Begin `allreduce` in the background. *Collective.*"""
-    return PendingSum(
-        values, _hvd.allreduce_async_(values, op=_hvd.Sum, name=f"sum.{name}") if _hvd else None
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class PendingSum:
-    """A sum over ranks that is on its way."""
-
-    values: Tensor
-    handle: Any
-
-    def wait(self) -> Tensor:
-        """Return the sum once it is there."""
-        return self.values if self.handle is None else _hvd.synchronize(self.handle)
+    if not _hvd:
+        return values
+    return _wait(_hvd.allreduce_async(values, op=_hvd.Sum, name=f"sum.{name}"), values.device)
 
 
 def allgather(flat: Tensor, name: str) -> Tensor:
@@ -107,7 +92,8 @@ def allgather(flat: Tensor, name: str) -> Tensor:
     """
     if not _hvd:
         return flat
-    return _hvd.allgather(flat.view(torch.uint8), name=f"gather.{name}").view(flat.dtype)
+    handle = _hvd.allgather_async(flat.view(torch.uint8), name=f"gather.{name}")
+    return _wait(handle, flat.device).view(flat.dtype)
 
 
 def gather_objects(value: T, name: str) -> list[T]:
@@ -118,21 +104,31 @@ def gather_objects(value: T, name: str) -> list[T]:
 def broadcast(value: Any) -> Any:
     """Give rank 0's value to every rank: tensors in dicts, lists and dataclasses. *Collective.*
 
-    Tensors travel as tensors, one at a time; what the other ranks pass is not looked at. Unlike
+    Tensors travel as tensors; what the other ranks pass is not looked at. Unlike
     `hvd.broadcast_optimizer_state` this never takes an optimizer step to make state appear.
 
     Returns:
-        Rank 0's value; on other ranks a copy with tensors on the CPU.
+        Rank 0's value itself; on other ranks a copy with tensors on the CPU.
     """
     if not _hvd:
         return value
     tensors: list[Tensor] = []
-    # The outline has each tensor replaced by its place in the list, with its shape and dtype.
+    # The outline has each tensor replaced by its shape and dtype.
     mine = _outline(value, tensors) if is_main_process() else None
     # Named: Horovod would name it by its type, which differs between ranks, and wait for ever.
     outline = _hvd.broadcast_object(mine, root_rank=0, name="outline")
-    slots: dict[int, Tensor] = dict(enumerate(tensors))
-    return _fill(outline, slots)
+    if not is_main_process():
+        value = _with_room(outline, tensors)
+    # All are under way before the first is waited for: one after the other, each would take a cycle of
+    # Horovod's. A flat view: Horovod has no scalars.
+    handles = [
+        _hvd.broadcast_async_(tensor.detach().contiguous().view(-1), root_rank=0, name=f"broadcast.{place}")
+        for place, tensor in enumerate(tensors)
+        if tensor.numel()
+    ]
+    for handle in handles:
+        _wait(handle, torch.device("cpu"))
+    return value
 
 
 def raise_on_all_ranks(action: Callable[[], T]) -> T:
@@ -216,42 +212,46 @@ def lost_ranks_explained() -> Iterator[None]:
 
 
 class _Slot:
-    def __init__(self, place: int, tensor: Tensor) -> None:
-        self.place, self.shape, self.dtype = place, tensor.shape, tensor.dtype
+    def __init__(self, tensor: Tensor) -> None:
+        self.shape, self.dtype = tensor.shape, tensor.dtype
 
 
 def _outline(value: Any, tensors: list[Tensor]) -> Any:
+    """Replace every tensor by a slot, and put it on the list."""
     if isinstance(value, Tensor):
         tensors.append(value)
-        return _Slot(len(tensors) - 1, value)
+        return _Slot(value)
+    return _rebuild(value, lambda item: _outline(item, tensors))
+
+
+def _with_room(outline: Any, tensors: list[Tensor]) -> Any:
+    """Replace every slot by an empty tensor, and put that on the list: in the order of `_outline`'s."""
+    if isinstance(outline, _Slot):
+        tensors.append(torch.empty(outline.shape, dtype=outline.dtype))
+        return tensors[-1]
+    return _rebuild(outline, lambda item: _with_room(item, tensors))
+
+
+def _rebuild(value: Any, convert: Callable[[Any], Any]) -> Any:
+    """Convert what a dict, list, tuple or dataclass holds; anything else stays what it is."""
     if isinstance(value, dict):
-        return {key: _outline(item, tensors) for key, item in value.items()}
+        return {key: convert(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_outline(item, tensors) for item in value)
+        return type(value)(convert(item) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **_outline(vars(value), tensors))
+        return dataclasses.replace(value, **{name: convert(item) for name, item in vars(value).items()})
     return value
 
 
-def _fill(outline: Any, tensors: dict[int, Tensor]) -> Any:
-    if isinstance(outline, _Slot):
-        tensor = tensors.get(outline.place)
-        if tensor is None:
-            tensor = torch.empty(outline.shape, dtype=outline.dtype)
-        if tensor.numel():
-            # A flat view: Horovod has no scalars.
-            flat = tensor.detach().contiguous().reshape(-1)
-            tensor = _hvd.broadcast(flat, root_rank=0, name=f"broadcast.{outline.place}").reshape(
-                outline.shape
-            )
-        return tensor
-    if isinstance(outline, dict):
-        return {key: _fill(item, tensors) for key, item in outline.items()}
-    if isinstance(outline, list | tuple):
-        return type(outline)(_fill(item, tensors) for item in outline)
-    if dataclasses.is_dataclass(outline) and not isinstance(outline, type):
-        return dataclasses.replace(outline, **_fill(vars(outline), tensors))
-    return outline
+def _wait(handle: Any, device: torch.device) -> Tensor:
+    """Return an operation's result once it is there.
+
+    On CPUs this waits asleep. Horovod's own waiting keeps a core busy, which the threads that do the work
+    want, and the rank that all others wait for.
+    """
+    while device.type == "cpu" and not _hvd.poll(handle):
+        time.sleep(LOOK_EVERY_S)
+    return _hvd.synchronize(handle)
 
 
 def distribute_optimizer(

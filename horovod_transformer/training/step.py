@@ -161,11 +161,10 @@ class UpdateStep:
         tokens = max(1, self.plan.target_tokens(update))
         totals = self._backward(update, islice(batches, self.plan.micro_batches), tokens)
         self.timer.enter("gradient_wait")
-        # Sent before waiting for the gradients, so that it rides along with them.
+        # Sent after the gradients and waited for before them: on CPUs this wait does not keep a core busy.
         totals[2] = float(stop)
-        pending = distributed.allreduce_async(totals, "update")
+        summed = distributed.allreduce(totals, "update")
         distributed.synchronize(self.optimizer)
-        summed = pending.wait()
         self.timer.enter("optimizer")
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).double() / self.loss_scale.factor

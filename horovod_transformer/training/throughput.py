@@ -8,7 +8,8 @@ from collections import deque
 
 import torch
 
-from horovod_transformer.config import ModelConfig
+from horovod_transformer.config import Config, ModelConfig
+from horovod_transformer.training.run_plan import count_parameters
 
 # Dense peak of the matrix units in FLOP/s, by words in the device's name, the first that fit: NVIDIA's
 # data sheets, without sparsity. fp32 runs on the plain units; other cards have no figure here.
@@ -35,6 +36,19 @@ def flops_per_token(model: ModelConfig, parameters: int, block_size: int) -> flo
         block_size: Tokens that attend to each other: a prepared block may be shorter than the context.
     """
     return 6.0 * parameters + 12.0 * model.n_layers * model.d_model * block_size
+
+
+def flops_per_update(config: Config, ranks: int) -> float:
+    """Floating-point operations of an update, all ranks together, as far as the config tells.
+
+    Args:
+        config: Of the run; blocks are taken to be as long as the context.
+        ranks: Number of processes.
+    """
+    training, length = config.training, config.model.max_seq_len
+    steps = training.gradient_accumulation_steps or 1
+    blocks = training.global_batch_size or training.per_gpu_batch_size * steps * ranks
+    return blocks * length * flops_per_token(config.model, count_parameters(config.model), length)
 
 
 def peak_flops(name: str, precision: str) -> float | None:

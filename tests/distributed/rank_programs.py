@@ -39,6 +39,7 @@ from horovod_transformer.training.step import UpdateStep
 from tests.training.fake_device import fake_reader
 
 TELL_AFTER_S = 100
+LATE_S = 1.0  # rank 0 comes so much later than the others
 
 
 def train(scene: dict[str, Any]) -> Any:
@@ -249,6 +250,11 @@ def exchange(scene: dict[str, Any]) -> Any:
             results[name] = str(error)
     results["all_well"] = distributed.raise_on_all_ranks(lambda: rank)
     results["main_value"] = distributed.run_on_rank0(lambda: {"rank": rank})
+    if rank == 0:
+        time.sleep(LATE_S)
+    before = time.process_time()
+    distributed.allreduce(torch.zeros(1), "e")
+    results["busy_seconds"] = time.process_time() - before
     return results
 
 

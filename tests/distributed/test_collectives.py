@@ -52,6 +52,11 @@ def test_averages_and_sums_are_over_all_ranks(results):
         assert rank[0]["gathered"] == [1.5, 1.5]
 
 
+def test_waiting_leaves_the_core_to_others(results):
+    """Horovod's own waiting takes all of the second that rank 0 is late."""
+    assert results[1][0]["busy_seconds"] < 0.5
+
+
 def test_one_ranks_mistake_is_everyones(results):
     for number, rank in enumerate(results):
         assert rank[0]["raise_on_all_ranks"] == "on rank 1: no such thing"

@@ -11,6 +11,7 @@ from horovod_transformer.training.run_plan import count_parameters
 from horovod_transformer.training.throughput import (
     Throughput,
     flops_per_token,
+    flops_per_update,
     peak_flops,
     peak_memory_gib,
 )
@@ -33,6 +34,15 @@ def test_flops_of_the_default_model_by_hand():
     assert flops_per_token(model, count_parameters(model), 512) == 741_920_256 + 56_623_104
     # Attention reaches only as far as a block, however long the context could be.
     assert flops_per_token(model, count_parameters(model), 256) == 741_920_256 + 28_311_552
+
+
+def test_flops_of_an_update_however_its_blocks_are_told():
+    a_token = flops_per_token(Config().model, count_parameters(Config().model), 512)
+    whole = Config().with_overrides({"training.global_batch_size": 24})
+    assert flops_per_update(whole, ranks=2) == flops_per_update(whole, ranks=4) == 24 * 512 * a_token
+    parts = {"training.global_batch_size": None, "training.gradient_accumulation_steps": 3}
+    parts = Config().with_overrides({**parts, "training.per_gpu_batch_size": 4})
+    assert flops_per_update(parts, ranks=2) == 24 * 512 * a_token
 
 
 @pytest.mark.parametrize(
