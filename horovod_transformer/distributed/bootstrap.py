@@ -23,7 +23,7 @@ from horovod_transformer.launchers import Launch, this_process
 # speed. A long update is better off with fewer looks, a short one with less waiting.
 CPU_CYCLE_TIMES_MS = (10.0, 50.0)
 CYCLES_PER_UPDATE = 100
-CPU_FLOPS = 1e11  # of a rank, about: the best cycle time's optimum is flat
+CPU_FLOPS = 1e11  # of a rank, about: near the best cycle time a little more or less costs nothing
 # Seconds a Gloo operation waits for the other ranks; it also covers start-up, which takes 27 s
 # for 8 ranks on two cores, too close to Gloo's own 30.
 GLOO_TIMEOUT_S = "90"
