@@ -1,18 +1,19 @@
 """What one GPU does with this package: is it right, and how fast?
 
-    python benchmarks/gpu.py                   # on a GPU, about half an hour
-    python benchmarks/gpu.py --checks-only     # the first minutes of it
+    python benchmarks/gpu.py                   # on a GPU, about five minutes
+    python benchmarks/gpu.py --checks-only     # is it right?
+    python benchmarks/gpu.py --speed-only      # how fast is it?
     python benchmarks/gpu.py --tiny            # small shapes, on any machine: does the script work?
 
 Checks first: an update repeats to the bit under `training.deterministic`; a run resumes to the bit from
-a checkpoint, with AdamW and with Muon; fp16 survives an overflow; two ranks walk one rank's curve. One
-update is profiled. Then tokens/s, MFU and peak memory of the 124M model, one thing changed at a time, and
-generation beside Hugging Face's GPT-2 of the same shape where `transformers` is installed. All of it is on
-random tokens, and in one process but for the check of two ranks.
+a checkpoint, with AdamW and with Muon; fp16 survives an overflow; the host never waits for the GPU; two
+ranks walk one rank's curve. Then tokens/s, MFU and peak memory of the 124M model, one thing changed at a
+time; tokens/s of Hugging Face's GPT-2 of this shape where `transformers` is installed; generation of both;
+and a profile of one update. All of it is on random tokens, and in one process but for the check of two ranks.
 
 Horovod is built by scripts/install_horovod.py if it is not installed (not with `--tiny`). Two ranks can share
 one GPU only through Gloo: NCCL refuses, so with a Horovod built for NCCL that check is left out, and says so.
-`--checks-only` in another virtual environment, with a Horovod built with HOROVOD_BUILD=cpu, makes it.
+`--checks-only` with a Horovod built with HOROVOD_BUILD=cuda-without-nccl makes it.
 
 Everything is written to a JSON file in benchmarks/results/, with date, chip, versions and commit; the profile
 goes next to it as a trace that https://ui.perfetto.dev opens. A failed check is written down and ends the
@@ -34,20 +35,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_checks import Case, Checks
+from gpu_checks import RATE, Case, Checks
+from side_by_side import hugging_face
 
 from horovod_transformer import distributed
 from horovod_transformer.config import ModelConfig
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.precision import bf16_unit, set_arithmetic
+from horovod_transformer.precision import autocast, bf16_unit, set_arithmetic
 from horovod_transformer.training.metric_logger import describe_environment
+from horovod_transformer.training.step import StartedUpdate, UpdateStep
 from horovod_transformer.training.throughput import flops_per_token, peak_flops
 
+WINDOWS = 3
 TINY = ModelConfig(vocab_size=301, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32)
 
 
 class Bench(Checks):
-    """Times cases, too; each timing takes `updates` updates."""
+    """Times cases, too; a window of a timing takes `updates` micro-batches or an update."""
 
     def profile(self, case: Case, trace: Path) -> dict[str, float]:
         """Profile one update into `trace`; return the costliest operations, milliseconds by name."""
@@ -57,7 +61,7 @@ class Bench(Checks):
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if self.device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=kinds) as profiler:
+        with torch.profiler.profile(activities=kinds, acc_events=True) as profiler:
             self.run(step, range(3, 4))
             self.synchronize()
         profiler.export_chrome_trace(str(trace))
@@ -70,7 +74,7 @@ class Bench(Checks):
         return {event.key: round(milliseconds(event), 3) for event in costliest}
 
     def speed(self, case: Case) -> dict[str, Any]:
-        """Tokens/s (median update), MFU and peak memory of one case."""
+        """Tokens/s (the median of `WINDOWS` windows), MFU and peak memory of one case."""
         set_arithmetic(self.device, case.precision, deterministic=False)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -78,16 +82,10 @@ class Bench(Checks):
         try:
             step = self.step(case)
             self.run(step, range(3))  # compiles, and finds memory
-            seconds = []
-            for number in range(3, 3 + self.updates):
-                self.synchronize()
-                began = time.perf_counter()
-                self.run(step, range(number, number + 1))
-                self.synchronize()
-                seconds.append(time.perf_counter() - began)
+            seconds = [self._seconds_per_update(step, case) for _ in range(WINDOWS)]
         except torch.OutOfMemoryError:
             return {**dataclasses.asdict(case), "tokens_per_second": None, "why": "out of memory"}
-        tokens = case.batch * case.block_size / statistics.median(seconds)
+        tokens = case.micro_batches * case.batch * case.block_size / statistics.median(seconds)
         parameters = sum(parameter.numel() for parameter in step.model.parameters())
         peak = peak_flops(self.card, case.precision)
         shape = self.shape.model_copy(update={"max_seq_len": case.block_size})
@@ -100,6 +98,82 @@ class Bench(Checks):
             "seconds": {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)},
         }
 
+    def peer_speed(self, case: Case) -> dict[str, Any]:
+        """Tokens/s of Hugging Face's GPT-2 in the same case, with autocast, clipping and fused AdamW.
+
+        No loss is read: the host never waits for the GPU.
+        """
+        set_arithmetic(self.device, case.precision, deterministic=False)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        model: Any = hugging_face(self.shape.model_copy(update={"max_seq_len": case.block_size}))
+        model = model.to(self.device).train()
+        parameters = list(model.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        if case.compile:
+            model = torch.compile(model)
+        tokens = torch.randint(0, self.shape.vocab_size, (case.batch, case.block_size), device=self.device)
+
+        def update() -> None:
+            for _ in range(case.micro_batches):
+                with autocast(case.precision, self.device):
+                    loss = model(input_ids=tokens, labels=tokens).loss
+                (loss / case.micro_batches).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        def window() -> float:
+            self.synchronize()
+            began = time.perf_counter()
+            number = self.updates_per_window(case)
+            for _ in range(number):
+                update()
+            self.synchronize()
+            return (time.perf_counter() - began) / number
+
+        try:
+            for _ in range(3):
+                update()
+            seconds = [window() for _ in range(WINDOWS)]
+        except torch.OutOfMemoryError:
+            return {**dataclasses.asdict(case), "tokens_per_second": None, "why": "out of memory"}
+        rate = case.micro_batches * tokens.numel() / statistics.median(seconds)
+        return {**dataclasses.asdict(case), "tokens_per_second": round(rate)}
+
+    def _seconds_per_update(self, step: UpdateStep, case: Case) -> float:
+        """Make a window of updates as training does: each result is read after the next update has begun."""
+        batches = [list(self.batches(step.plan, number)) for number in range(self.updates_per_window(case))]
+        self.synchronize()
+        began = time.perf_counter()
+        unread: list[StartedUpdate] = []
+        for number, its in enumerate(batches):
+            unread.append(step.start(number, iter(its), RATE))
+            while len(unread) > step.reads_late:
+                unread.pop(0).result()
+        while unread:
+            unread.pop().result()
+        self.synchronize()
+        return (time.perf_counter() - began) / len(batches)
+
+    def updates_per_window(self, case: Case) -> int:
+        """As many as have `updates` micro-batches."""
+        return -(-self.updates // case.micro_batches)
+
+    def products(self, size: int) -> float:
+        """FLOP/s of products of two square matrices of random numbers, half precision on a GPU."""
+        half = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        left, right = (torch.randn(size, size, device=self.device).to(half) for _ in range(2))
+        seconds = []
+        for _ in range(10):
+            self.synchronize()
+            began = time.perf_counter()
+            for _ in range(5):
+                left @ right
+            self.synchronize()
+            seconds.append((time.perf_counter() - began) / 5)
+        return 2 * size**3 / statistics.median(seconds)
+
     def generation(self, batch: int, tokens: int) -> dict[str, Any]:
         """New tokens/s over all rows, greedy, half precision on a GPU; ours and Hugging Face's."""
         half = torch.bfloat16 if self.device.type == "cuda" else torch.float32
@@ -109,17 +183,9 @@ class Bench(Checks):
             "batch": batch,
             "ours": self._rate(lambda: ours.generate(prompt, tokens, temperature=0.0), batch * tokens),
         }
-        try:
-            from transformers import GPT2Config, GPT2LMHeadModel
-        except ImportError:
+        if importlib.util.find_spec("transformers") is None:
             return {**figures, "hugging_face": None}
-        shape = self.shape
-        config = GPT2Config(
-            vocab_size=shape.vocab_size, n_positions=shape.max_seq_len, n_embd=shape.d_model,
-            n_layer=shape.n_layers, n_head=shape.n_heads, n_inner=shape.d_ff,
-            bos_token_id=0, eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
-        theirs = GPT2LMHeadModel(config).to(self.device, half).eval()
+        theirs: Any = hugging_face(self.shape).to(self.device, half).eval()
         mask = torch.ones_like(prompt)
 
         def write() -> Any:
@@ -137,20 +203,21 @@ class Bench(Checks):
 
 
 def cases(base: Case, tiny: bool) -> list[Case]:
-    """The table: the default, and one thing changed at a time."""
+    """The table: the default's micro-batch alone, a whole update of it, and one thing changed at a time."""
     change = dataclasses.replace
     if tiny:
-        return [base, change(base, optimizer="muon"), change(base, checkpointing=True)]
-    longer = change(base, block_size=1024, batch=base.batch // 2)
+        return [base, change(base, optimizer="muon", micro_batches=2), change(base, checkpointing=True)]
+    whole = change(base, micro_batches=4)  # the global batch of configs/config.yaml
+    longer = change(whole, block_size=1024, batch=base.batch // 2)
     return [
         base,
-        *(change(base, batch=batch) for batch in (8, 16, 64, 128)),
+        whole,
         longer,
+        change(base, batch=32),
+        change(whole, batch=128, micro_batches=2),
+        change(whole, optimizer="muon"),
         change(base, compile=False),
         change(base, checkpointing=True),
-        change(base, optimizer="muon"),
-        change(longer, compile=False),
-        change(longer, optimizer="muon"),
     ]
 
 
@@ -171,7 +238,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="small shapes, on any machine")
-    parser.add_argument("--checks-only", action="store_true", help="no tables of speed")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--checks-only", action="store_true", help="no tables of speed")
+    which.add_argument("--speed-only", action="store_true", help="no checks")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="a folder")
     parser.add_argument("--as-rank", type=Path, help=argparse.SUPPRESS)  # `Bench.shares` starts these
     options = parser.parse_args()
@@ -183,7 +252,7 @@ def main() -> int:
     if options.as_rank:
         # Not the GPU of this rank, as in training: there is one for both.
         distributed.setup_horovod(require_distributed=True, device="cpu")
-    base = Case(32, 4, precision) if options.tiny else Case(512, 32, precision, compile=True)
+    base = Case(32, 4, precision) if options.tiny else Case(512, 64, precision, compile=True)
     eager = dataclasses.replace(base, compile=False)
     muon = dataclasses.replace(eager, optimizer="muon")
     if options.as_rank:
@@ -215,19 +284,25 @@ def main() -> int:
         "fp16 overflows": lambda: bench.overflows(eager),
         "two ranks share": lambda: bench.shares(eager, [__file__, *(["--tiny"] if options.tiny else [])]),
     }
+    checks["the host does not wait"] = lambda: bench.waits(eager)
     if base.compile:
+        checks["the host does not wait, compiled"] = lambda: bench.waits(base)
         checks["compiled is eager"] = lambda: bench.compiles(eager)
     failed = 0
-    for key, check in checks.items():
+    for key, check in ({} if options.speed_only else checks).items():
         problem = check()
         failed += problem is not None and not problem.startswith("left out")
         record(f"check: {key}", problem or "ok")
-    record("profile, ms", bench.profile(base, options.output / f"{name}.trace.json"))
     if not options.checks_only:
+        record("products, TFLOP/s", round(bench.products(64 if options.tiny else 8192) / 1e12, 3))
         for case in cases(base, options.tiny):
             record("speed", [*results.get("speed", []), bench.speed(case)])
+        if importlib.util.find_spec("transformers") is not None:
+            for case in (base, eager):
+                record("hugging face", [*results.get("hugging face", []), bench.peer_speed(case)])
         tokens = 8 if options.tiny else 128
         record("generation, tokens/s", [bench.generation(batch, tokens) for batch in (1, 64)])
+        record("profile, ms", bench.profile(base, options.output / f"{name}.trace.json"))
     print(f"written to {options.output / name}.json")
     return 1 if failed else 0
 

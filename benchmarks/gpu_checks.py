@@ -39,6 +39,7 @@ class Case:
     block_size: int
     batch: int
     precision: str
+    micro_batches: int = 1
     optimizer: str = "adamw"
     compile: bool = False
     checkpointing: bool = False
@@ -66,8 +67,8 @@ class Checks:
             model.compile_blocks()
         training = TrainingConfig(optimizer=case.optimizer, learning_rate=RATE)  # type: ignore[arg-type]
         ranks = distributed.get_world_size()
-        micro = -(-case.batch // ranks)
-        plan = UpdatePlan(case.batch, case.block_size, 0, case.batch, micro, ranks, 10**6, 1337)
+        blocks, micro = case.batch * case.micro_batches, -(-case.batch // ranks)
+        plan = UpdatePlan(blocks, case.block_size, 0, blocks, micro, ranks, 10**6, 1337)
         optimizer = distributed.distribute_optimizer(
             build_optimizer(model, training), model.named_parameters(), plan.micro_batches, gradient_groups=4
         )
@@ -75,15 +76,17 @@ class Checks:
 
     def run(self, step: UpdateStep, updates: range) -> list[float]:
         """Make these updates on random blocks, the same for the same number; return the losses."""
-        return [step.run(number, self._batches(step.plan, number), RATE).loss for number in updates]
+        return [step.run(number, self.batches(step.plan, number), RATE).loss for number in updates]
 
-    def _batches(self, plan: UpdatePlan, number: int) -> Iterator[dict[str, Tensor]]:
+    def batches(self, plan: UpdatePlan, number: int) -> Iterator[dict[str, Tensor]]:
+        """This rank's micro-batches of one update: random tokens, in pinned memory as training has them."""
         generator = torch.Generator().manual_seed(number)
         size = (plan.global_batch_size, plan.block_size)
         tokens = torch.randint(0, self.shape.vocab_size, size, generator=generator)
         for place in range(plan.micro_batches):
             mine = plan.micro_batch(number, distributed.get_rank(), place)
             rows = tokens[[position % plan.global_batch_size for position in mine]]
+            rows = rows.pin_memory() if self.device.type == "cuda" else rows
             yield {"input_ids": rows, "labels": rows}
 
     def synchronize(self) -> None:
@@ -132,12 +135,30 @@ class Checks:
         step.loss_scale.factor = 2.0**40
         before = weights_digest(step.model)
         for tries in range(40):
-            skipped = step.run(0, self._batches(step.plan, 0), RATE).skipped
+            skipped = step.run(0, self.batches(step.plan, 0), RATE).skipped
             if not skipped:
                 return None if tries else "a loss scale of 2^40 did not overflow"
             if weights_digest(step.model) != before:
                 return "a skipped update changed the weights"
         return "the loss scale never came down to what fits"
+
+    def waits(self, case: Case) -> str | None:
+        """The host starts an update without ever waiting for the GPU."""
+        if self.device.type != "cuda":
+            return "left out: there is no GPU here"
+        set_arithmetic(self.device, case.precision, deterministic=False)
+        step = self.step(case)
+        self.run(step, range(3))
+        batches = list(self.batches(step.plan, 3))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            started = step.start(3, iter(batches), RATE)
+        except RuntimeError as error:
+            return f"an operation waits for the GPU: {str(error).splitlines()[0]}"
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        started.result()
+        return None
 
     def compiles(self, case: Case) -> str | None:
         """Compiled and eager code walk the same curve, up to rounding in half precision."""
@@ -158,8 +179,8 @@ class Checks:
         """
         if importlib.util.find_spec("horovod") is None:
             return "left out: no Horovod here"
-        if self.device.type == "cuda" and _nccl_built():
-            return "left out: this Horovod sums through NCCL, which refuses two ranks on one GPU"
+        if self.device.type == "cuda" and not _sums_gpus_through_gloo():
+            return "left out: wants a Horovod built with HOROVOD_BUILD=cuda-without-nccl"
         set_arithmetic(self.device, case.precision, deterministic=True)
         alone = self.run(self.step(case), range(self.updates))
         with tempfile.TemporaryDirectory() as folder:
@@ -185,6 +206,7 @@ class Checks:
             target.write_text(json.dumps({"losses": losses, "digests": digests}), encoding="utf-8")
 
 
-def _nccl_built() -> bool:
-    program = "import horovod.torch as hvd; raise SystemExit(not hvd.nccl_built())"
+def _sums_gpus_through_gloo() -> bool:
+    """NCCL refuses two ranks on one GPU, and a Horovod built for CPUs refuses a GPU's tensors."""
+    program = "import horovod.torch as hvd; raise SystemExit(hvd.nccl_built() or not hvd.cuda_built())"
     return subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -112,7 +112,7 @@ class TrainingConfig(_Section):
     adam_eps: PositiveFloat = 1e-8
     max_grad_norm: NonNegativeFloat = 1.0
     global_batch_size: Positive | None = 256
-    per_gpu_batch_size: Positive = 32
+    per_gpu_batch_size: Positive = 64
     gradient_accumulation_steps: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

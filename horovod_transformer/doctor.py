@@ -179,10 +179,11 @@ def check_horovod(plan: Plan) -> Row:
     if torch.cuda.is_available() and not built["NCCL"]:
         found += ", without NCCL: GPUs cannot train together"
         return Row("Horovod", "warn", found, "REBUILD=1 HOROVOD_BUILD=cuda make install")
-    launcher = shutil.which("horovodrun") or shutil.which("horovodrun", path=str(Path(sys.executable).parent))
-    if launcher is None or not (built["Gloo"] or built["MPI"]):
-        found += "" if launcher else ", no horovodrun"
+    if not (built["Gloo"] or built["MPI"]):
         return Row("Horovod", "warn", f"{found}; {alone}", "REBUILD=1 make install")
+    if not (shutil.which("horovodrun") or shutil.which("horovodrun", path=str(Path(sys.executable).parent))):
+        found += ", no horovodrun: `horovod-transformer launch` starts ranks without it"
+        return Row("Horovod", "warn", found, "REBUILD=1 make install")
     return Row("Horovod", "ok", found)
 
 

@@ -29,7 +29,8 @@ class TransformerTrainingExample:
 
     Args:
         config_path: A YAML config.
-        processes: Horovod processes to train on; 1 trains without Horovod.
+        processes: Horovod processes to train on; 1 trains without Horovod. None: two, or one where Horovod is
+            missing or there is a single GPU.
         overrides: Dotted config keys to values, as on the command line.
 
     Raises:
@@ -39,7 +40,7 @@ class TransformerTrainingExample:
     def __init__(
         self,
         config_path: str | Path = "configs/quickstart.yaml",
-        processes: int = 2,
+        processes: int | None = None,
         overrides: dict[str, str] | None = None,
     ) -> None:
         self.config_path = Path(config_path)
@@ -78,12 +79,13 @@ class TransformerTrainingExample:
 
     def train(self) -> None:
         """Train as `horovodrun -np N python -m src.train --config F` would."""
-        from horovod_transformer.distributed.run_verb import run_verb
+        from horovod_transformer.distributed.run_verb import run_verb, usual_processes
 
         arguments = ["--config", str(self.config_path)]
         for key, value in self.overrides.items():
             arguments += [f"--{key}", str(value)]
-        run_verb(self.processes, "train", arguments)
+        processes = self.processes or usual_processes(self.config.training.device)
+        run_verb(processes, "train", arguments)
 
     def generate(self, checkpoint_path: str | Path) -> list[str]:
         """Write and print a passage for each prompt."""
@@ -108,12 +110,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run the example as a program."""
     parser = config_parser("python horovod_transformer.example.py", DESCRIPTION)
     parser.set_defaults(config="configs/quickstart.yaml")
-    parser.add_argument("--processes", type=int, default=2, help="Horovod processes (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, help="Horovod processes (default: 2; 1 without Horovod or on a single GPU)"
+    )
     parser.add_argument("--no_train", action="store_true", help="only generate, from --checkpoint")
     parser.add_argument("--no_generate", action="store_true", help="only prepare and train")
     parser.add_argument("--checkpoint", metavar="PATH", help="generate from this checkpoint")
     options, overrides = parse_options(parser, arguments)
-    if options.processes < 1:
+    if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes {options.processes}: should be at least 1")
     example = TransformerTrainingExample(options.config, options.processes, overrides)
     example.run_complete_workflow(

@@ -153,7 +153,7 @@ def find_nccl(environment: Mapping[str, str]) -> Path:
 
 
 def cuda_build_environment(
-    torch_cuda: str, environment: Mapping[str, str], path: str, scratch: Path
+    torch_cuda: str, environment: Mapping[str, str], path: str, scratch: Path, with_nccl: bool
 ) -> dict[str, str]:
     """Return the environment variables that a CUDA build needs on top of those of a CPU build.
 
@@ -162,18 +162,23 @@ def cuda_build_environment(
         environment: The user's environment.
         path: The PATH of the build.
         scratch: A folder that lasts as long as the build, for a gathered toolkit.
+        with_nccl: Sum through NCCL, or else through Gloo.
     """
-    nccl = find_nccl(environment)
+    nccl = find_nccl(environment) if with_nccl else None
     toolkit = find_toolkit(torch_cuda, environment) or gather_toolkit(torch_cuda, scratch / "cuda")
-    say(f"CUDA toolkit {toolkit}, NCCL {nccl}")
-    return {
+    say(f"CUDA toolkit {toolkit}, NCCL {nccl or 'left out'}")
+    result = {
         # Horovod asks the nvcc on PATH, not the one of HOROVOD_CUDA_HOME, what it can compile for.
         "PATH": f"{toolkit}/bin:{path}",
         "CUDA_HOME": str(toolkit),
         "HOROVOD_CUDA_HOME": str(toolkit),
         "HOROVOD_GPU": "CUDA",
-        "HOROVOD_GPU_OPERATIONS": "NCCL",
-        "HOROVOD_NCCL_HOME": str(nccl),
-        "HOROVOD_NCCL_LINK": "SHARED",
         "HOROVOD_BUILD_CUDA_CC_LIST": environment.get("HOROVOD_BUILD_CUDA_CC_LIST", GPU_ARCHITECTURES),
     }
+    if nccl is not None:
+        result |= {
+            "HOROVOD_GPU_OPERATIONS": "NCCL",
+            "HOROVOD_NCCL_HOME": str(nccl),
+            "HOROVOD_NCCL_LINK": "SHARED",
+        }
+    return result

@@ -7,7 +7,8 @@
 With `--optional` a machine that has nothing to compile with is no error: one line says so, and that training
 runs on one process. Only the standard library is used. What can be set, as environment variables:
 
-    HOROVOD_BUILD=cpu|cuda       build for this, whatever the installed PyTorch suggests
+    HOROVOD_BUILD=cpu|cuda       build for this, whatever the installed PyTorch suggests; cuda-without-nccl
+                                 sums what GPUs hold through Gloo, slowly: tests can share one GPU
     REBUILD=1                    compile again even if a wheel was kept from an earlier build
     HOROVOD_TRANSFORMER_CACHE    folder that keeps built wheels (default ~/.cache/horovod_transformer)
     CXX                          C++ compiler (default: the first of g++, c++, clang++ on PATH)
@@ -92,15 +93,16 @@ def choose_build(torch: Torch, requested: str) -> tuple[str, str]:
         requested: The value of HOROVOD_BUILD, empty when unset.
 
     Returns:
-        "cpu" or "cuda", and the reason in words.
+        "cpu", "cuda" or "cuda-without-nccl", and the reason in words.
     """
-    if requested not in ("", "cpu", "cuda"):
+    if requested not in ("", "cpu", "cuda", "cuda-without-nccl"):
         raise UserMistakeError(
             f"HOROVOD_BUILD={requested} is not known; use HOROVOD_BUILD=cpu or HOROVOD_BUILD=cuda"
         )
-    if requested == "cuda" and not torch.cuda:
+    if requested.startswith("cuda") and not torch.cuda:
         raise UserMistakeError(
-            f"HOROVOD_BUILD=cuda, but PyTorch {torch.version} has no CUDA; install a CUDA PyTorch first"
+            f"HOROVOD_BUILD={requested}, but PyTorch {torch.version} has no CUDA; "
+            "install a CUDA PyTorch first"
         )
     if requested:
         return requested, f"HOROVOD_BUILD={requested}"
@@ -120,7 +122,7 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
 
 def cache_key(build: str, torch: Torch) -> str:
     """Name what a wheel was built for: a wheel of another key would crash or not load at all."""
-    target = f"cuda{torch.cuda}" if build == "cuda" else "cpu"
+    target = "cpu" if build == "cpu" else build.replace("cuda", f"cuda{torch.cuda}", 1)
     python = sys.implementation.cache_tag
     return f"horovod-{HOROVOD_VERSION}_torch-{torch.version}_{target}_{python}_{platform.machine()}"
 
@@ -131,7 +133,7 @@ def build_environment(
     """Return the environment variables under which pip builds Horovod.
 
     Args:
-        build: "cpu" or "cuda".
+        build: As `choose_build` named it.
         torch: The installed PyTorch.
         environment: The user's environment. Horovod's switches in it are dropped, so that two builds of one
             key are equal; CCL_ROOT too, which a cluster's module may set and which makes Horovod want oneCCL.
@@ -155,9 +157,10 @@ def build_environment(
         "HOROVOD_WITHOUT_NVTX": "1",
         "HOROVOD_WITH_GLOO": "1",
     }
-    if build == "cuda":
+    if build != "cpu":
         assert torch.cuda is not None
-        result |= cuda_build_environment(torch.cuda, environment, result["PATH"], scratch)
+        with_nccl = build == "cuda"
+        result |= cuda_build_environment(torch.cuda, environment, result["PATH"], scratch, with_nccl)
         return result
     if torch.cuda and (toolkit := toolkit_in_sight(environment)):
         raise UserMistakeError(  # PyTorch would show it to Horovod's build, which then wants CUDA after all
@@ -281,7 +284,8 @@ def install(environment: Mapping[str, str]) -> None:
     torch = installed_torch()
     build, reason = choose_build(torch, environment.get("HOROVOD_BUILD", ""))
     transport = "NCCL and Gloo" if build == "cuda" else "Gloo"
-    choice = f"{HOROVOD_VERSION} for {build.upper()} with {transport}, because {reason}"
+    target = build.partition("-")[0].upper()
+    choice = f"{HOROVOD_VERSION} for {target} with {transport}, because {reason}"
     key = cache_key(build, torch)
     rebuild = environment.get("REBUILD", "0") not in ("", "0")
     if already_verified(key) and not rebuild:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from horovod_transformer.command_line import config_parser, parse_options
 from horovod_transformer.config import Config, load_config
-from horovod_transformer.distributed.run_verb import run_verb
+from horovod_transformer.distributed.run_verb import horovod_is_installed, run_verb, usual_processes
 from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\
 The whole path on the plays that come with the installation: prepare, train on two Horovod
-processes (one where Horovod is missing), draw the loss curve, score held-out plays beside `xz -9`,
-write three passages. Everything goes to demo/; an earlier demo's run is archived there, not removed."""
+processes (one where Horovod is missing, or on a single GPU), draw the loss curve, score held-out
+plays beside `xz -9`, write three passages. Everything goes to demo/; an earlier demo's run is
+archived there, not removed."""
 
 FOLDER = Path("demo")
 RUN = FOLDER / "run"
@@ -30,14 +30,16 @@ def main(arguments: Sequence[str]) -> int:
     parser = config_parser("horovod-transformer demo", DESCRIPTION)
     parser.set_defaults(config="configs/quickstart.yaml")
     parser.add_argument("--minutes", type=float, default=5.0, help="training time (default: %(default)s)")
-    parser.add_argument("--processes", type=int, help="Horovod processes (default: 2, without Horovod 1)")
+    parser.add_argument(
+        "--processes", type=int, help="Horovod processes (default: 2; 1 without Horovod or on a single GPU)"
+    )
     options, overrides = parse_options(parser, arguments)
     config = load_config(options.config, overrides)
     if not 0 < options.minutes < 24 * 60:
         raise UserError(f"--minutes {options.minutes:g}: should be above 0 and below a day")
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes {options.processes}: should be at least 1")
-    processes = options.processes or (2 if _horovod_is_installed() else 1)
+    processes = options.processes or usual_processes(config.training.device)
     # What the training processes need to find the same config.
     shared = ["--config", options.config]
     for key, value in overrides.items():
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
 
     on_processes = f"on {processes} process{'' if processes == 1 else 'es'}"
     _heading(f"2/5  Training {on_processes}")
-    if options.processes is None and processes == 1:
+    if options.processes is None and not horovod_is_installed():
         print(
             "Horovod is not installed here, so one process trains. Left out: the second process, and the\n"
             "summing of gradients between the two. `horovod-transformer doctor` says what Horovod needs."
@@ -88,10 +90,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def _heading(text: str) -> None:
     print(f"\n=== {text} ===", flush=True)
-
-
-def _horovod_is_installed() -> bool:
-    return importlib.util.find_spec("horovod") is not None
 
 
 def _train(processes: int, shared: list[str], folder: Path, updates: int, *more: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import shutil
 import time
@@ -39,6 +38,7 @@ from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.paths import user_path
 from horovod_transformer.progress_bar import ProgressBar
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
+from horovod_transformer.versions import installed_version
 
 
 def units_folder(data_dir: Path) -> Path:
@@ -195,7 +195,7 @@ class Preparation:
                 described = assemble(folder, self.config, selected, tokenizer, done)
             manifest = {
                 "format_version": FORMAT_VERSION,
-                "package_version": _package_version(),
+                "package_version": installed_version("horovod_transformer") or "not installed",
                 "source": {
                     "given": self.config.data.source,
                     "files": self.books.files,
@@ -230,13 +230,6 @@ class Preparation:
         finally:
             if bar:
                 bar.close()
-
-
-def _package_version() -> str:
-    try:
-        return importlib.metadata.version("horovod_transformer")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _print(text: str) -> None:

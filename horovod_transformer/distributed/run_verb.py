@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from horovod_transformer.errors import UserError
+
+
+def horovod_is_installed() -> bool:
+    """Whether several processes can train together."""
+    return importlib.util.find_spec("horovod") is not None
+
+
+def usual_processes(device: str) -> int:
+    """How many processes to show training on: two, but one where Horovod is missing or a GPU would be shared.
+
+    Args:
+        device: As `training.device`.
+    """
+    if not horovod_is_installed():
+        return 1
+    import torch
+
+    return 1 if device != "cpu" and torch.cuda.device_count() == 1 else 2
 
 
 def run_verb(processes: int, verb: str, arguments: Sequence[str]) -> None:

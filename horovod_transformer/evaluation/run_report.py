@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from horovod_transformer.evaluation.run_records import RunRecords, read_run
 from horovod_transformer.evaluation.share_chart import draw_shares
 from horovod_transformer.files import write_text
 from horovod_transformer.html_page import escape, page
+from horovod_transformer.versions import installed_version
 
 # Samples of one run on the page, evenly spread over its training.
 SHOWN_SAMPLES = 6
@@ -253,9 +253,9 @@ def _samples(run: RunRecords, named: bool) -> str:
 def _citation(runs: Sequence[RunRecords]) -> str:
     packages = runs[0].environment.get("packages")
     version = packages.get("horovod_transformer") if isinstance(packages, dict) else None
-    version = version or metadata.version("horovod_transformer")
+    version = version or installed_version("horovod_transformer")
     commit = runs[0].environment.get("git_commit")
-    note = f"version {version}" + (f", commit {commit}" if commit else "")
+    note = f"version {version or 'not known'}" + (f", commit {commit}" if commit else "")
     return (
         "@software{horovod_transformer,\n"
         "  title = {horovod\\_transformer: training GPT-style language models on books through Horovod},\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -206,6 +207,39 @@ def _loss_and_slope(
     return summed, correct, wide.to(logits.dtype)
 
 
+def _loss_and_slope_to_fuse(
+    logits: Tensor,
+    vocab_size: int,
+    target: Tensor,
+    count: Tensor,
+    scale: Tensor | None,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`_loss_and_slope` as a compiler wants it, and with the logits left as they are.
+
+    Nothing is written in place and nothing scattered, which would divide the work among several kernels, and
+    the likeliest token's index is not looked for, which costs a GPU as much as all the rest.
+    """
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    wide = logits.float().masked_fill(columns >= vocab_size, -math.inf)
+    largest = wide.amax(dim=1, keepdim=True)
+    target_logit = wide.gather(1, target)
+    # Of tokens that are likeliest alike the first one counts.
+    beaten = ((wide == target_logit) & (columns < target)).any(dim=1)
+    correct = ((target_logit == largest).squeeze(1) & ~beaten & count).sum()
+    exponentials = (wide - largest).exp()
+    total = exponentials.sum(dim=1, keepdim=True)
+    row_loss = (total.log() + largest - target_logit).squeeze(1)
+    summed = row_loss.masked_fill(~count, 0.0).sum()
+    if not with_gradient:
+        return summed, correct, None
+    factor = count[:, None].float()
+    if scale is not None:
+        factor = factor * scale
+    slope = (exponentials / total - (columns == target).float()) * factor
+    return summed, correct, slope.to(logits.dtype)
+
+
 @functools.cache
 def _compiled_loss_and_slope() -> Callable[..., tuple[Tensor, Tensor, Tensor | None]]:
-    return compile_for_fixed_shapes(_loss_and_slope)
+    return compile_for_fixed_shapes(_loss_and_slope_to_fuse)

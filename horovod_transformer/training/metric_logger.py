@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.files import archive_path, write_text
 from horovod_transformer.progress_bar import ProgressBar
 from horovod_transformer.training.trackers import WandbTracker
+from horovod_transformer.versions import installed_version
 
 
 @dataclass(frozen=True)
@@ -305,12 +305,8 @@ def _archive(*folders: Path) -> None:
 
 def describe_environment(facts: dict[str, Any]) -> dict[str, Any]:
     """Versions and hardware, enough to tell later what a run ran on; no environment variables."""
-    packages: dict[str, str | None] = {}
-    for name in ("horovod_transformer", "torch", "horovod", "numpy", "datasets", "tiktoken", "tokenizers"):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            packages[name] = None
+    names = ("horovod_transformer", "torch", "horovod", "numpy", "datasets", "tiktoken", "tokenizers")
+    packages = {name: installed_version(name) for name in names}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": sys.argv,

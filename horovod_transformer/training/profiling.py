@@ -56,7 +56,8 @@ class UpdateProfiler:
         if distributed.get_rank() == request.rank:
             kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
             window = schedule(wait=WAIT, warmup=WARM_UP, active=request.updates + 1, repeat=1)
-            self._profile = profile(activities=kinds, schedule=window)
+            # One window only: nothing to accumulate, but torch warns of what it would drop between two.
+            self._profile = profile(activities=kinds, schedule=window, acc_events=True)
             self._profile.start()
 
     @property

@@ -162,7 +162,7 @@ class UpdateStep:
         totals = self._backward(update, islice(batches, self.plan.micro_batches), tokens)
         self.timer.enter("gradient_wait")
         # Sent after the gradients and waited for before them: on CPUs this wait does not keep a core busy.
-        totals[2] = float(stop)
+        totals[2].fill_(float(stop))  # `totals[2] = ...` would make the host wait for a GPU
         summed = distributed.allreduce(totals, "update")
         distributed.synchronize(self.optimizer)
         self.timer.enter("optimizer")

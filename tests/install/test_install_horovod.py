@@ -167,6 +167,7 @@ def test_cache_that_cannot_be_written_is_one_line(tmp_path):
         ("13.0", "cpu", "cpu"),
         (None, "cpu", "cpu"),
         ("13.0", "cuda", "cuda"),
+        ("13.0", "cuda-without-nccl", "cuda-without-nccl"),
     ],
 )
 def test_kind_of_build_follows_torch_unless_requested(installer, cuda_version, requested, build):
@@ -186,6 +187,7 @@ def test_cache_key_tells_apart_what_does_not_mix(installer, monkeypatch):
         installer.cache_key("cpu", installer.Torch("2.13.0", None)),
         installer.cache_key("cpu", installer.Torch("2.13.1", None)),
         installer.cache_key("cuda", installer.Torch("2.13.0", "13.0")),
+        installer.cache_key("cuda-without-nccl", installer.Torch("2.13.0", "13.0")),
         installer.cache_key("cuda", installer.Torch("2.13.0", "12.8")),
     ]
     monkeypatch.setattr(installer.platform, "machine", lambda: "another-machine")
@@ -460,10 +462,12 @@ def test_cuda_12_without_a_toolkit_is_told_to_load_one(cuda, tmp_path):
 def test_cuda_build_points_horovod_at_the_toolkit_and_nccl(cuda, tmp_path):
     toolkit = fake_toolkit(tmp_path / "toolkit", "13.0")
     environment = {"CUDA_HOME": str(toolkit), "HOROVOD_NCCL_HOME": "/nccl", "PATH": "/bin"}
-    variables = cuda.cuda_build_environment("13.0", environment, "/bin", tmp_path)
+    variables = cuda.cuda_build_environment("13.0", environment, "/bin", tmp_path, with_nccl=True)
     assert variables["CUDA_HOME"] == variables["HOROVOD_CUDA_HOME"] == str(toolkit)
     assert variables["PATH"] == f"{toolkit}/bin:/bin"
     assert (variables["HOROVOD_GPU_OPERATIONS"], variables["HOROVOD_NCCL_HOME"]) == ("NCCL", "/nccl")
+    without = cuda.cuda_build_environment("13.0", environment, "/bin", tmp_path, with_nccl=False)
+    assert without["HOROVOD_GPU"] == "CUDA" and not any("NCCL" in f"{key}{without[key]}" for key in without)
 
 
 # The real thing
