@@ -1,6 +1,6 @@
 """The CUDA half of install_horovod.py: find or gather a CUDA toolkit and NCCL for Horovod's build.
 
-The build was compiled this way (PyTorch for CUDA 13, NCCL) but never run on a GPU.
+Built this way (PyTorch for CUDA 13, NCCL) and run on one GPU; never on several.
 """
 
 from __future__ import annotations

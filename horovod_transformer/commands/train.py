@@ -110,3 +110,5 @@ def _report(folder: Path, config: Config, run_name: str) -> None:
         print(f"report: {write_run_report([run], run / 'report.html')}")
     except UserError as error:
         print(f"no report: {error}")
+    except Exception as error:  # the exit code decides whether the job is started again
+        print(f"no report: {type(error).__name__}: {error}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
 
-from horovod_transformer.doctor import CHECKS
+from horovod_transformer.doctor import CHECKS, check_horovod
 
 TINY = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 64, "max_seq_len": 32}
 SHAPE = [word for key, value in TINY.items() for word in (f"--model.{key}", str(value))]
@@ -95,3 +96,11 @@ def test_mistakes_are_one_line(run_python):
         done = run_python("-m", "horovod_transformer", "doctor", *arguments)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_without_horovodrun_it_names_the_other_way(monkeypatch):
+    """As where Horovod was installed into a folder and its programs are not on PATH."""
+    monkeypatch.setattr(shutil, "which", lambda *arguments, **more: None)
+    row = check_horovod(None)
+    assert row.state == "warn" and "`horovod-transformer launch` starts ranks without it" in row.found
+    assert "one process only" not in row.found

@@ -1,9 +1,15 @@
-"""What `train` loads: start-up is seconds that every rank of every run pays."""
+"""What `train` loads, for start-up is seconds that every rank of every run pays; and what it hands on."""
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
+from horovod_transformer import distributed
+from horovod_transformer.commands import train
+from horovod_transformer.config import load_config
+from horovod_transformer.errors import UserError
+from horovod_transformer.training.throughput import flops_per_update
 from tests.distributed.conftest import BASE, write_corpus
 
 # Each takes a quarter of a second or more, and a run on CPUs needs none.
@@ -24,3 +30,34 @@ def test_a_whole_run_loads_nothing_that_it_does_not_need(run_python, tmp_path):
     for resume in ([], ["--resume", "auto", "--training.max_updates", "8"]):
         done = run_python("-c", program, *run, *resume)
         assert done.stdout.splitlines()[-1] == "loaded 0 []", done.stdout + done.stderr
+
+
+def test_horovod_is_told_what_an_update_costs(monkeypatch, root):
+    """Without it ranks of long updates would look for each other too often."""
+    told = {}
+
+    def setup_horovod(**arguments):
+        told.update(arguments)
+        raise UserError("enough")
+
+    monkeypatch.setattr(distributed, "setup_horovod", setup_horovod)
+    config = str(root / "configs/quickstart.yaml")
+    with pytest.raises(UserError, match="enough"):
+        train.main(["--config", config, "--training.global_batch_size", "64"])
+    expected = flops_per_update(load_config(config, {"training.global_batch_size": "64"}), 1)
+    assert told["flops_per_update"] == expected > 0
+
+
+def test_a_page_that_fails_does_not_change_the_exit_code(run_python, tmp_path):
+    """A job that is to be started again must not end as if it had failed."""
+    config = tmp_path / "config.yaml"
+    values = {**BASE, "data": {"data_dir": str(write_corpus(tmp_path / "data")), "num_workers": 0}}
+    config.write_text(yaml.safe_dump(values))
+    program = (
+        "import sys; from horovod_transformer.evaluation import run_report; from src.train import main; "
+        "run_report.run_page = lambda runs: 1 / 0; sys.exit(main(sys.argv[1:]))"
+    )
+    run = ["--config", str(config), "--output_dir", str(tmp_path), "--training.max_updates", "2"]
+    done = run_python("-c", program, *run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no report: ZeroDivisionError: division by zero" in done.stdout

@@ -14,6 +14,7 @@ from horovod_transformer.__main__ import _dispatch
 from horovod_transformer.charts import Chart, Curve, draw, nice_ticks, short, smoothed
 from horovod_transformer.command_line import run_command
 from horovod_transformer.errors import UserError
+from horovod_transformer.evaluation import run_report
 from horovod_transformer.evaluation.run_records import read_run
 from horovod_transformer.evaluation.run_report import run_page, write_run_report
 
@@ -200,3 +201,12 @@ def test_long_curves_are_thinned_and_keep_their_end():
 def test_smoothing_passes_over_what_is_missing():
     assert smoothed([1.0, None, 3.0, 5.0], window=3) == [1.0, 2.0, 4.0, 4.0]
     assert smoothed([None]) == [None]
+
+
+def test_a_version_that_nobody_knows_is_said_to_be_so(tmp_path, monkeypatch):
+    """As where the sources were never installed."""
+    run = write_run(tmp_path)
+    (run / "environment.json").write_text(json.dumps({"packages": {"horovod_transformer": None}}))
+    monkeypatch.setattr(run_report, "installed_version", lambda name: None)
+    page = write_run_report([run], tmp_path / "page.html").read_text()
+    assert "note = {version not known}" in page
