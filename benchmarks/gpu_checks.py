@@ -129,7 +129,7 @@ class Checks:
         return None if same else "the resumed run differs from the one straight through"
 
     def overflows(self, case: Case) -> str | None:
-        """With a loss scale that is far too large fp16 skips updates until it fits, and then learns."""
+        """With a loss scale that is far too large fp16 skips updates until it fits, and then makes one."""
         set_arithmetic(self.device, "fp16", deterministic=False)
         step = self.step(dataclasses.replace(case, precision="fp16"))
         step.loss_scale.factor = 2.0**40
@@ -143,7 +143,7 @@ class Checks:
         return "the loss scale never came down to what fits"
 
     def waits(self, case: Case) -> str | None:
-        """The host starts an update without ever waiting for the GPU."""
+        """The host starts an update without a wait for the GPU, as far as torch's own detector sees."""
         if self.device.type != "cuda":
             return "left out: there is no GPU here"
         set_arithmetic(self.device, case.precision, deterministic=False)

@@ -70,10 +70,28 @@ def in_turn(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-def product_rate(size: int = 2048, rounds: int = 7) -> float:
-    """FLOP/s of a square fp32 matrix product on all of torch's threads: the most an update could reach."""
+def products(size: int = 2048, number: int = 5) -> tuple[Callable[[], None], float]:
+    """A contender for `in_turn`: square fp32 matrix products on all threads, the most an update could reach.
+
+    In turn with the others, because machines that are shared change from minute to minute.
+
+    Returns:
+        The contender, and its floating-point operations.
+    """
     left, right = torch.randn(size, size), torch.randn(size, size)
-    return 2 * size**3 / in_turn({"product": lambda: left @ right}, rounds)["product"]
+    result = torch.empty(size, size)
+
+    def multiply() -> None:
+        for _ in range(number):
+            torch.mm(left, right, out=result)
+
+    return multiply, 2.0 * size**3 * number
+
+
+def product_rate(rounds: int = 7) -> float:
+    """FLOP/s of the machine's products, by themselves."""
+    multiply, flops = products()
+    return flops / in_turn({"products": multiply}, rounds)["products"]
 
 
 def hugging_face(shape: ModelConfig) -> torch.nn.Module:

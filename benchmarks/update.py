@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/update.py [--rounds 3]
 
 An update is forward, backward, clipping and fused AdamW on the same random tokens. Both take turns; medians
-of tokens/s. The last column is the share of this machine's own fp32 matrix product rate that ours reaches.
+of tokens/s. The last column is the share of this machine's own fp32 matrix product rate that ours reaches:
+products take turns with the updates.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from side_by_side import GPT2_30M, GPT2_124M, TINY, Row, hugging_face, in_turn, part, product_rate
+from side_by_side import GPT2_30M, GPT2_124M, TINY, Row, hugging_face, in_turn, part, products
 from torch import Tensor, nn
 
 from horovod_transformer.config import ModelConfig, TrainingConfig
@@ -84,8 +85,9 @@ def measure(rounds: int, tiny: bool) -> list[Row]:
         }
         whole = {"ours": our_update(ours, shape, tokens), "theirs": their_update(theirs, tokens)}
         for what, contenders in (("an update", whole), ("forward and backward", half)):
-            rate = product_rate()  # each time: machines that are shared change from minute to minute
-            seconds = in_turn(contenders, rounds)
+            multiply, flops = products(64) if tiny else products()
+            seconds = in_turn({**contenders, "products": multiply}, rounds)
+            rate = flops / seconds.pop("products")
             speed = {who: tokens.numel() / each for who, each in seconds.items()}
             share = speed["ours"] * work / rate
             rows.append(Row(f"{what}, {name}", "tokens/s", speed["ours"], speed["theirs"], share=share))

@@ -19,7 +19,7 @@ from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\
 The whole workflow on the quickstart config: prepare the plays that come with the installation,
-train on two Horovod processes, write text from the best checkpoint."""
+train on two Horovod processes (one on a single GPU), write text from the best checkpoint."""
 
 PROMPTS = ("Once upon a time", "The future of", "")
 
@@ -84,7 +84,9 @@ class TransformerTrainingExample:
         arguments = ["--config", str(self.config_path)]
         for key, value in self.overrides.items():
             arguments += [f"--{key}", str(value)]
-        processes = self.processes or usual_processes(self.config.training.device)
+        processes = self.processes
+        if processes is None:
+            processes = usual_processes(self.config.training.device)
         run_verb(processes, "train", arguments)
 
     def generate(self, checkpoint_path: str | Path) -> list[str]:

@@ -86,7 +86,7 @@ def installed_torch() -> Torch:
 
 
 def choose_build(torch: Torch, requested: str) -> tuple[str, str]:
-    """Decide between a CPU and a CUDA build.
+    """Decide what to build for.
 
     Args:
         torch: The installed PyTorch.
@@ -97,7 +97,8 @@ def choose_build(torch: Torch, requested: str) -> tuple[str, str]:
     """
     if requested not in ("", "cpu", "cuda", "cuda-without-nccl"):
         raise UserMistakeError(
-            f"HOROVOD_BUILD={requested} is not known; use HOROVOD_BUILD=cpu or HOROVOD_BUILD=cuda"
+            f"HOROVOD_BUILD={requested} is not known; use HOROVOD_BUILD=cpu or HOROVOD_BUILD=cuda "
+            "(or cuda-without-nccl)"
         )
     if requested.startswith("cuda") and not torch.cuda:
         raise UserMistakeError(

@@ -52,10 +52,16 @@ def main(arguments: Sequence[str]) -> int:
 
     on_processes = f"on {processes} process{'' if processes == 1 else 'es'}"
     _heading(f"2/5  Training {on_processes}")
-    if options.processes is None and not horovod_is_installed():
+    if options.processes is None and processes == 1:
+        why, more = "There is one GPU here, which two processes cannot share", ""
+        if not horovod_is_installed():
+            why, more = (
+                "Horovod is not installed here",
+                " `horovod-transformer doctor` says what Horovod needs.",
+            )
         print(
-            "Horovod is not installed here, so one process trains. Left out: the second process, and the\n"
-            "summing of gradients between the two. `horovod-transformer doctor` says what Horovod needs."
+            f"{why}, so one process trains. Left out: the second process, and the\n"
+            f"summing of gradients between the two.{more}"
         )
     print(
         f"first a calibration: {CALIBRATION_UPDATES} updates, thrown away, to learn how many "

@@ -25,7 +25,8 @@ def usual_processes(device: str) -> int:
         return 1
     import torch
 
-    return 1 if device != "cpu" and torch.cuda.device_count() == 1 else 2
+    alone = torch.cuda.is_available() and torch.cuda.device_count() == 1
+    return 1 if device != "cpu" and alone else 2
 
 
 def run_verb(processes: int, verb: str, arguments: Sequence[str]) -> None:

@@ -217,8 +217,8 @@ def _loss_and_slope_to_fuse(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`_loss_and_slope` as a compiler wants it, and with the logits left as they are.
 
-    Nothing is written in place and nothing scattered, which would divide the work among several kernels, and
-    the likeliest token's index is not looked for, which costs a GPU as much as all the rest.
+    Nothing is written in place and nothing scattered: that would divide the work among several kernels. Nor
+    is the likeliest token's index looked for; a comparison is cheaper (docs/log.md, 2026-11-26).
     """
     columns = torch.arange(logits.shape[1], device=logits.device)
     wide = logits.float().masked_fill(columns >= vocab_size, -math.inf)
@@ -233,10 +233,9 @@ def _loss_and_slope_to_fuse(
     summed = row_loss.masked_fill(~count, 0.0).sum()
     if not with_gradient:
         return summed, correct, None
-    factor = count[:, None].float()
+    slope = (exponentials / total - (columns == target).float()).masked_fill(~count[:, None], 0.0)
     if scale is not None:
-        factor = factor * scale
-    slope = (exponentials / total - (columns == target).float()) * factor
+        slope = slope * scale
     return summed, correct, slope.to(logits.dtype)
 
 

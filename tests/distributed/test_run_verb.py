@@ -19,6 +19,7 @@ from horovod_transformer.distributed import run_verb
     ],
 )
 def test_as_many_as_can_train_here(monkeypatch, gpus, device, horovod, processes):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(run_verb, "horovod_is_installed", lambda: horovod)
     assert run_verb.usual_processes(device) == processes
