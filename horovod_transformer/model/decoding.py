@@ -29,6 +29,8 @@ class KeyValueCache:
         lengths: Tokens held, for each of the B rows.
         filling: Whether the pass under way computes whole texts, or else one more token each.
         positions: In a pass that grows texts: where each one's new token stands, from 0.
+        longest: In such a pass: tokens of the longest of them, the new one included.
+        in_step: In such a pass: all rows grow, and stand at the same position.
     """
 
     def __init__(self, like: Tensor, layers: int, shape: tuple[int, int, int, int]) -> None:
@@ -45,6 +47,8 @@ class KeyValueCache:
         self.lengths = [0] * shape[0]
         self.filling = False
         self.positions: list[int] = []
+        self.longest = 0
+        self.in_step = False
         self._rows: list[int] = []
         self._ends: list[int] = []
 
@@ -62,6 +66,8 @@ class KeyValueCache:
         self.filling, self._rows = False, rows
         self.positions = [self.lengths[row] for row in rows]
         self._ends = [position + 1 for position in self.positions]
+        self.longest = max(self._ends)
+        self.in_step = len(rows) == self.batch_size and min(self._ends) == self.longest
 
     def finish(self) -> None:
         """Count what the pass has stored."""
@@ -86,13 +92,12 @@ class KeyValueCache:
                 store[self._rows, :, : new.shape[2]] = new
                 seen.append(new)
                 continue
-            first, longest = min(self.positions), max(self.positions) + 1
-            every = len(self._rows) == self.batch_size
-            if every and first + 1 == longest:
-                store[:, :, first:longest] = new
+            if self.in_step:
+                store.narrow(2, self.longest - 1, 1).copy_(new)
             else:
                 store[self._rows, :, self.positions] = new[:, :, 0]
-            seen.append(store[:, :, :longest] if every else store[self._rows, :, :longest])
+            every = len(self._rows) == self.batch_size
+            seen.append(store.narrow(2, 0, self.longest) if every else store[self._rows, :, : self.longest])
         return seen[0], seen[1]
 
     def keep(self, rows: list[int]) -> None:
@@ -270,5 +275,7 @@ class Decoder:
         if grown:
             ids = torch.tensor([[self.texts[self.rows[slot]][-1]] for slot in grown], device=self._device)
             parts.append(self._model.cached_logits(ids, self._cache, grown))
+        if len(parts) == 1:
+            return parts[0]
         order = torch.tensor(filled + grown, device=self._device).argsort()
-        return parts[0] if len(parts) == 1 else torch.cat(parts)[order]
+        return torch.cat(parts)[order]

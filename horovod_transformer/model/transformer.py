@@ -229,7 +229,7 @@ class TransformerLM(nn.Module):
         self, vectors: Tensor, attention_mask: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         """Final hidden states, (B, T, C), of these tokens' vectors, (B, T, C)."""
-        length = vectors.shape[1] if cache is None or cache.filling else max(cache.positions) + 1
+        length = vectors.shape[1] if cache is None or cache.filling else cache.longest
         if length > self.max_seq_len:
             raise ValueError(f"{length} tokens do not fit into a context of {self.max_seq_len}")
         mask = None
@@ -238,6 +238,8 @@ class TransformerLM(nn.Module):
             mask = _causal_mask(attention_mask)
         elif cache is None or cache.filling:
             positions = self.position_vectors[:length]
+        elif cache.in_step:
+            positions = self.position_vectors[length - 1]
         else:
             places = torch.tensor(cache.positions, device=vectors.device)
             positions = self.position_vectors[places][:, None]
