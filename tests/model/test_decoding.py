@@ -75,6 +75,18 @@ def test_logits_of_unequal_texts(model):
     assert cache.lengths == [lengths[0] + 2, lengths[1] + 1, lengths[2] + 2]
 
 
+@torch.no_grad()
+def test_texts_that_grow_alone_leave_the_others_as_they_were(model):
+    cache = model.new_cache(3)
+    texts = [prompt[:4] for prompt in (PROMPTS[1], PROMPTS[2], PROMPTS[4])]
+    model.cached_logits(torch.tensor(texts), cache)
+    before = [store.clone() for store in (*cache.keys, *cache.values)]
+    model.cached_logits(torch.tensor([[5]]), cache, rows=[1])
+    for store, old in zip((*cache.keys, *cache.values), before, strict=True):
+        assert torch.equal(store[[0, 2]], old[[0, 2]]) and not torch.equal(store[1], old[1])
+
+
+
 def test_memory_as_it_comes_does_no_harm(model, monkeypatch):
     """A shorter text's empty places are masked out, and must not be NaN even so."""
     whole = torch.Tensor.new_empty

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from horovod_transformer.config import ModelConfig, load_config
+from horovod_transformer.model.block import TransformerBlock
 from horovod_transformer.model.transformer import (
     POSITION_SCALE,
     TransformerLM,
@@ -278,6 +279,14 @@ def test_dropout_works_in_training_only():
     assert torch.equal(attention(x, nn.Identity()), attention(x, nn.Identity()))
     attention.train()
     assert not torch.allclose(attention(x, nn.Identity()), attention(x, nn.Identity()))
+
+
+def test_both_branches_of_a_block_are_dropped():
+    block = TransformerBlock(8, 2, 16, dropout=0.0)
+    x = torch.randn(2, 5, 8)
+    block.dropout.p = 1.0  # of each branch, whole: nothing is added to the residual stream
+    assert torch.equal(block.train()(x), x)
+    assert not torch.allclose(block.eval()(x), x)
 
 
 @pytest.fixture
