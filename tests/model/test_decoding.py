@@ -86,7 +86,6 @@ def test_texts_that_grow_alone_leave_the_others_as_they_were(model):
         assert torch.equal(store[[0, 2]], old[[0, 2]]) and not torch.equal(store[1], old[1])
 
 
-
 def test_memory_as_it_comes_does_no_harm(model, monkeypatch):
     """A shorter text's empty places are masked out, and must not be NaN even so."""
     whole = torch.Tensor.new_empty
