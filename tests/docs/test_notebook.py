@@ -94,7 +94,7 @@ def test_makes_data_for_the_default_config(notebook, copy_of_repository, monkeyp
 
     # Training itself runs on data of the same making in test_readme.py.
     batch = next(iter(get_dataloaders(config.with_overrides({"data.num_workers": 0}))[0]))
-    assert tuple(batch["input_ids"].shape) == (32, 512)
+    assert tuple(batch["input_ids"].shape) == (config.training.per_gpu_batch_size, 512) == (64, 512)
 
 
 @pytest.mark.slow
