@@ -166,7 +166,8 @@ def test_a_kill_during_a_write_leaves_the_file_before(tmp_path):
     path = tmp_path / "last.pt"
     killed_in_mid_write, processes = 0, multiprocessing.get_context("fork")
     for attempt in range(6):
-        saved = processes.Value("i", 0)
+        # Without a lock: a writer that is killed while it holds one would keep us waiting for ever.
+        saved = processes.Value("i", 0, lock=False)
         writer = processes.Process(target=write_for_ever, args=(path, saved), daemon=True)
         writer.start()
         limit = time.monotonic() + 30
