@@ -36,7 +36,8 @@ def alone(who: str, tiny: bool) -> None:
     torch.manual_seed(0)
     tokens = torch.randint(0, shape.vocab_size, (4, shape.max_seq_len))
     if who == "theirs":  # as it comes out of the box
-        update = their_update(hugging_face(shape).train(), tokens)
+        model = hugging_face(shape).train()
+        update = their_update(lambda: model(input_ids=tokens, labels=tokens).loss, model)
     else:
         if who == "checkpointed":
             return_large_blocks()  # as training does

@@ -70,16 +70,18 @@ def in_turn(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 
-def products(size: int = 2048, number: int = 5) -> tuple[Callable[[], None], float]:
-    """A contender for `in_turn`: square fp32 matrix products on all threads, the most an update could reach.
+def products(
+    size: int = 2048, number: int = 5, dtype: torch.dtype = torch.float32
+) -> tuple[Callable[[], None], float]:
+    """A contender for `in_turn`: square matrix products on all threads, the most an update could reach.
 
     In turn with the others, because machines that are shared change from minute to minute.
 
     Returns:
         The contender, and its floating-point operations.
     """
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    result = torch.empty(size, size)
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    result = torch.empty(size, size, dtype=dtype)
 
     def multiply() -> None:
         for _ in range(number):

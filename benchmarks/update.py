@@ -1,10 +1,11 @@
-"""One update, ours and Hugging Face's GPT-2 of the same shape, on this machine's CPU in fp32.
+"""One update, ours beside Hugging Face's GPT-2 and a plain GPT of the same shape, on this machine's CPU.
 
     .venv/bin/python benchmarks/update.py [--rounds 3]
 
-An update is forward, backward, clipping and fused AdamW on the same random tokens. Both take turns; medians
-of tokens/s. The last column is the share of this machine's own fp32 matrix product rate that ours reaches:
-products take turns with the updates.
+An update is forward, backward, clipping and fused AdamW on the same random tokens. All take turns; medians
+of tokens/s. The last column is the share of this machine's own matrix product rate that ours reaches:
+products take turns with the updates. In fp32, and on a CPU with a unit for it in bf16, all under the same
+autocast. The plain GPT has nanoGPT's operations (plain_gpt.py).
 """
 
 from __future__ import annotations
@@ -13,37 +14,44 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
+from plain_gpt import PlainGPT
 from side_by_side import GPT2_30M, GPT2_124M, TINY, Row, hugging_face, in_turn, part, products
 from torch import Tensor, nn
 
 from horovod_transformer.config import ModelConfig, TrainingConfig
 from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.model.losses import IGNORED_LABEL
 from horovod_transformer.model.transformer import TransformerLM, build_model
+from horovod_transformer.precision import DTYPES, autocast, cpu_bf16_unit, cpu_flags
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 from horovod_transformer.training.throughput import flops_per_token
 
 RATE = 6e-4
+OURS = "ours"
 
 
-def our_update(model: TransformerLM, shape: ModelConfig, tokens: Tensor) -> Callable[[], object]:
+def our_update(
+    model: TransformerLM, shape: ModelConfig, tokens: Tensor, precision: str = "fp32"
+) -> Callable[[], object]:
     """What training does for one update of these tokens, int64 (B, T)."""
     batch, length = tokens.shape
     optimizer = build_optimizer(model, TrainingConfig(learning_rate=RATE))
     plan = UpdatePlan(batch, length, 0, batch, batch, 1, 10**6, 1337)
     step = UpdateStep(
-        model, optimizer, plan, torch.device("cpu"), "fp32", 1.0, uses_dropout=shape.dropout > 0
+        model, optimizer, plan, torch.device("cpu"), precision, 1.0, uses_dropout=shape.dropout > 0
     )
     return lambda: step.run(0, iter([{"input_ids": tokens, "labels": tokens}]), RATE)
 
 
-def their_update(model: nn.Module, tokens: Tensor) -> Callable[[], None]:
-    """The same with what transformers' own trainer takes by default."""
+def their_update(loss_of: Callable[[], Tensor], model: nn.Module) -> Callable[[], None]:
+    """The same with what transformers' own trainer and nanoGPT take by default."""
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def update() -> None:
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        loss_of().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -51,46 +59,84 @@ def their_update(model: nn.Module, tokens: Tensor) -> Callable[[], None]:
     return update
 
 
-def our_gradients(model: TransformerLM, tokens: Tensor) -> None:
+def gradients(loss_of: Callable[[], Tensor], model: nn.Module) -> None:
     """Forward and backward."""
-    (model.loss_sums(tokens, tokens)[0] / tokens.numel()).backward()
+    loss_of().backward()
     model.zero_grad()
 
 
-def their_gradients(model: nn.Module, tokens: Tensor) -> None:
-    """The same."""
-    model(input_ids=tokens, labels=tokens).loss.backward()
-    model.zero_grad()
+def losses_of(
+    shape: ModelConfig, tokens: Tensor, precision: str
+) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
+    """The contenders' models, and how each computes its mean loss."""
+    torch.manual_seed(0)
+    ours, theirs, plain = build_model(shape).train(), hugging_face(shape).train(), PlainGPT(shape).train()
+    cpu = torch.device("cpu")
+    next_tokens = F.pad(tokens[:, 1:], (0, 1), value=IGNORED_LABEL)
+
+    def our_loss() -> Tensor:
+        with autocast(precision, cpu):
+            return ours.loss_sums(tokens, tokens)[0] / tokens.numel()
+
+    def their_loss() -> Tensor:
+        with autocast(precision, cpu):
+            return theirs(input_ids=tokens, labels=tokens).loss
+
+    def plain_loss() -> Tensor:
+        with autocast(precision, cpu):
+            return plain(tokens, next_tokens)
+
+    return {OURS: (ours, our_loss), "Hugging Face": (theirs, their_loss), "plain GPT": (plain, plain_loss)}
+
+
+def compare(name: str, shape: ModelConfig, batch: int, precision: str, rounds: int, size: int) -> list[Row]:
+    """Whole updates, and their forward and backward passes alone; one row for each of the others."""
+    tokens = torch.randint(0, shape.vocab_size, (batch, shape.max_seq_len))
+    models = losses_of(shape, tokens, precision)
+    ours = models[OURS][0]
+    assert isinstance(ours, TransformerLM)
+    parameters = sum(parameter.numel() for parameter in ours.parameters())
+    work = flops_per_token(shape, parameters, shape.max_seq_len)
+    half = {who: partial(gradients, loss_of, model) for who, (model, loss_of) in models.items()}
+    whole: dict[str, Callable[[], object]] = {
+        who: their_update(loss_of, model) for who, (model, loss_of) in models.items()
+    }
+    whole[OURS] = our_update(ours, shape, tokens, precision)
+    rows = []
+    for what, contenders in (("an update", whole), ("forward and backward", half)):
+        multiply, flops = products(size, dtype=DTYPES[precision])
+        seconds = in_turn({**contenders, "products": multiply}, rounds)
+        rate = flops / seconds.pop("products")
+        speed = {who: tokens.numel() / each for who, each in seconds.items()}
+        share = speed[OURS] * work / rate
+        for peer in list(models)[1:]:
+            what_of = f"{what}, {name}, {precision}"
+            rows.append(Row(what_of, "tokens/s", speed[OURS], speed[peer], peer_name=peer, share=share))
+    return rows
 
 
 def measure(rounds: int, tiny: bool) -> list[Row]:
-    """Both shapes, with and without dropout."""
+    """All shapes in all precisions."""
+    dropped = GPT2_30M.model_copy(update={"dropout": 0.1})
     cases = [
-        ("124M, T=512, B=2", GPT2_124M, 2),
-        ("30M, T=256, B=8", GPT2_30M, 8),
-        ("30M, T=256, B=8, dropout 0.1", GPT2_30M.model_copy(update={"dropout": 0.1}), 8),
+        ("124M, T=512, B=2", GPT2_124M, 2, "fp32"),
+        ("30M, T=256, B=8", GPT2_30M, 8, "fp32"),
+        ("30M, T=256, B=8, dropout 0.1", dropped, 8, "fp32"),
     ]
     if tiny:
-        cases = [("tiny", TINY, 2), ("tiny, dropout 0.1", TINY.model_copy(update={"dropout": 0.1}), 2)]
+        cases = [
+            ("tiny", TINY, 2, "fp32"),
+            ("tiny, dropout 0.1", TINY.model_copy(update={"dropout": 0.1}), 2, "fp32"),
+        ]
+    if unit := cpu_bf16_unit(cpu_flags()):
+        print(f"bf16 by {unit}")
+        in_bf16 = [("124M, T=512, B=4", GPT2_124M, 4), ("30M, T=256, B=8", GPT2_30M, 8)]
+        cases += [(*case, "bf16") for case in ([("tiny", TINY, 2)] if tiny else in_bf16)]
+    else:
+        print("bf16: this CPU has no unit for it, not measured")
     rows = []
-    for name, shape, batch in cases:
-        torch.manual_seed(0)
-        tokens = torch.randint(0, shape.vocab_size, (batch, shape.max_seq_len))
-        ours, theirs = build_model(shape).train(), hugging_face(shape).train()
-        parameters = sum(parameter.numel() for parameter in ours.parameters())
-        work = flops_per_token(shape, parameters, shape.max_seq_len)
-        half = {
-            "ours": partial(our_gradients, ours, tokens),
-            "theirs": partial(their_gradients, theirs, tokens),
-        }
-        whole = {"ours": our_update(ours, shape, tokens), "theirs": their_update(theirs, tokens)}
-        for what, contenders in (("an update", whole), ("forward and backward", half)):
-            multiply, flops = products(64) if tiny else products()
-            seconds = in_turn({**contenders, "products": multiply}, rounds)
-            rate = flops / seconds.pop("products")
-            speed = {who: tokens.numel() / each for who, each in seconds.items()}
-            share = speed["ours"] * work / rate
-            rows.append(Row(f"{what}, {name}", "tokens/s", speed["ours"], speed["theirs"], share=share))
+    for name, shape, batch, precision in cases:
+        rows += compare(name, shape, batch, precision, rounds, 64 if tiny else 2048)
     return rows
 
 

@@ -21,6 +21,8 @@ CHUNK_ROWS = 512
 # A GPU is fed with fewer, larger products; its chunk may take this share of its memory.
 GPU_CHUNK_ROWS = 8192
 GPU_MEMORY_SHARE = 1 / 16
+# Rows of a half-precision product that a CPU adds to a float32 sum at once: 2,048 x 768 are 3 MB.
+PRODUCT_ROWS = 2048
 # Products want rows that begin at round addresses, and 50,257 columns do not make such rows.
 COLUMNS_MULTIPLE = 64
 
@@ -107,7 +109,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             in_place = LogitsInPlace(min(chunk_rows, hidden.shape[0]), vocab_size, columns, dtype)
             columns = vocab_size
         weight_gradient = weight.new_zeros(columns, weight.shape[1]) if with_gradient else None
-        product: Tensor | None = None
 
         # A tensor: compiled code takes a number for a constant, and this one changes.
         scale = hidden.new_full((), gradient_scale, dtype=torch.float32) if gradient_scale != 1.0 else None
@@ -140,9 +141,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     if dtype == weight_gradient.dtype:
                         weight_gradient.addmm_(slope.t(), part)
                     else:
-                        # The product comes in half precision; the sum stays in float32.
-                        product = torch.mm(slope.t(), part, out=product)
-                        weight_gradient += product
+                        _add_product(weight_gradient, slope.t(), part)
                 del slope  # before the next chunk's logits take as much again
 
         if weight_gradient is not None:
@@ -162,6 +161,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             scale = scale / ctx.gradient_scale
         # In place: at 124M parameters a copy is 154 MB. A second backward pass is refused by autograd itself.
         return hidden_gradient.mul_(scale), weight_gradient.mul_(scale), None, None, None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left @ right`, which comes in half precision, to a float32 total, in place.
+
+    To add two formats a CPU makes a float32 copy of the smaller one first; a few rows at a time, product and
+    copy stay in its caches.
+    """
+    rows = total.shape[0] if total.device.type != "cpu" else min(PRODUCT_ROWS, total.shape[0])
+    product = left.new_empty(rows, right.shape[1])
+    for start in range(0, total.shape[0], rows):
+        some = total[start : start + rows]
+        some += torch.mm(left[start : start + rows], right, out=product[: len(some)])
 
 
 def _loss_and_slope(
