@@ -5,12 +5,12 @@ Shapes in comments: B sequences, T tokens, C = d_model, H heads, D = C / H.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from horovod_transformer.model.decoding import KeyValueCache
 from horovod_transformer.model.few_rows import Linear
 from horovod_transformer.model.gelu import gelu
+from horovod_transformer.model.half_attention import attend
 from horovod_transformer.model.recomputation import linear_after
 
 
@@ -55,14 +55,7 @@ class CausalSelfAttention(nn.Module):
             key, value = cache.extend(layer, key, value)
             # A single new token may look at everything before it.
             causal = causal and cache.filling
-        x = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
-        )
+        x = attend(query, key, value, mask, self.dropout if self.training else 0.0, causal)
         return self.output(x.transpose(1, 2).reshape(batch, length, width))
 
 

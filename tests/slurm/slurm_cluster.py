@@ -244,13 +244,20 @@ class Submitter:
 
     def wait(self, job: str, *states: str, timeout: float = 120) -> dict[str, str]:
         """Wait until a job is in one of these states; returns all about it."""
+        self._wait(job, " or ".join(states), lambda: self.slurm.job(job)["JobState"] in states, timeout)
+        return self.slurm.job(job)
+
+    def wait_for_output(self, job: str, text: str) -> None:
+        """Wait until a job has written this."""
+        self._wait(job, f'"{text}"', lambda: text in self.output(job), timeout=120)
+
+    def _wait(self, job: str, what: str, is_so: Callable[[], bool], timeout: float) -> None:
         try:
-            wait_for(f"job {job}", lambda: self.slurm.job(job)["JobState"] in states, timeout)
+            wait_for(f"{what} of job {job}", is_so, timeout)
         except TimeoutError as error:
             raise AssertionError(
                 f"{error}: {self.slurm.job(job)['JobState']}; its output:\n{self.output(job)}"
             ) from None
-        return self.slurm.job(job)
 
     def warn(self, job: str) -> None:
         """Send what Slurm sends when the time limit is near."""

@@ -92,14 +92,15 @@ def test_the_promised_command_trains_on_four_processes(submitter: Submitter, pre
 def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
     submitter: Submitter, prepared_data: Path, curve_of_one: list[float]
 ) -> None:
-    # Slowed down, or it could be done between two of the signals that the script sends every five seconds.
-    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "160"}
+    # Slowed down, or it could be done between two of the signals that the script sends every five seconds: an
+    # update takes a cycle at least.
+    slow = {**NO_GPU, "HOROVOD_CYCLE_TIME": "320"}
     job = submitter.submit("--nodes=2", TWO_GPUS, *PROMISED, *tiny_run(prepared_data, 32), **slow)
 
     # At the worst of times: the ranks are starting up and would die of USR1.
-    wait_for("the start", lambda: "start 1" in submitter.output(job))
+    submitter.wait_for_output(job, "start 1")
     submitter.warn(job)
-    wait_for("the second start", lambda: "start 2" in submitter.output(job))
+    submitter.wait_for_output(job, "start 2")
     stopped = re.search(r"stopped after update (\d+) \(SIGUSR1\)", submitter.output(job))
     assert stopped, submitter.output(job)
 
@@ -163,7 +164,7 @@ def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, pr
     process = rank_process(job, 1)
     assert process is not None
     process.send_signal(signal.SIGKILL)
-    wait_for("the second start", lambda: "start 2" in submitter.output(job))
+    submitter.wait_for_output(job, "start 2")
     # 137, of the killed one; or 143, if the other was still there to be ended by srun.
     assert re.search(r"ended with exit code 1(37|43); queueing it again", submitter.output(job))
 
@@ -171,7 +172,7 @@ def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, pr
     wait_for("more updates", lambda: max(submitter.updates(job), default=0) > before)
     # It comes back by itself (ReturnToService), as a rebooted node does.
     submitter.slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
-    wait_for("the third start", lambda: "start 3" in submitter.output(job))
+    submitter.wait_for_output(job, "start 3")
     ended = submitter.wait(job, "COMPLETED", "FAILED", "NODE_FAIL", timeout=240)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), submitter.output(job)
     assert submitter.updates(job) == list(range(1, 25))
