@@ -28,7 +28,12 @@ class MuonAdamW(EagerAdamW):
     Every rank keeps all the momentum, so a checkpoint is one rank's state. Only the costly part
     is shared out: each rank makes its share of the matrices orthogonal and all ranks gather the
     result, hence take the same step to the bit. `step` is *collective* where there is Muon.
+
+    Attributes:
+        precision: What a CPU multiplies in while matrices are made orthogonal: fp32 or bf16.
     """
+
+    precision = "fp32"
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -56,7 +61,9 @@ class MuonAdamW(EagerAdamW):
             gradients = [torch.where(skip, momentum, gradient) for momentum, gradient in pairs]
         torch._foreach_lerp_(momenta, gradients, 1 - MUON_MOMENTUM)
         directions = orthogonalized_together(
-            parameters, lambda number: gradients[number].lerp(momenta[number], MUON_MOMENTUM)
+            parameters,
+            lambda number: gradients[number].lerp(momenta[number], MUON_MOMENTUM),
+            working_dtype(parameters[0], self.precision),
         )
         for parameter, direction in zip(parameters, directions, strict=True):
             changed = parameter * (1 - group["lr"] * group["weight_decay"])
@@ -74,13 +81,16 @@ class MuonAdamW(EagerAdamW):
         return state["momentum"]
 
 
-def orthogonalized_together(parameters: Sequence[Tensor], matrix: Callable[[int], Tensor]) -> list[Tensor]:
+def orthogonalized_together(
+    parameters: Sequence[Tensor], matrix: Callable[[int], Tensor], dtype: torch.dtype
+) -> list[Tensor]:
     """Make many matrices orthogonal, each on one rank, and give all of them to every rank. *Collective.*
 
     Args:
         parameters: Tell the shapes, (rows, columns), and the device; the same on every rank.
         matrix: Computes the matrix of one parameter by its number, float; asked only for this
             rank's share.
+        dtype: What to multiply in, and of the results.
 
     Returns:
         What `orthogonalized` makes of each, in the order of `parameters`, as views of one buffer.
@@ -93,9 +103,9 @@ def orthogonalized_together(parameters: Sequence[Tensor], matrix: Callable[[int]
     for shape in sorted({wide(shapes[number]) for number in mine}):
         alike = [number for number in mine if wide(shapes[number]) == shape]
         laid = [m.t() if m.shape[0] > m.shape[1] else m for m in map(matrix, alike)]
-        done.update(zip(alike, orthogonalized(torch.stack(laid)), strict=True))
+        done.update(zip(alike, orthogonalized(torch.stack(laid).to(dtype)), strict=True))
     # A rank may have nothing to do.
-    flat = [parameters[0].new_empty(0, dtype=working_dtype(parameters[0]))]
+    flat = [parameters[0].new_empty(0, dtype=dtype)]
     gathered = distributed.allgather(torch.cat(flat + [done[number].reshape(-1) for number in mine]), "muon")
     results: dict[int, Tensor] = {}
     place = 0
@@ -136,9 +146,9 @@ def share_out(shapes: Sequence[Sequence[int]], ranks: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def working_dtype(tensor: Tensor) -> torch.dtype:
-    """A GPU has bfloat16 matrix units, and the iteration does not need more digits."""
-    return torch.bfloat16 if tensor.is_cuda else tensor.dtype
+def working_dtype(tensor: Tensor, precision: str) -> torch.dtype:
+    """A GPU has bf16 matrix units, a run in bf16 those of its CPUs; the iteration needs no more digits."""
+    return torch.bfloat16 if tensor.is_cuda or precision == "bf16" else tensor.dtype
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -148,11 +158,10 @@ def orthogonalized(matrices: Tensor) -> Tensor:
         matrices: Float (number, rows, columns); fastest with no more rows than columns.
 
     Returns:
-        The same shape, in `working_dtype`.
+        The same shape and dtype.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices.to(working_dtype(matrices))
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = torch.bmm(x, x.mT)
         # a x + (b gram + c gram^2) x, added up inside the products

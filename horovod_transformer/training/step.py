@@ -125,6 +125,7 @@ class UpdateStep:
         self.reads_late = device.type == "cuda" and not self.loss_scale.dynamic
         self._reader = LateReader(device, 4)
         self._parameters = list(model.parameters())
+        self.optimizer.precision = precision  # type: ignore[attr-defined]  # Muon multiplies, too
 
     def state_dict(self) -> dict[str, Any]:
         """What must be restored for the next update to be the same: `optimizer`, `loss_scale`."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from horovod_transformer.config import TrainingConfig
 from horovod_transformer.model.transformer import TransformerLM, build_model
-from horovod_transformer.training.muon import orthogonalized_together, share_out
+from horovod_transformer.training.muon import orthogonalized_together, share_out, working_dtype
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.schedule import learning_rate
 from tests.conftest import TINY
@@ -97,18 +98,26 @@ def random_matrices():
     return [torch.randn(shape, generator=generator) for shape in SHAPES]
 
 
-def test_muon_makes_all_directions_alike():
-    for result in orthogonalized_together(random_matrices(), random_matrices().__getitem__):
-        singular = torch.linalg.svdvals(result)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_makes_all_directions_alike(dtype):
+    for result in orthogonalized_together(random_matrices(), random_matrices().__getitem__, dtype):
+        assert result.dtype == dtype
+        singular = torch.linalg.svdvals(result.float())
         assert singular.max() < 1.3
         assert singular.median() > 0.6
 
 
 def test_muon_in_batches_is_one_matrix_at_a_time():
     matrices = random_matrices()
-    together = orthogonalized_together(matrices, matrices.__getitem__)
+    together = orthogonalized_together(matrices, matrices.__getitem__, torch.float32)
     for matrix, result in zip(matrices, together, strict=True):
         torch.testing.assert_close(result, plain_orthogonalized(matrix), rtol=0, atol=1e-5)
+
+
+def test_muon_multiplies_in_the_precision_of_the_run():
+    weight, gpu = torch.zeros(2, 2), SimpleNamespace(is_cuda=True)
+    assert working_dtype(weight, "fp32") == working_dtype(weight, "fp16") == torch.float32
+    assert working_dtype(weight, "bf16") == working_dtype(gpu, "fp32") == torch.bfloat16
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])

@@ -8,6 +8,7 @@ import torch
 from horovod_transformer.config import TrainingConfig
 from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.model.transformer import build_model
+from horovod_transformer.training import muon
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 from tests.conftest import TINY
@@ -17,10 +18,12 @@ BATCH, BLOCK, PADDING = 4, 8, 3
 BLOCKS = torch.randint(0, TINY.vocab_size, (BATCH, BLOCK), generator=torch.Generator().manual_seed(1))
 
 
-def make_step(micro=BATCH, precision="fp32", clip=0.0, dropout=0.0, decay=0.0, compression="none"):
+def make_step(
+    micro=BATCH, precision="fp32", clip=0.0, dropout=0.0, decay=0.0, compression="none", optimizer="adamw"
+):
     torch.manual_seed(0)
     model = build_model(TINY.model_copy(update={"dropout": dropout})).train()
-    training = TrainingConfig(learning_rate=0.01, weight_decay=decay)
+    training = TrainingConfig(learning_rate=0.01, weight_decay=decay, optimizer=optimizer)
     plan = UpdatePlan(BATCH, BLOCK, PADDING, BATCH, micro, 1, 1, 7)
     return UpdateStep(
         model, build_optimizer(model, training), plan, CPU, precision, clip, dropout > 0, compression
@@ -192,3 +195,15 @@ def test_gradients_that_travel_in_fp16_are_not_subnormal():
         assert float(sizes.max()) < torch.finfo(torch.float16).max
     assert seen["none"] > 0.9
     assert seen["fp16"] < 0.1
+
+
+def test_muon_multiplies_in_the_runs_precision(monkeypatch):
+    seen = []
+    whole = muon.orthogonalized
+    monkeypatch.setattr(
+        muon, "orthogonalized", lambda matrices: seen.append(matrices.dtype) or whole(matrices)
+    )
+    for precision in ("fp32", "bf16"):
+        run(make_step(precision=precision, optimizer="muon"))
+    assert set(seen[: len(seen) // 2]) == {torch.float32}
+    assert set(seen[len(seen) // 2 :]) == {torch.bfloat16}
