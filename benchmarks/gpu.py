@@ -1,6 +1,6 @@
 """What one GPU does with this package: is it right, and how fast?
 
-    python benchmarks/gpu.py                   # on a GPU, about five minutes, and Horovod's build
+    python benchmarks/gpu.py                   # on a GPU: minutes, and Horovod's build
     python benchmarks/gpu.py --checks-only     # is it right?
     python benchmarks/gpu.py --speed-only      # how fast is it?
     python benchmarks/gpu.py --tiny            # small shapes, on any machine: does the script work?
@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 from gpu_checks import RATE, Case, Checks
-from side_by_side import hugging_face
+from side_by_side import TINY, hugging_face
 
 from horovod_transformer import distributed
 from horovod_transformer.config import ModelConfig
@@ -51,7 +51,6 @@ from horovod_transformer.training.throughput import flops_per_token, peak_flops
 from horovod_transformer.versions import installed_version
 
 WINDOWS = 3
-TINY = ModelConfig(vocab_size=301, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32)
 
 
 class Bench(Checks):
@@ -127,19 +126,16 @@ class Bench(Checks):
             optimizer.step()
             optimizer.zero_grad()
 
-        def window() -> float:
-            self.synchronize()
-            began = time.perf_counter()
-            number = self.updates_per_window(case)
+        number = self.updates_per_window(case)
+
+        def window() -> None:
             for _ in range(number):
                 update()
-            self.synchronize()
-            return (time.perf_counter() - began) / number
 
         try:
             for _ in range(3):
                 update()
-            seconds = [window() for _ in range(WINDOWS)]
+            seconds = [self._seconds(window) / number for _ in range(WINDOWS)]
         except torch.OutOfMemoryError:
             return {**dataclasses.asdict(case), "tokens_per_second": None, "why": "out of memory"}
         rate = case.micro_batches * tokens.numel() / statistics.median(seconds)
@@ -152,17 +148,17 @@ class Bench(Checks):
     def _seconds_per_update(self, step: UpdateStep, case: Case) -> float:
         """Make a window of updates as training does: each result is read after the next update has begun."""
         batches = [list(self.batches(step.plan, number)) for number in range(self.updates_per_window(case))]
-        self.synchronize()
-        began = time.perf_counter()
-        unread: list[StartedUpdate] = []
-        for number, its in enumerate(batches):
-            unread.append(step.start(number, iter(its), RATE))
-            while len(unread) > step.reads_late:
-                unread.pop(0).result()
-        while unread:
-            unread.pop().result()
-        self.synchronize()
-        return (time.perf_counter() - began) / len(batches)
+
+        def window() -> None:
+            unread: list[StartedUpdate] = []
+            for number, its in enumerate(batches):
+                unread.append(step.start(number, iter(its), RATE))
+                while len(unread) > step.reads_late:
+                    unread.pop(0).result()
+            while unread:
+                unread.pop().result()
+
+        return self._seconds(window) / len(batches)
 
     def updates_per_window(self, case: Case) -> int:
         """As many as have `updates` micro-batches."""
@@ -172,15 +168,12 @@ class Bench(Checks):
         """FLOP/s of products of two square matrices of random numbers, half precision on a GPU."""
         half = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         left, right = (torch.randn(size, size, device=self.device).to(half) for _ in range(2))
-        seconds = []
-        for _ in range(10):
-            self.synchronize()
-            began = time.perf_counter()
+
+        def five() -> None:
             for _ in range(5):
                 left @ right
-            self.synchronize()
-            seconds.append((time.perf_counter() - began) / 5)
-        return 2 * size**3 / statistics.median(seconds)
+
+        return 5 * 2 * size**3 / statistics.median(self._seconds(five) for _ in range(10))
 
     def generation(self, batch: int, tokens: int) -> dict[str, Any]:
         """New tokens/s over all rows, greedy, half precision on a GPU; ours and Hugging Face's."""
@@ -202,15 +195,16 @@ class Bench(Checks):
         return {**figures, "hugging_face": self._rate(write, batch * tokens)}
 
     def _rate(self, write: Any, tokens: int) -> float:
-        seconds = []
-        for number in range(1 + WINDOWS):
-            self.synchronize()
-            began = time.perf_counter()
-            write()
-            self.synchronize()
-            if number:  # the first one warms up
-                seconds.append(time.perf_counter() - began)
-        return round(tokens / statistics.median(seconds), 1)
+        write()  # warms up
+        return round(tokens / statistics.median(self._seconds(write) for _ in range(WINDOWS)), 1)
+
+    def _seconds(self, work: Callable[[], Any]) -> float:
+        """How long this takes, the device's part included."""
+        self.synchronize()
+        began = time.perf_counter()
+        work()
+        self.synchronize()
+        return time.perf_counter() - began
 
 
 def cases(base: Case, tiny: bool) -> list[Case]:

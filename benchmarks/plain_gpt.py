@@ -1,4 +1,4 @@
-"""A GPT as most scripts have it: PyTorch's own modules, no biases, all logits at once, as in nanoGPT's model.py.
+"""A GPT as most scripts have it: PyTorch's own modules, no biases, all logits at once, like nanoGPT's.
 
 nanoGPT is no package that could be installed to be measured. These are its operations in its order, written
 anew; what it does besides (loading, compiling, logging) is left out.
@@ -69,7 +69,7 @@ class PlainGPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss in nats of predicting each label, int64 (B, T), from the tokens up to its place, (B, T)."""
+        """Mean loss in nats of predicting each label from the tokens up to its place, both int64 (B, T)."""
         places = torch.arange(input_ids.shape[1])
         x = self.dropout(self.token_embedding(input_ids) + self.position_embedding(places))
         for block in self.blocks:

@@ -1,8 +1,8 @@
 """Attention in bf16 on a CPU, out of plain matrix products.
 
-CPUs with bf16 units multiply at several times their float32 rate, but torch's fused attention there spends its
-time between the products. Whole rows of scores, as many heads at a time as the caches hold, take a half to a
-third of its time, with half of the products wasted on what a position may not see (docs/log.md, 2026-11-26).
+CPUs with bf16 units multiply at several times their float32 rate, but torch's fused attention spends its
+time between the products there. Whole rows of scores, as many heads at a time as the caches hold, take a
+half to a third of its time, though half of the products are of what a position may not see (docs/log.md).
 """
 
 from __future__ import annotations
@@ -52,12 +52,16 @@ def _is_faster(query: Tensor, key: Tensor) -> bool:
         and query.dtype == torch.bfloat16
         and query.shape == key.shape
         and query.shape[2] <= MOST_TOKENS
+        and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Keeps no scores: the backward pass computes them again, which is cheap."""
+    """Keeps no scores: the backward pass computes them again, which is cheap.
+
+    Products that are told where to write take no notice of autocast.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -67,10 +71,8 @@ class _CausalAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value)
         ctx.heads = heads
         mixed = torch.empty_like(query)
-        # Autocast would take the softmax to float32; inside, it computes in float32 anyway.
-        with torch.autocast("cpu", enabled=False):
-            for some, weights in _weights(query, key):
-                torch.bmm(weights, value[some], out=mixed[some])
+        for some, weights in _weights(query, key):
+            torch.bmm(weights, value[some], out=mixed[some])
         return mixed.unflatten(0, heads)
 
     @staticmethod
@@ -81,14 +83,13 @@ class _CausalAttention(torch.autograd.Function):
         query_gradient, key_gradient, value_gradient = (torch.empty_like(query) for _ in range(3))
         scale = _scale(query)
         slopes: Tensor | None = None
-        with torch.autocast("cpu", enabled=False):
-            for some, weights in _weights(query, key):
-                slopes = torch.empty_like(weights) if slopes is None else slopes[: len(weights)]
-                torch.bmm(weights.transpose(1, 2), gradient[some], out=value_gradient[some])
-                torch.bmm(gradient[some], value[some].transpose(1, 2), out=slopes)
-                torch._softmax_backward_data(slopes, weights, -1, weights.dtype, grad_input=slopes)
-                _scaled_bmm(slopes, key[some], scale, query_gradient[some])
-                _scaled_bmm(slopes.transpose(1, 2), query[some], scale, key_gradient[some])
+        for some, weights in _weights(query, key):
+            slopes = torch.empty_like(weights) if slopes is None else slopes[: len(weights)]
+            torch.bmm(weights.transpose(1, 2), gradient[some], out=value_gradient[some])
+            torch.bmm(gradient[some], value[some].transpose(1, 2), out=slopes)
+            torch._softmax_backward_data(slopes, weights, -1, weights.dtype, grad_input=slopes)
+            _scaled_bmm(slopes, key[some], scale, query_gradient[some])
+            _scaled_bmm(slopes.transpose(1, 2), query[some], scale, key_gradient[some])
         first, second, third = (
             each.unflatten(0, ctx.heads) for each in (query_gradient, key_gradient, value_gradient)
         )

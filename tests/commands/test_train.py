@@ -16,15 +16,21 @@ from tests.distributed.conftest import BASE, write_corpus
 UNNEEDED = ["datasets", "matplotlib", "pandas", "torch._dynamo"]
 
 
-def test_a_whole_run_loads_nothing_that_it_does_not_need(run_python, tmp_path):
+@pytest.fixture
+def tiny_run(tmp_path):
+    """Arguments of a run that lies in `tmp_path`."""
     config = tmp_path / "config.yaml"
     values = {**BASE, "data": {"data_dir": str(write_corpus(tmp_path / "data")), "num_workers": 0}}
     config.write_text(yaml.safe_dump(values))
+    return ["--config", str(config), "--output_dir", str(tmp_path)]
+
+
+def test_a_whole_run_loads_nothing_that_it_does_not_need(run_python, tiny_run):
     program = (
         "import sys; from src.train import main; code = main(sys.argv[1:]); "
         f"print('loaded', code, [name for name in {UNNEEDED} if name in sys.modules])"
     )
-    run = ["--config", str(config), "--output_dir", str(tmp_path), "--training.max_updates", "6"]
+    run = [*tiny_run, "--training.max_updates", "6"]
     run += ["--training.optimizer", "muon", "--training.warmup_updates", "1"]
     run += ["--model.gradient_checkpointing", "true"]  # torch's own loads torch._dynamo
     for resume in ([], ["--resume", "auto", "--training.max_updates", "8"]):
@@ -48,16 +54,12 @@ def test_horovod_is_told_what_an_update_costs(monkeypatch, root):
     assert told["flops_per_update"] == expected > 0
 
 
-def test_a_page_that_fails_does_not_change_the_exit_code(run_python, tmp_path):
+def test_a_page_that_fails_does_not_change_the_exit_code(run_python, tiny_run):
     """A job that is to be started again must not end as if it had failed."""
-    config = tmp_path / "config.yaml"
-    values = {**BASE, "data": {"data_dir": str(write_corpus(tmp_path / "data")), "num_workers": 0}}
-    config.write_text(yaml.safe_dump(values))
     program = (
         "import sys; from horovod_transformer.evaluation import run_report; from src.train import main; "
         "run_report.run_page = lambda runs: 1 / 0; sys.exit(main(sys.argv[1:]))"
     )
-    run = ["--config", str(config), "--output_dir", str(tmp_path), "--training.max_updates", "2"]
-    done = run_python("-c", program, *run)
+    done = run_python("-c", program, *tiny_run, "--training.max_updates", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no report: ZeroDivisionError: division by zero" in done.stdout

@@ -72,6 +72,14 @@ def test_autocast_changes_nothing():
     assert all(map(torch.equal, plain, under_autocast))
 
 
+def test_more_keys_than_queries_are_torchs():
+    projected, _ = example()
+    query, key, value = projected.detach().view(2, 40, 3, 3, 16).permute(2, 0, 3, 1, 4)
+    few = query[:, :, :5]
+    expected = torchs_own(few, key, value)
+    assert torch.equal(attend(few, key, value, None, 0.0, True), expected)
+
+
 @pytest.mark.skipif(not HAS_BF16, reason="this CPU has no bf16 products")
 @pytest.mark.parametrize(
     ("changed", "own"),

@@ -21,6 +21,7 @@ def small_chunks(monkeypatch, request):
     """Several chunks and a last one that is not full, at test size; in one memory and not."""
     in_place, multiple = request.param
     monkeypatch.setattr(losses, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(losses, "PRODUCT_ROWS", 300)
     monkeypatch.setattr(losses, "COLUMNS_MULTIPLE", multiple)
     monkeypatch.setattr(losses, "works_in_place", lambda device, compiled: bool(in_place))
     if in_place is None:
