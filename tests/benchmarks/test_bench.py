@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from horovod_transformer.precision import cpu_bf16_unit, cpu_flags
+
 
 @pytest.mark.slow
 def test_a_part_in_small(run_python, tmp_path):
@@ -14,9 +16,14 @@ def test_a_part_in_small(run_python, tmp_path):
     results = json.loads(done.stdout.splitlines()[-1])
     assert results["machine"]["gflops_fp32"] > 0 and results["machine"]["cores"] >= 1
     (update,) = results["parts"]
-    rows = {row["what"]: row for row in update["rows"]}
-    row = rows["an update, tiny"]
-    assert row["ratio"] == pytest.approx(row["ours"] / row["peer"]) and "an update, tiny | " in done.stdout
+    rows = {(row["what"], row["peer_name"]): row for row in update["rows"]}
+    for peer in ("Hugging Face", "plain GPT"):
+        row = rows["an update, tiny, fp32", peer]
+        assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
+    assert "an update, tiny, fp32 | " in done.stdout
+    # bf16 where the CPU has a unit for it, and a word where not.
+    has_rows = ("an update, tiny, bf16", "plain GPT") in rows
+    assert has_rows == bool(cpu_bf16_unit(cpu_flags())) != ("no unit for it" in done.stdout)
     assert not list(tmp_path.iterdir())  # what small shapes give is no result
 
 
