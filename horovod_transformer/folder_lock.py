@@ -204,8 +204,25 @@ def _described(owner: dict[str, Any]) -> str:
 def _lives(owner: dict[str, Any]) -> bool:
     """Whether the process of this machine that wrote the lock is still there."""
     try:
-        return abs(psutil.Process(int(owner["pid"])).create_time() - float(owner["started"])) < 1.0
+        process = living_process(int(owner["pid"]))
+        return process is not None and abs(process.create_time() - float(owner["started"])) < 1.0
     except (psutil.NoSuchProcess, ValueError, TypeError):
         return False
     except psutil.Error:
         return True
+
+
+def living_process(pid: int) -> psutil.Process | None:
+    """Return the process of this machine that has this number and may still write; None if none does.
+
+    One that has ended keeps its number until its parent asks how. In a container whose first process
+    never asks, that is for ever.
+
+    Raises:
+        psutil.Error: There is one, and no more can be known.
+    """
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else process
+    except (psutil.NoSuchProcess, ValueError):
+        return None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from horovod_transformer import folder_lock
@@ -77,6 +78,17 @@ def test_a_dead_process_is_followed_at_once(tmp_path, holder):
     lock.acquire()
     lock.require()
     assert time.monotonic() - began < 2
+
+
+def test_a_dead_process_that_nobody_asked_for_is_dead(tmp_path, holder):
+    """As in a container whose first process does not collect those whose parents are gone."""
+    other = holder()
+    other.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+    lock = FolderLock(tmp_path / ".lock", "it")
+    lock.acquire()
+    lock.require()
+    assert psutil.Process(other.pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_another_process_of_the_same_number_is_not_the_owner(tmp_path):

@@ -19,9 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from horovod_transformer.errors import UserError
 from horovod_transformer.files import sync_folder, sync_tree
-from horovod_transformer.folder_lock import FolderLock
+from horovod_transformer.folder_lock import FolderLock, living_process
 from horovod_transformer.launchers import this_process
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -186,9 +188,6 @@ def _runs(pid: int) -> bool:
     if pid == os.getpid():
         return False  # we have not made ours yet: it is from an earlier process of this number
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
+        return living_process(pid) is not None
+    except psutil.Error:
         return True
-    return True
