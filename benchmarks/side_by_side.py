@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -13,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from horovod_transformer.config import ModelConfig
+from horovod_transformer.cpu import cpu_field, cpu_flags
 from horovod_transformer.training.metric_logger import describe_environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +72,44 @@ def in_turn(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
             if number:
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(each) for name, each in seconds.items()}
+
+
+class OwnProcess:
+    """Work that is done in a process of its own whenever this is called: no contender meets another's heap.
+
+    Args:
+        make: Called there once, with `arguments`; returns the work. A function of a module.
+        arguments: For it.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[], object]], *arguments: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __call__(self) -> None:
+        """Do the work once.
+
+        Raises:
+            EOFError: The process has failed; it has told why.
+        """
+        self._pipe.send("go")
+        self._pipe.recv()
+
+    def end(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[[], object]], *arguments: object) -> None:
+    work = make(*arguments)
+    with contextlib.suppress(EOFError):
+        while pipe.recv():
+            work()
+            pipe.send("done")
 
 
 def products(
@@ -128,19 +170,11 @@ def python(*arguments: str, **more: str) -> str:
 def describe_machine() -> dict[str, Any]:
     """Enough to tell later what a figure was measured on."""
     known = describe_environment({})
-    name, flags = platform.processor() or platform.machine(), set()
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, text = line.partition(":")
-            if key.strip() == "model name":
-                name = text.strip()
-            elif key.strip() == "flags":
-                flags = set(text.split())
     return {
         "date": f"{date.today()}",
-        "cpu": name,
+        "cpu": cpu_field("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "flags": [flag for flag in FLAGS if flag in flags],
+        "flags": [flag for flag in FLAGS if flag in cpu_flags()],
         "commit": known["git_commit"],
         "python": known["python"],
         "torch": known["packages"]["torch"],

@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/update.py [--rounds 3]
 
-An update is forward, backward, clipping and fused AdamW on the same random tokens. All take turns; medians
-of tokens/s. The last column is the share of this machine's own matrix product rate that ours reaches:
-products take turns with the updates. In fp32, and on a CPU with a unit for it in bf16, all under the same
-autocast. The plain GPT has nanoGPT's operations (plain_gpt.py).
+An update is forward, backward, clipping and fused AdamW on the same random tokens. All take turns, each in a
+process of its own, as training is; medians of tokens/s. The last column is the share that ours reaches of
+this machine's own rate of `torch.mm`, whose products take turns with the updates. In fp32, and on a CPU with
+a unit for it in bf16, all under the same autocast. The plain GPT has nanoGPT's operations (plain_gpt.py).
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from plain_gpt import PlainGPT
-from side_by_side import GPT2_30M, GPT2_124M, TINY, Row, hugging_face, in_turn, part, products
+from side_by_side import GPT2_30M, GPT2_124M, TINY, OwnProcess, Row, hugging_face, in_turn, part, products
 from torch import Tensor, nn
 
 from horovod_transformer.config import ModelConfig, TrainingConfig
+from horovod_transformer.cpu import cpu_flags
 from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.model.losses import IGNORED_LABEL
 from horovod_transformer.model.transformer import TransformerLM, build_model
-from horovod_transformer.precision import DTYPES, autocast, cpu_bf16_unit, cpu_flags
+from horovod_transformer.precision import DTYPES, autocast, cpu_bf16_unit
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 from horovod_transformer.training.throughput import flops_per_token
 
 RATE = 6e-4
-OURS = "ours"
+OURS, HUGGING_FACE, PLAIN = "ours", "Hugging Face", "plain GPT"
 
 
 def our_update(
@@ -65,51 +66,54 @@ def gradients(loss_of: Callable[[], Tensor], model: nn.Module) -> None:
     model.zero_grad()
 
 
-def losses_of(
-    shape: ModelConfig, tokens: Tensor, precision: str
-) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
-    """The contenders' models, and how each computes its mean loss."""
-    torch.manual_seed(0)
-    ours, theirs, plain = build_model(shape).train(), hugging_face(shape).train(), PlainGPT(shape).train()
+def loss_of(who: str, model: nn.Module, tokens: Tensor, precision: str) -> Callable[[], Tensor]:
+    """How a contender computes its mean loss of these tokens, int64 (B, T)."""
     cpu = torch.device("cpu")
     next_tokens = F.pad(tokens[:, 1:], (0, 1), value=IGNORED_LABEL)
 
-    def our_loss() -> Tensor:
+    def loss() -> Tensor:
         with autocast(precision, cpu):
-            return ours.loss_sums(tokens, tokens)[0] / tokens.numel()
+            if isinstance(model, TransformerLM):
+                return model.loss_sums(tokens, tokens)[0] / tokens.numel()
+            if who == PLAIN:
+                return model(tokens, next_tokens)
+            return model(input_ids=tokens, labels=tokens).loss
 
-    def their_loss() -> Tensor:
-        with autocast(precision, cpu):
-            return theirs(input_ids=tokens, labels=tokens).loss
+    return loss
 
-    def plain_loss() -> Tensor:
-        with autocast(precision, cpu):
-            return plain(tokens, next_tokens)
 
-    return {OURS: (ours, our_loss), "Hugging Face": (theirs, their_loss), "plain GPT": (plain, plain_loss)}
+def contender(who: str, shape: ModelConfig, batch: int, precision: str, whole: bool) -> Callable[[], object]:
+    """Make a contender: its whole update, or forward and backward alone."""
+    torch.manual_seed(0)
+    tokens = torch.randint(0, shape.vocab_size, (batch, shape.max_seq_len))
+    model = {OURS: build_model, HUGGING_FACE: hugging_face, PLAIN: PlainGPT}[who](shape).train()
+    loss = loss_of(who, model, tokens, precision)
+    if not whole:
+        return partial(gradients, loss, model)
+    if isinstance(model, TransformerLM):
+        return our_update(model, shape, tokens, precision)
+    return their_update(loss, model)
 
 
 def compare(name: str, shape: ModelConfig, batch: int, precision: str, rounds: int, size: int) -> list[Row]:
     """Whole updates, and their forward and backward passes alone; one row for each of the others."""
-    tokens = torch.randint(0, shape.vocab_size, (batch, shape.max_seq_len))
-    models = losses_of(shape, tokens, precision)
-    ours = models[OURS][0]
-    assert isinstance(ours, TransformerLM)
-    parameters = sum(parameter.numel() for parameter in ours.parameters())
+    tokens = batch * shape.max_seq_len
+    parameters = sum(parameter.numel() for parameter in build_model(shape).parameters())
     work = flops_per_token(shape, parameters, shape.max_seq_len)
-    half = {who: partial(gradients, loss_of, model) for who, (model, loss_of) in models.items()}
-    whole: dict[str, Callable[[], object]] = {
-        who: their_update(loss_of, model) for who, (model, loss_of) in models.items()
-    }
-    whole[OURS] = our_update(ours, shape, tokens, precision)
     rows = []
-    for what, contenders in (("an update", whole), ("forward and backward", half)):
+    for what, whole in (("an update", True), ("forward and backward", False)):
+        contenders = {
+            who: OwnProcess(contender, who, shape, batch, precision, whole)
+            for who in (OURS, HUGGING_FACE, PLAIN)
+        }
         multiply, flops = products(size, dtype=DTYPES[precision])
         seconds = in_turn({**contenders, "products": multiply}, rounds)
+        for each in contenders.values():
+            each.end()
         rate = flops / seconds.pop("products")
-        speed = {who: tokens.numel() / each for who, each in seconds.items()}
+        speed = {who: tokens / each for who, each in seconds.items()}
         share = speed[OURS] * work / rate
-        for peer in list(models)[1:]:
+        for peer in (HUGGING_FACE, PLAIN):
             what_of = f"{what}, {name}, {precision}"
             rows.append(Row(what_of, "tokens/s", speed[OURS], speed[peer], peer_name=peer, share=share))
     return rows

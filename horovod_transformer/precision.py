@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
+from horovod_transformer.cpu import cpu_flags
 from horovod_transformer.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,15 +99,6 @@ def bf16_unit(device: torch.device) -> str:
 def cpu_bf16_unit(flags: Collection[str]) -> str:
     """Name the bf16 unit of a CPU with these flags (Linux's names); empty if it has none."""
     return next((name for flag, name in CPU_BF16_UNITS.items() if flag in flags), "")
-
-
-def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """This CPU's flags by Linux's names: what the CPU has and the kernel lets programs use."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []  # not Linux
-    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
 
 
 def set_arithmetic(device: torch.device, precision: str, deterministic: bool) -> None:

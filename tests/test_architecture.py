@@ -34,7 +34,7 @@ LAYERS = (
         "progress_bar",
         "tokenizer",
     ),
-    ("control_groups", "cores", "errors", "files", "folder_lock", "heap", "paths", "versions"),
+    ("control_groups", "cores", "cpu", "errors", "files", "folder_lock", "heap", "paths", "versions"),
 )
 LEVELS = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from horovod_transformer import precision
+from horovod_transformer.cpu import cpu_field, cpu_flags
 from horovod_transformer.errors import UserError
-from horovod_transformer.precision import autocast, bf16_unit, choose_precision, cpu_bf16_unit, cpu_flags
+from horovod_transformer.precision import autocast, bf16_unit, choose_precision, cpu_bf16_unit
 
 CPU = torch.device("cpu")
 
@@ -35,6 +36,7 @@ def test_what_a_cpus_flags_say(tmp_path, monkeypatch, flags, unit):
     )
     found = cpu_flags(tmp_path / "cpuinfo")
     assert found == flags.split()
+    assert cpu_field("model name", tmp_path / "cpuinfo") == "X"
     assert cpu_bf16_unit(found) == unit
     monkeypatch.setattr(precision, "cpu_flags", lambda: found)
     assert bf16_unit(CPU) == unit

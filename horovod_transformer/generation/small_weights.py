@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.model.few_rows import MANY_WEIGHTS
+from horovod_transformer.model.linear import MANY_WEIGHTS
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import bf16_unit
 

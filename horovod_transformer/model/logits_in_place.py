@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from horovod_transformer.model.head_products import put_logits
+
 
 class LogitsInPlace:
     """Room for one chunk of logits after the other, on a CPU.
@@ -54,7 +56,7 @@ class LogitsInPlace:
         logits = self._logits[: hidden.shape[0]]
         tokens = logits[:, : self._vocab_size]
         half = None if self._half is None else self._half[: hidden.shape[0], : self._vocab_size]
-        torch.mm(hidden, projection.t(), out=tokens if half is None else half)
+        put_logits(tokens if half is None else half, hidden, projection)
         if half is not None:
             tokens.copy_(half)
 

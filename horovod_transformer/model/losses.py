@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
+from horovod_transformer.model.head_products import add_weight_gradient, gradient_of_hidden
 from horovod_transformer.model.logits_in_place import LogitsInPlace
 
 IGNORED_LABEL = -100
@@ -21,8 +22,6 @@ CHUNK_ROWS = 512
 # A GPU is fed with fewer, larger products; its chunk may take this share of its memory.
 GPU_CHUNK_ROWS = 8192
 GPU_MEMORY_SHARE = 1 / 16
-# Rows of a half-precision product that a CPU adds to a float32 sum at once: 2,048 x 768 are 3 MB.
-PRODUCT_ROWS = 2048
 # Products want rows that begin at round addresses, and 50,257 columns do not make such rows.
 COLUMNS_MULTIPLE = 64
 
@@ -137,11 +136,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 correct += right
                 if slope is not None:
                     assert hidden_gradient is not None and weight_gradient is not None
-                    hidden_gradient[rows] = slope @ projection
-                    if dtype == weight_gradient.dtype:
-                        weight_gradient.addmm_(slope.t(), part)
-                    else:
-                        _add_product(weight_gradient, slope.t(), part)
+                    hidden_gradient[rows] = gradient_of_hidden(slope, projection)
+                    add_weight_gradient(weight_gradient, slope, part)
                 del slope  # before the next chunk's logits take as much again
 
         if weight_gradient is not None:
@@ -161,19 +157,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             scale = scale / ctx.gradient_scale
         # In place: at 124M parameters a copy is 154 MB. A second backward pass is refused by autograd itself.
         return hidden_gradient.mul_(scale), weight_gradient.mul_(scale), None, None, None, None
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add `left @ right`, which comes in half precision, to a float32 total, in place.
-
-    To add two formats a CPU makes a float32 copy of the smaller one first; a few rows at a time, product and
-    copy stay in its caches.
-    """
-    rows = total.shape[0] if total.device.type != "cpu" else min(PRODUCT_ROWS, total.shape[0])
-    product = left.new_empty(rows, right.shape[1])
-    for start in range(0, total.shape[0], rows):
-        some = total[start : start + rows]
-        some += torch.mm(left[start : start + rows], right, out=product[: len(some)])
 
 
 def _loss_and_slope(

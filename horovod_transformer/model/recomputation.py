@@ -36,15 +36,15 @@ def linear_after(function: Callable[[Tensor], Tensor], x: Tensor, linear: nn.Lin
     middle = function(x)
     address, source = middle.data_ptr(), x.detach()
 
-    def pack(saved: Tensor) -> Tensor | None:
-        # The layer saves a view of its input, rows in one axis.
-        return None if saved.data_ptr() == address else saved
+    def pack(saved: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...]]:
+        # The layer saves a view of its input, of a shape that is its own affair.
+        return (saved.shape, saved.stride()) if saved.data_ptr() == address else saved
 
-    def unpack(saved: Tensor | None) -> Tensor:
-        if saved is not None:
+    def unpack(saved: Tensor | tuple[torch.Size, tuple[int, ...]]) -> Tensor:
+        if isinstance(saved, Tensor):
             return saved
         with torch.no_grad():
-            return function(source).flatten(0, -2)
+            return function(source).as_strided(*saved)
 
     with saved_tensors_hooks(pack, unpack):
         return linear(middle)

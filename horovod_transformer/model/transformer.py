@@ -22,7 +22,7 @@ from horovod_transformer.config import GenerationConfig, ModelConfig
 from horovod_transformer.model.block import TransformerBlock, run_block
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
 from horovod_transformer.model.decoding import Decoder, KeyValueCache
-from horovod_transformer.model.few_rows import linear
+from horovod_transformer.model.linear import linear
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
 from horovod_transformer.model.recomputation import checkpointed
 from horovod_transformer.model.tied_embedding import embed

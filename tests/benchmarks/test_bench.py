@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from horovod_transformer.precision import cpu_bf16_unit, cpu_flags
+from horovod_transformer.cpu import cpu_flags
+from horovod_transformer.precision import cpu_bf16_unit
 
 
 @pytest.mark.slow

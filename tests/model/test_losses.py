@@ -8,20 +8,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from horovod_transformer.model import losses
+from horovod_transformer.model import head_products, losses
 from horovod_transformer.model.losses import chunked_cross_entropy, padded_columns, works_in_place
 
 
 @pytest.fixture(
     autouse=True,
-    params=[(True, 64), (True, 10), (False, 64), (None, 64)],
-    ids=["in place", "no room left", "as on a GPU", "as for the compiler"],
+    params=[(True, 64, False), (True, 10, False), (True, 64, True), (False, 64, False), (None, 64, False)],
+    ids=["in place", "no room left", "by oneDNN", "as on a GPU", "as for the compiler"],
 )
 def small_chunks(monkeypatch, request):
     """Several chunks and a last one that is not full, at test size; in one memory and not."""
-    in_place, multiple = request.param
+    in_place, multiple, by_onednn = request.param
     monkeypatch.setattr(losses, "CHUNK_ROWS", 8)
-    monkeypatch.setattr(losses, "PRODUCT_ROWS", 300)
+    monkeypatch.setattr(head_products, "HALF_COLUMNS", 300)
+    monkeypatch.setattr(head_products, "ONEDNN_COLUMNS", 20)
+    monkeypatch.setattr(head_products, "mkl_lacks_avx512", lambda: by_onednn)
     monkeypatch.setattr(losses, "COLUMNS_MULTIPLE", multiple)
     monkeypatch.setattr(losses, "works_in_place", lambda device, compiled: bool(in_place))
     if in_place is None:

@@ -7,13 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from horovod_transformer.model import linear as linear_module
+from horovod_transformer.model.linear import Linear
 from horovod_transformer.model.recomputation import checkpointed, linear_after
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_input_of_a_linear_layer_is_computed_again_and_no_bit_changes(precision):
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp32 by convolution"])
+def test_the_input_of_a_linear_layer_is_computed_again_and_no_bit_changes(precision, monkeypatch):
     torch.manual_seed(0)
-    x, expand, linear = torch.randn(2, 5, 8), nn.Linear(8, 16), nn.Linear(16, 4)
+    monkeypatch.setattr(linear_module, "mkl_lacks_avx512", lambda: "convolution" in precision)
+    monkeypatch.setattr(linear_module, "MANY_ROWS", 1)
+    monkeypatch.setattr(linear_module, "MANY_PRODUCTS", 1)
+    x, expand, linear = torch.randn(2, 50, 8), Linear(8, 16), Linear(16, 4)
     calls, found = [], []
 
     def gelu(values):
