@@ -15,17 +15,19 @@ LINEAR = 2 * math.sqrt(2 / math.pi)
 CUBIC = 0.044715 * LINEAR
 # Of fewer numbers, the calls take longer than the work.
 MANY_NUMBERS = 2**16
+# In bf16 so many are worked on at a time: as float32 they are 1 MB, which stays in a core's caches.
+PIECE = 2**18
 
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form (Hendrycks and Gimpel 2016, section 2), elementwise.
 
-    In float32 on a CPU the same by way of the sigmoid, in a quarter to three quarters of torch's time:
-    it differs by rounding, at most 1e-6.
+    On a CPU the same by way of the sigmoid, in float32 in a quarter to three quarters of torch's time, in
+    bf16 in half of it: it differs by rounding, in float32 at most 1e-6.
     """
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() < MANY_NUMBERS:
         return F.gelu(x, approximate="tanh")
-    if x.numel() < MANY_NUMBERS:
+    if x.dtype not in (torch.float32, torch.bfloat16):
         return F.gelu(x, approximate="tanh")
     return _GeluBySigmoid.apply(x)
 
@@ -34,10 +36,19 @@ class _GeluBySigmoid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.addcmul(x.new_tensor(LINEAR), x, x, value=CUBIC).mul_(x).sigmoid_().mul_(x)
+        if x.dtype == torch.float32:
+            return _by_sigmoid(x)
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for some, place in zip(x.flatten().split(PIECE), result.view(-1).split(PIECE), strict=True):
+            place.copy_(_by_sigmoid(some.float()))
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return torch.ops.aten.gelu_backward(gradient, x, approximate="tanh")
+
+
+def _by_sigmoid(x: Tensor) -> Tensor:
+    return torch.addcmul(x.new_tensor(LINEAR), x, x, value=CUBIC).mul_(x).sigmoid_().mul_(x)

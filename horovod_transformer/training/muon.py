@@ -55,6 +55,10 @@ class MuonAdamW(EagerAdamW):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         skip = None if found_inf is None else found_inf > 0
         momenta = [self._momentum(parameter, found_inf) for parameter in parameters]
+        if skip is not None and _is_at_hand(skip):
+            if skip:
+                return
+            skip = None
         if skip is not None:
             # A momentum drawn towards itself stays what it is.
             pairs = zip(momenta, gradients, strict=True)
@@ -66,9 +70,11 @@ class MuonAdamW(EagerAdamW):
             working_dtype(parameters[0], self.precision),
         )
         for parameter, direction in zip(parameters, directions, strict=True):
-            changed = parameter * (1 - group["lr"] * group["weight_decay"])
+            changed = parameter if skip is None else parameter.clone()
+            changed.mul_(1 - group["lr"] * group["weight_decay"])
             changed.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
-            parameter.copy_(changed if skip is None else torch.where(skip, parameter, changed))
+            if skip is not None:
+                parameter.copy_(torch.where(skip, parameter, changed))
 
     def _momentum(self, parameter: Tensor, found_inf: Tensor | None) -> Tensor:
         """This parameter's momentum, made if need be; counts the step."""
@@ -79,6 +85,11 @@ class MuonAdamW(EagerAdamW):
             state["momentum"] = torch.zeros_like(parameter)
         state["step"] += 1 if found_inf is None else 1 - found_inf
         return state["momentum"]
+
+
+def _is_at_hand(number: Tensor) -> bool:
+    """A look costs nothing on a CPU, and saves passes over all matrices; a GPU would be waited for."""
+    return not number.is_cuda
 
 
 def orthogonalized_together(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from horovod_transformer.model import gelu as gelu_module
 from horovod_transformer.model.gelu import MANY_NUMBERS, gelu
 
 LARGE = torch.cat([torch.linspace(-12, 12, MANY_NUMBERS), torch.tensor([0.0, 1e20, -1e20, 1e-30, -1e-30])])
@@ -25,7 +26,23 @@ def test_so_is_its_gradient():
     torch.testing.assert_close(x.grad[inner].double(), reference.grad[inner], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("x", "own"), [(LARGE, True), (LARGE[:100], False), (LARGE.bfloat16(), False)])
+def test_in_bf16_it_is_as_exact_as_torchs(monkeypatch):
+    monkeypatch.setattr(gelu_module, "PIECE", 1000)  # the last one is not full
+    x = LARGE[:MANY_NUMBERS].bfloat16().view(256, -1)
+    exact = F.gelu(x.double(), approximate="tanh")
+    for turned in (x, x.t().contiguous().t()):
+        found = gelu(turned)
+        assert found.dtype == torch.bfloat16
+        # Half of the last of eight bits.
+        assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()
+    leaf = x.clone().requires_grad_()
+    reference = x.double().requires_grad_()
+    gelu(leaf).sum().backward()
+    F.gelu(reference, approximate="tanh").sum().backward()
+    torch.testing.assert_close(leaf.grad.double(), reference.grad, rtol=2**-7, atol=2**-8)
+
+
+@pytest.mark.parametrize(("x", "own"), [(LARGE, True), (LARGE[:100], False), (LARGE.half(), False)])
 def test_where_it_is_torchs_own(monkeypatch, x, own):
     expected = F.gelu(x, approximate="tanh")
     called = []

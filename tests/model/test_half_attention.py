@@ -1,4 +1,4 @@
-"""Attention out of matrix products against torch's fused one in float32."""
+"""Attention out of matrix products against torch's fused one in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from horovod_transformer.model import half_attention
 from horovod_transformer.model.half_attention import _CausalAttention, attend
 
 SHAPE = (2, 3, 40, 16)
-HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+HAS_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def example(shape=SHAPE, dtype=torch.bfloat16):

@@ -11,6 +11,7 @@ import torch
 
 from horovod_transformer.config import TrainingConfig
 from horovod_transformer.model.transformer import TransformerLM, build_model
+from horovod_transformer.training import muon
 from horovod_transformer.training.muon import orthogonalized_together, share_out, working_dtype
 from horovod_transformer.training.optimizer import build_optimizer
 from horovod_transformer.training.schedule import learning_rate
@@ -187,9 +188,13 @@ def test_a_saved_state_resumes_to_the_bit(kind):
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_the_device_decides_whether_a_step_is_made(kind):
-    """`found_inf` 0 is the step without it, to the bit; 1 changes nothing, whatever the gradients are."""
+@pytest.mark.parametrize(("kind", "at_hand"), [("adamw", True), ("muon", True), ("muon", False)])
+def test_the_device_decides_whether_a_step_is_made(kind, at_hand, monkeypatch):
+    """`found_inf` 0 is the step without it, to the bit; 1 changes nothing, whatever the gradients are.
+
+    What is not at hand is on a GPU, and not looked at.
+    """
+    monkeypatch.setattr(muon, "_is_at_hand", lambda number: at_hand)
 
     def two_steps(found, gradient=1.0):
         torch.manual_seed(0)
@@ -209,4 +214,6 @@ def test_the_device_decides_whether_a_step_is_made(kind):
     torch.testing.assert_close(two_steps([0.0, 0.0]), plain, rtol=0, atol=0)
     once = two_steps([0.0])
     torch.testing.assert_close(two_steps([0.0, 1.0], float("nan")), once, rtol=0, atol=0)
+    # Not made from the first on, it is there with nothing in it.
+    assert all(not state["step"] for state in two_steps([1.0])["optimizer"]["state"].values())
     assert not torch.equal(once["model"]["token_embedding.weight"], plain["model"]["token_embedding.weight"])
