@@ -34,7 +34,19 @@ LAYERS = (
         "progress_bar",
         "tokenizer",
     ),
-    ("control_groups", "cores", "cpu", "errors", "files", "folder_lock", "heap", "paths", "versions"),
+    (
+        "control_groups",
+        "cores",
+        "cpu",
+        "errors",
+        "files",
+        "folder_lock",
+        "heap",
+        "launcher",
+        "paths",
+        "rank_processes",
+        "versions",
+    ),
 )
 LEVELS = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from horovod_transformer.command_line import CommandParser
-from horovod_transformer.distributed.launcher import Launcher
 from horovod_transformer.errors import UserError
+from horovod_transformer.launcher import Launcher
 
 DESCRIPTION = """\
 Start a command as N ranks of one Horovod job on this machine; `horovodrun -np N` does so, too, but

@@ -1,28 +1,28 @@
 """Start a command on several processes of this machine, and start it again when they fail.
 
-PyTorch's own process layer (what `torchrun` is made of) starts and ends the processes; here is what
-a training run needs beyond: who speaks, which signals pass, which ends are worth another start.
+What a training run needs beyond its processes: who speaks, which signals pass, which ends are worth another
+start. Imports nothing heavy: the ranks wait for it.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from horovod_transformer.errors import EXIT_MISTAKE, EXIT_START_AGAIN, UserError
+from horovod_transformer.rank_processes import RankProcesses
 
-POLL_S = 0.05
+HOST = "127.0.0.1"
 PAUSE_S = 2.0  # before another start: ports and devices of the last one are free by then
 # What reaches the ranks; a closed terminal ends them as SIGTERM does.
 PASSED_ON = {
@@ -56,12 +56,10 @@ class Launcher:
         self._processes, self._max_restarts = processes, max_restarts
         self._job = uuid.uuid4().hex
         self._signals: list[int] = []
-        self._ranks: Any = None
+        self._ranks: RankProcesses | None = None
 
     def run(self) -> int:
         """Start the ranks until they end well, or for good; return the exit code."""
-        # PyTorch would tell of each process it ends, below the line that matters.
-        logging.disable(logging.ERROR)
         for number in PASSED_ON:
             signal.signal(number, self._pass_on)
         for attempt in range(self._max_restarts + 1):
@@ -84,43 +82,34 @@ class Launcher:
 
     def _run_once(self, attempt: int, logs: str) -> tuple[int, str]:
         """Exit code, and how the rank that failed first has ended."""
-        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
-
-        from horovod_transformer.distributed.rendezvous import serve_store
-
-        store = serve_store("127.0.0.1", 0)
-        shared = {
-            "PATH": self._path,
-            "WORLD_SIZE": str(self._processes),
-            "LOCAL_WORLD_SIZE": str(self._processes),
-            "GROUP_WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(store.port),
-            "TORCHELASTIC_RUN_ID": self._job,
-            "TORCHELASTIC_RESTART_COUNT": str(attempt),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-        }
-        ranks = range(self._processes)
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # the others are ours
-        self._ranks = start_processes(
-            name="launch",
-            entrypoint=self._command[0],
-            args={rank: tuple(self._command[1:]) for rank in ranks},
-            envs={rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in ranks},
-            # Rank 0 has the terminal, progress bar and all; the others are heard if they fail.
-            logs_specs=DefaultLogsSpecs(logs, redirects={rank: Std.ALL for rank in ranks if rank}),
-        )
-        if self._signals:
-            self._send(PASSED_ON[signal.Signals(self._signals[0])])  # it came while they were being started
-        while (result := self._ranks.wait(0)) is None:
-            time.sleep(POLL_S)
-        if not result.failures:
+        with _reserved_port() as port:
+            shared = {
+                **os.environ,
+                "PATH": self._path,
+                "WORLD_SIZE": str(self._processes),
+                "LOCAL_WORLD_SIZE": str(self._processes),
+                "GROUP_WORLD_SIZE": "1",
+                "MASTER_ADDR": HOST,
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_RUN_ID": self._job,
+                "TORCHELASTIC_RESTART_COUNT": str(attempt),
+                "TORCHELASTIC_USE_AGENT_STORE": "False",  # rank 0 serves it
+            }
+            environments = [
+                {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self._processes)
+            ]
+            self._ranks = RankProcesses(self._command, environments, Path(logs))
+            if self._signals:
+                self._send(
+                    PASSED_ON[signal.Signals(self._signals[0])]
+                )  # it came while they were being started
+            failures = self._ranks.wait()
+        if not failures:
             return 0, ""
-        rank, failure = next(iter(result.failures.items()))  # in the order in which they were seen
+        rank, code = next(iter(failures.items()))
         if rank:
-            _show(rank, Path(result.stderrs[rank]), Path(result.stdouts[rank]))
-        code = failure.exitcode
-        if any(other.exitcode == EXIT_START_AGAIN for other in result.failures.values()):
+            _show(rank, *self._ranks.outputs(rank))
+        if EXIT_START_AGAIN in failures.values():
             return EXIT_START_AGAIN, ""
         if code < 0:
             return 128 - code, f"rank {rank} was ended by {signal.Signals(-code).name}"
@@ -132,9 +121,17 @@ class Launcher:
         self._send(signal.SIGKILL if at_once else PASSED_ON[signal.Signals(number)])
 
     def _send(self, number: int) -> None:
-        for pid in self._ranks.pids().values() if self._ranks else ():
-            with suppress(ProcessLookupError):
-                os.killpg(pid, number)  # each rank leads a session of its own
+        if self._ranks is not None:
+            self._ranks.send(number)
+
+
+@contextmanager
+def _reserved_port() -> Iterator[int]:
+    """A port that nobody else is given meanwhile; who asks for this one by its number may listen there."""
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind((HOST, 0))
+        yield reservation.getsockname()[1]
 
 
 def _show(rank: int, *outputs: Path) -> None:
