@@ -225,7 +225,8 @@ def _start_server(address: str) -> Any:
     from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
 
     server = RendezvousHTTPServer((address, 0), RendezvousHandler, 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # Closing it waits for the server's next look, half a second by default.
+    threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True).start()
     return server
 
 
