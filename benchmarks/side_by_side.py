@@ -78,24 +78,24 @@ class OwnProcess:
     """Work that is done in a process of its own whenever this is called: no contender meets another's heap.
 
     Args:
-        make: Called there once, with `arguments`; returns the work. A function of a module.
+        make: Called there once, with `arguments`; returns what there is to do. A function of a module.
         arguments: For it.
     """
 
-    def __init__(self, make: Callable[..., Callable[[], object]], *arguments: object) -> None:
+    def __init__(self, make: Callable[..., Mapping[str, Callable[[], object]]], *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make, *arguments), daemon=True)
         self._process.start()
         theirs.close()
 
-    def __call__(self) -> None:
-        """Do the work once.
+    def __call__(self, name: str) -> None:
+        """Do the work of this name once.
 
         Raises:
             EOFError: The process has failed; it has told why.
         """
-        self._pipe.send("go")
+        self._pipe.send(name)
         self._pipe.recv()
 
     def end(self) -> None:
@@ -104,11 +104,13 @@ class OwnProcess:
         self._process.join()
 
 
-def _serve(pipe: Connection, make: Callable[..., Callable[[], object]], *arguments: object) -> None:
-    work = make(*arguments)
+def _serve(
+    pipe: Connection, make: Callable[..., Mapping[str, Callable[[], object]]], *arguments: object
+) -> None:
+    works = make(*arguments)
     with contextlib.suppress(EOFError):
-        while pipe.recv():
-            work()
+        while True:
+            works[pipe.recv()]()
             pipe.send("done")
 
 

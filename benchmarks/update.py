@@ -31,6 +31,7 @@ from horovod_transformer.training.throughput import flops_per_token
 
 RATE = 6e-4
 OURS, HUGGING_FACE, PLAIN = "ours", "Hugging Face", "plain GPT"
+WHOLE, PASSES = "an update", "forward and backward"
 
 
 def our_update(
@@ -82,40 +83,40 @@ def loss_of(who: str, model: nn.Module, tokens: Tensor, precision: str) -> Calla
     return loss
 
 
-def contender(who: str, shape: ModelConfig, batch: int, precision: str, whole: bool) -> Callable[[], object]:
-    """Make a contender: its whole update, or forward and backward alone."""
+def contender(who: str, shape: ModelConfig, batch: int, precision: str) -> dict[str, Callable[[], object]]:
+    """Make a contender: its whole update, and its forward and backward passes alone."""
     torch.manual_seed(0)
     tokens = torch.randint(0, shape.vocab_size, (batch, shape.max_seq_len))
     model = {OURS: build_model, HUGGING_FACE: hugging_face, PLAIN: PlainGPT}[who](shape).train()
     loss = loss_of(who, model, tokens, precision)
-    if not whole:
-        return partial(gradients, loss, model)
     if isinstance(model, TransformerLM):
-        return our_update(model, shape, tokens, precision)
-    return their_update(loss, model)
+        whole = our_update(model, shape, tokens, precision)
+    else:
+        whole = their_update(loss, model)
+    return {WHOLE: whole, PASSES: partial(gradients, loss, model)}
 
 
 def compare(name: str, shape: ModelConfig, batch: int, precision: str, rounds: int, size: int) -> list[Row]:
-    """Whole updates, and their forward and backward passes alone; one row for each of the others."""
+    """Whole updates, and forward and backward alone; one row for each of the others."""
     tokens = batch * shape.max_seq_len
     parameters = sum(parameter.numel() for parameter in build_model(shape).parameters())
     work = flops_per_token(shape, parameters, shape.max_seq_len)
+    processes = {
+        who: OwnProcess(contender, who, shape, batch, precision) for who in (OURS, HUGGING_FACE, PLAIN)
+    }
+    multiply, flops = products(size, dtype=DTYPES[precision])
     rows = []
-    for what, whole in (("an update", True), ("forward and backward", False)):
-        contenders = {
-            who: OwnProcess(contender, who, shape, batch, precision, whole)
-            for who in (OURS, HUGGING_FACE, PLAIN)
-        }
-        multiply, flops = products(size, dtype=DTYPES[precision])
+    for what in (WHOLE, PASSES):
+        contenders = {who: partial(process, what) for who, process in processes.items()}
         seconds = in_turn({**contenders, "products": multiply}, rounds)
-        for each in contenders.values():
-            each.end()
         rate = flops / seconds.pop("products")
         speed = {who: tokens / each for who, each in seconds.items()}
         share = speed[OURS] * work / rate
         for peer in (HUGGING_FACE, PLAIN):
             what_of = f"{what}, {name}, {precision}"
             rows.append(Row(what_of, "tokens/s", speed[OURS], speed[peer], peer_name=peer, share=share))
+    for process in processes.values():
+        process.end()
     return rows
 
 
