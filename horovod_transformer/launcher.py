@@ -100,9 +100,8 @@ class Launcher:
             ]
             self._ranks = RankProcesses(self._command, environments, Path(logs))
             if self._signals:
-                self._send(
-                    PASSED_ON[signal.Signals(self._signals[0])]
-                )  # it came while they were being started
+                # It came while they were being started.
+                self._send(PASSED_ON[signal.Signals(self._signals[0])])
             failures = self._ranks.wait()
         if not failures:
             return 0, ""
