@@ -49,8 +49,9 @@ def test_a_model_with_smaller_weights_writes_and_scores_with_all_of_them(tiny_ch
     # The head counts, too: the same hidden states give other logits.
     small.blocks, small.final_norm = exact.blocks, exact.final_norm
     assert 0 < (small(IDS)[0] - expected).norm() / expected.norm() < error
-    cache = small.new_cache(3)
-    torch.testing.assert_close(small.cached_logits(IDS, cache), small(IDS)[0][:, -1], atol=0.05, rtol=0.05)
+    cached, whole = small.cached_logits(IDS, small.new_cache(3)), small(IDS)[0][:, -1]
+    # int8 rounds by the largest input of all positions at hand, and here these are fewer.
+    assert (cached - whole).norm() / whole.norm() < error
 
 
 @torch.no_grad()
