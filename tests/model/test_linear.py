@@ -87,6 +87,14 @@ def test_where_mkl_is_held_back_small_products_go_the_usual_way(products, monkey
     assert len(products) == 5
 
 
+def test_where_mkl_is_not_held_back_many_rows_go_the_usual_way(products):
+    x, weight = torch.randn(4 * MANY_ROWS, WIDTH), torch.randn(OUTPUTS, WIDTH)
+    linear(x, weight)
+    with torch.no_grad():
+        linear(x, weight)
+    assert len(products) == 2
+
+
 @pytest.mark.parametrize(
     ("vendor", "flags", "lacks"),
     [

@@ -77,6 +77,18 @@ def test_close_to_float64(dtype, tolerance):
         assert (gradient - reference).norm() / reference.norm() < tolerance
 
 
+@pytest.mark.parametrize("held_back", [True, False])
+def test_onednn_does_the_products_where_mkl_is_held_back(monkeypatch, held_back):
+    monkeypatch.setattr(losses, "works_in_place", lambda device, compiled: True)
+    monkeypatch.setattr(head_products, "mkl_lacks_avx512", lambda: held_back)
+    calls, product = [], head_products.onednn_product
+    monkeypatch.setattr(head_products, "onednn_product", lambda *args: calls.append(1) or product(*args))
+    hidden, weight, labels = example(rows=8, vocabulary=50)
+    chunked_cross_entropy(hidden, weight, labels)
+    # Logits and two gradients, each in three pieces of at most 20 columns.
+    assert len(calls) == (9 if held_back else 0)
+
+
 @pytest.mark.parametrize(("gib", "rows"), [(79, 8192), (40, 4096), (16, 1536), (2, 512)])
 def test_rows_by_the_memory_of_a_card(monkeypatch, gib, rows):
     card = SimpleNamespace(total_memory=gib * 2**30)
