@@ -171,12 +171,12 @@ def python(*arguments: str, **more: str) -> str:
 
 def describe_machine() -> dict[str, Any]:
     """Enough to tell later what a figure was measured on."""
-    known = describe_environment({})
+    known, flags = describe_environment({}), cpu_flags()
     return {
         "date": f"{date.today()}",
         "cpu": cpu_field("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "flags": [flag for flag in FLAGS if flag in cpu_flags()],
+        "flags": [flag for flag in FLAGS if flag in flags],
         "commit": known["git_commit"],
         "python": known["python"],
         "torch": known["packages"]["torch"],

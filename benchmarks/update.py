@@ -26,6 +26,7 @@ from horovod_transformer.model.losses import IGNORED_LABEL
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.precision import DTYPES, autocast, cpu_bf16_unit
 from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.run_plan import count_parameters
 from horovod_transformer.training.step import UpdateStep
 from horovod_transformer.training.throughput import flops_per_token
 
@@ -67,7 +68,7 @@ def gradients(loss_of: Callable[[], Tensor], model: nn.Module) -> None:
     model.zero_grad()
 
 
-def loss_of(who: str, model: nn.Module, tokens: Tensor, precision: str) -> Callable[[], Tensor]:
+def loss_of(model: nn.Module, tokens: Tensor, precision: str) -> Callable[[], Tensor]:
     """How a contender computes its mean loss of these tokens, int64 (B, T)."""
     cpu = torch.device("cpu")
     next_tokens = F.pad(tokens[:, 1:], (0, 1), value=IGNORED_LABEL)
@@ -76,7 +77,7 @@ def loss_of(who: str, model: nn.Module, tokens: Tensor, precision: str) -> Calla
         with autocast(precision, cpu):
             if isinstance(model, TransformerLM):
                 return model.loss_sums(tokens, tokens)[0] / tokens.numel()
-            if who == PLAIN:
+            if isinstance(model, PlainGPT):
                 return model(tokens, next_tokens)
             return model(input_ids=tokens, labels=tokens).loss
 
@@ -88,7 +89,7 @@ def contender(who: str, shape: ModelConfig, batch: int, precision: str) -> dict[
     torch.manual_seed(0)
     tokens = torch.randint(0, shape.vocab_size, (batch, shape.max_seq_len))
     model = {OURS: build_model, HUGGING_FACE: hugging_face, PLAIN: PlainGPT}[who](shape).train()
-    loss = loss_of(who, model, tokens, precision)
+    loss = loss_of(model, tokens, precision)
     if isinstance(model, TransformerLM):
         whole = our_update(model, shape, tokens, precision)
     else:
@@ -99,8 +100,7 @@ def contender(who: str, shape: ModelConfig, batch: int, precision: str) -> dict[
 def compare(name: str, shape: ModelConfig, batch: int, precision: str, rounds: int, size: int) -> list[Row]:
     """Whole updates, and forward and backward alone; one row for each of the others."""
     tokens = batch * shape.max_seq_len
-    parameters = sum(parameter.numel() for parameter in build_model(shape).parameters())
-    work = flops_per_token(shape, parameters, shape.max_seq_len)
+    work = flops_per_token(shape, count_parameters(shape), shape.max_seq_len)
     processes = {
         who: OwnProcess(contender, who, shape, batch, precision) for who in (OURS, HUGGING_FACE, PLAIN)
     }
