@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origi
 from pydantic import BaseModel
 
 from horovod_transformer.config import Config, load_config
-from horovod_transformer.errors import LostRankError, UserError
+from horovod_transformer.errors import LostRankError, StoppedError, UserError
 from horovod_transformer.launchers import launched_rank
 
 RANK_0_SPEAKS_FIRST_S = 5.0
@@ -213,7 +213,8 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
         return main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         if launched_rank() == 0 or error.only_here:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            kind = "" if isinstance(error, StoppedError) else "error: "
+            print(f"{kind}{error}", file=sys.stderr, flush=True)
         else:
             # The launcher ends all ranks once one has left: let rank 0 speak first. Ended by it, this one
             # leaves with the same code: srun passes on the highest, and 143 would look like a rank lost.

@@ -28,6 +28,9 @@ from pydantic import (
 
 from horovod_transformer.errors import UserError
 
+# Below `paths.tensorboard_dir`: every run's tables.
+TABLES = "structured"
+
 
 def _no_bool(value: Any) -> Any:
     """Python takes True for 1; a config that says `epochs: yes` is a mistake."""
@@ -195,6 +198,10 @@ class PathsConfig(_Section):
     checkpoint_dir: PathText = "checkpoints"
     log_dir: PathText = "logs"
     tensorboard_dir: PathText = "runs"
+
+    def tables_of(self, run_name: str) -> Path:
+        """The folder of a run's tables; TensorBoard has the folder of its name beside `structured`."""
+        return Path(self.tensorboard_dir) / TABLES / run_name
 
 
 class DistributedConfig(_Section):

@@ -24,6 +24,12 @@ class UserError(Exception):
     exit_code = EXIT_MISTAKE
 
 
+class StoppedError(UserError):
+    """Nobody's mistake: a signal has stopped the work."""
+
+    exit_code = EXIT_START_AGAIN
+
+
 class LostRankError(UserError):
     """Other ranks of this job are gone or never came: nothing wrong here, and starting again may help."""
 

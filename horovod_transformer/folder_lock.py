@@ -20,12 +20,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.files import NO_LINKS
 
 # The owner touches its lock this often. One on another machine that has not for SILENCE_S is dead.
 TOUCH_EVERY_S = 5.0
@@ -85,8 +87,17 @@ class FolderLock:
 
         Raises:
             LockLostError: It is another's, or gone.
+            OSError: It has not been readable for so long that it may be another's.
         """
-        owner = self._read()
+        began = time.monotonic()
+        while True:
+            try:
+                owner = self._read()
+                break
+            except OSError:  # a file system that is away for a moment
+                if time.monotonic() - began >= self._silence:
+                    raise
+                time.sleep(min(1.0, self._silence / 10))
         if owner is None or owner.get("token") != self._mine["token"]:
             by = f"by {_described(owner)}" if owner else "and its lock file is gone"
             raise LockLostError(
@@ -96,9 +107,10 @@ class FolderLock:
     def release(self) -> None:
         """Give the folder up; harmless if it is not ours."""
         self._released.set()
-        owner = self._read()
-        if owner is not None and owner.get("token") == self._mine["token"]:
-            self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # it is stale then, and taken over
+            owner = self._read()
+            if owner is not None and owner.get("token") == self._mine["token"]:
+                self.path.unlink(missing_ok=True)
 
     def _acquire(self, say: Callable[[str], None]) -> None:
         waited_for = None
@@ -134,16 +146,15 @@ class FolderLock:
         if self._read(stale) == owner:
             say(f"{self.what}: taken over from {_described(owner)}, which has ended")
         else:
-            os.link(stale, self.path)  # somebody was quicker, and this is theirs
+            _put_in_place(stale, self.path)  # somebody was quicker, and this is theirs
         stale.unlink()
 
     def _create(self) -> bool:
         """Write the lock file if there is none."""
-        # Linked into place, so that nobody reads a lock file that is half written.
         own = self.path.with_name(f"{self.path.name}-{self._mine['token']}")
         try:
             own.write_text(json.dumps(self._mine))
-            os.link(own, self.path)
+            _put_in_place(own, self.path)
         except FileExistsError:
             return False
         finally:
@@ -173,7 +184,7 @@ class FolderLock:
             owner = json.loads((path or self.path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
+        except ValueError:
             owner = None
         nobody = {
             "job": None,
@@ -187,13 +198,26 @@ class FolderLock:
 
     def _keep_touching(self) -> None:
         while not self._released.wait(TOUCH_EVERY_S):
-            owner = self._read()
-            if owner is None or owner.get("token") != self._mine["token"]:
-                return  # lost: `require` tells
-            try:
+            with suppress(OSError):  # a file system that is away for a moment
+                owner = self._read()
+                if owner is None or owner.get("token") != self._mine["token"]:
+                    return  # lost: `require` tells
                 os.utime(self.path)
-            except OSError:
-                continue  # a file system that is away for a moment
+
+
+def _put_in_place(source: Path, path: Path) -> None:
+    """Give a file a second name that nobody has; by a link, so that nobody reads it half written.
+
+    Raises:
+        FileExistsError: Somebody has the name.
+    """
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with open(path, "xb", buffering=0) as file:
+            file.write(source.read_bytes())
 
 
 def _described(owner: dict[str, Any]) -> str:

@@ -54,14 +54,16 @@ class Launcher:
             raise UserError(f"{command[0]}: no such program; what follows -- is the command to start")
         self._command = [program, *command[1:]]
         self._processes, self._max_restarts = processes, max_restarts
-        self._job = uuid.uuid4().hex
+        # A requeued Slurm job starts its command again: that is the same launch.
+        self._job = os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex
         self._signals: list[int] = []
         self._ranks: RankProcesses | None = None
 
     def run(self) -> int:
         """Start the ranks until they end well, or for good; return the exit code."""
         for number in PASSED_ON:
-            signal.signal(number, self._pass_on)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._pass_on)
         for attempt in range(self._max_restarts + 1):
             with tempfile.TemporaryDirectory(prefix="launch-") as logs:
                 code, told = self._run_once(attempt, logs)

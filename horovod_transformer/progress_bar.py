@@ -1,10 +1,14 @@
-"""A live progress bar on a terminal, now and then a line elsewhere."""
+"""A live progress bar on a terminal, now and then a line elsewhere; work outlives those who watch it."""
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -12,6 +16,13 @@ from horovod_transformer.launchers import stderr_reaches_terminal
 
 # Seconds between progress lines where there is no terminal to draw a bar on.
 LINE_INTERVAL_S = 15.0
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Print a line on stdout or another stream; if nobody takes it any more, carry on."""
+    stream = stream or sys.stdout
+    with _outliving_its_reader(stream):
+        print(text, file=stream, flush=True)
 
 
 class ProgressBar:
@@ -45,33 +56,48 @@ class ProgressBar:
     def advance(self, done: int, **figures: str) -> None:
         """Show that `done` steps are done, and the figures by name."""
         if self._bar is not None:
-            self._bar.set_postfix(figures, refresh=False)
-            self._bar.update(done - self._done)
+            with _outliving_its_reader(sys.stderr):
+                self._bar.set_postfix(figures, refresh=False)
+                self._bar.update(done - self._done)
         self._done = done
         now = time.monotonic()
         if self._bar is None and (now - self._last_line >= LINE_INTERVAL_S or done == self._total):
             self._last_line = now
             left = (self._total - done) * (now - self._began) / max(1, done - self._start)
             shown = "".join(f", {name} {value}" for name, value in figures.items())
-            print(
+            tell(
                 f"{self._title}: {self._unit} {done}/{self._total}{shown}, {tqdm.format_interval(left)} left",
-                file=sys.stderr,
-                flush=True,
+                sys.stderr,
             )
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
-        if self._bar is not None:
-            self._bar.clear()
-        print(text, flush=True)
-        if self._bar is not None:
-            self._bar.refresh()
+        with _outliving_its_reader(sys.stderr):
+            if self._bar is not None:
+                self._bar.clear()
+        tell(text)
+        with _outliving_its_reader(sys.stderr):
+            if self._bar is not None:
+                self._bar.refresh()
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
-            self._bar.close()
+            with _outliving_its_reader(sys.stderr):
+                self._bar.close()
             self._bar = None
+
+
+@contextmanager
+def _outliving_its_reader(stream: TextIO) -> Iterator[None]:
+    """Within this context a stream may fail: its reader has left, its terminal is gone, its disk is full."""
+    try:
+        yield
+    except OSError as error:
+        # A disk may have room again. A reader does not come back: what is left would fail again at the end.
+        if error.errno in (errno.EPIPE, errno.EIO):
+            with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class _CarriageReturnLast:

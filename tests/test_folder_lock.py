@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -188,3 +190,49 @@ def test_a_damaged_lock_holds_nobody_up(tmp_path, text):
     lock = FolderLock(tmp_path / ".lock", "it")
     lock.acquire()
     lock.require()
+
+
+def fails_until(monkeypatch, moment):
+    """Let reading fail until then, as a network file system does that is away."""
+    read = Path.read_text
+
+    def away(self, *arguments, **options):
+        if time.monotonic() < moment:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", away)
+
+
+def test_a_file_system_that_is_away_for_a_moment_takes_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_lock, "TOUCH_EVERY_S", 0.05)
+    lock = FolderLock(tmp_path / ".lock", "it", silence=2.0)
+    lock.acquire()
+    fails_until(monkeypatch, time.monotonic() + 0.5)
+    lock.require()
+    os.utime(lock.path, (1, 1))
+    limit = time.monotonic() + 5
+    while lock.path.stat().st_mtime < 2 and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert lock.path.stat().st_mtime > 2  # it is touched still
+    fails_until(monkeypatch, time.monotonic() + 60)
+    with pytest.raises(OSError, match="Stale"):
+        lock.require()
+    lock.release()
+
+
+def test_without_links_there_is_one_owner_still(tmp_path, monkeypatch, holder):
+    def link(*paths):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    lock = FolderLock(tmp_path / ".lock", "it")
+    lock.acquire()
+    lock.require()
+    with pytest.raises(UserError, match="is writing here"):
+        FolderLock(tmp_path / ".lock", "it").acquire()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+    other = holder()
+    with pytest.raises(UserError, match=f"process {other.pid} .* is writing here"):
+        FolderLock(tmp_path / ".lock", "it").acquire()

@@ -7,7 +7,6 @@ is archived: moved to a subfolder `previous-<time>`, never deleted.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -23,7 +22,14 @@ import torch
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.checkpoint.snapshot import Snapshots
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import archive_path, partial_of, remove_partials, sync_folder, write_text
+from horovod_transformer.files import (
+    NO_LINKS,
+    archive_path,
+    partial_of,
+    remove_partials,
+    sync_folder,
+    write_text,
+)
 
 LAST, BEST = "last.pt", "best_model.pt"
 # Names the checkpoint that the run is being rewound to, while that takes.
@@ -186,6 +192,10 @@ class CheckpointManager:
         write_text(self.folder / REWIND, json.dumps({"path": str(path.absolute()), "update": update}))
         return self._rewind(path, update)
 
+    def forget_rewind(self) -> None:
+        """A fresh run begins here: a rewind of an earlier one that was cut short is not carried out."""
+        (self.folder / REWIND).unlink(missing_ok=True)
+
     def finish_rewind(self) -> None:
         """Carry out a rewind that was cut short, if one was.
 
@@ -294,9 +304,7 @@ def _give_second_name(path: Path, name: Path) -> None:
         try:
             os.link(path, partial)
         except OSError as error:
-            # Some file systems know no second names, and none reaches across two of them.
-            unknown = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
-            if error.errno not in unknown:
+            if error.errno not in NO_LINKS:
                 raise
             shutil.copyfile(path, partial)
             with open(partial, "rb") as file:

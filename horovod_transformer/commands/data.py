@@ -26,7 +26,7 @@ examples:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Verify, show or count prepared data as the command line says; 1 if something is wrong with it."""
+    """Verify, show or count prepared data as the command line says; 2 if something is wrong with it."""
     parser = CommandParser(
         prog="horovod-transformer data",
         description=DESCRIPTION,

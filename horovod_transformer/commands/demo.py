@@ -20,6 +20,8 @@ archived there, not removed."""
 
 FOLDER = Path("demo")
 RUN = FOLDER / "run"
+# What --minutes decides.
+OURS = ("training.max_updates", "training.epochs")
 # Enough updates to be past the warm-up of caches and of Horovod's own.
 CALIBRATION_UPDATES = 12
 PROMPTS = ("", "To be, or not to be", "Enter the KING and the CLOWN.")
@@ -35,6 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     options, overrides = parse_options(parser, arguments)
     config = load_config(options.config, overrides)
+    for key in OURS:
+        if key in overrides:
+            raise UserError(f"--{key}: the demo trains for so long as --minutes says")
     if not 0 < options.minutes < 24 * 60:
         raise UserError(f"--minutes {options.minutes:g}: should be above 0 and below a day")
     if options.processes is not None and options.processes < 1:
@@ -68,10 +73,11 @@ def main(arguments: Sequence[str]) -> int:
         f"fit into {options.minutes:g} minutes here",
         flush=True,
     )
-    updates = _affordable_updates(processes, options.minutes, shared)
+    updates = _affordable_updates(config, processes, options.minutes, shared)
     print(f"\nabout {updates} updates fit; now the run itself", flush=True)
     _train(processes, shared, RUN, updates)
-    run = RUN / "runs" / "structured" / "demo"
+    paths = config.with_paths_in(RUN).paths
+    run = paths.tables_of("demo")
 
     _heading("3/5  Loss curve")
     from horovod_transformer.plotting import draw_curve, terminal_curve
@@ -82,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"also in {picture}")
 
     _heading("4/5  Held-out plays, in bits per byte")
-    checkpoint = RUN / "checkpoints" / "best_model.pt"
+    checkpoint = Path(paths.checkpoint_dir) / "best_model.pt"
     _score(config, checkpoint)
 
     _heading("5/5  Text")
@@ -107,13 +113,14 @@ def _train(processes: int, shared: list[str], folder: Path, updates: int, *more:
     )
 
 
-def _affordable_updates(processes: int, minutes: float, shared: list[str]) -> int:
+def _affordable_updates(config: Config, processes: int, minutes: float, shared: list[str]) -> int:
     """Measure the speed of this machine on a few updates, and reckon how many fit."""
     with tempfile.TemporaryDirectory(prefix="horovod-transformer-demo-") as name:
         folder = Path(name)
         few = ("--training.eval_blocks", "1", "--training.log_interval", "1")
         _train(processes, shared, folder, CALIBRATION_UPDATES, *few)
-        with open(folder / "runs/structured/demo/train.csv", newline="", encoding="utf-8") as file:
+        table = config.with_paths_in(folder).paths.tables_of("demo") / "train.csv"
+        with table.open(newline="", encoding="utf-8") as file:
             seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     middle = len(seconds) // 3
     per_update = (seconds[-1] - seconds[middle]) / (len(seconds) - 1 - middle)

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.evaluation.text_quality import draw_passages, measure_samples, write_samples
     from horovod_transformer.generation import load_model_for_generation
 
-    world_size, rank, _, _ = setup_horovod()
+    world_size, rank, _, _ = setup_horovod(device="cpu" if options.device == "cpu" else "auto")
     model, tokenizer, config = load_model_for_generation(options.checkpoint, options.config, options.device)
     if given is not None:
         config = config.model_copy(update={"data": given.data})

@@ -11,7 +11,7 @@ from horovod_transformer.errors import UserError
 DESCRIPTION = """\
 Turn books into fixed blocks of tokens on disk, split by book into train and validation.
 
-Empty books, short ones and exact copies are dropped and counted. The result is a Hugging Face
+Empty books, short ones and copies are dropped and counted. The result is a Hugging Face
 DatasetDict with a manifest.json; it appears in data.data_dir when it is complete, and not before.
 Run again with the same settings and files, it is left as it is."""
 
@@ -37,7 +37,7 @@ on several nodes that share a file system (scripts/prepare_zaratan.sh does it un
   data.tokenizer bpe all of it twice: the first --assemble trains the tokenizer.
 
 needs:
-  memory: per process 0.3 GB, and the longest book about eight times over; the size of the corpus
+  memory: per process 0.3 GB, and the longest book about ten times over; the size of the corpus
           does not matter
   disk:   2 bytes per token (4 if the vocabulary has more than 65,536 entries), and twice that
           while it runs; English has about one token per 4 bytes

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from horovod_transformer.command_line import config_parser, parse_with_config, whole_number
-from horovod_transformer.config import Config
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
 from horovod_transformer.launchers import launched_rank, start_timeout, this_process
 
@@ -93,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
             profile=None if window is None else ProfileRequest(window, profile_rank),
         )
     if rank == 0:
-        _report(Path(options.output_dir or "."), config, outcome["run_name"])
+        _report(config.with_paths_in(options.output_dir or ".").paths.tables_of(outcome["run_name"]))
     if outcome["finished"] or this_process().launcher == "horovodrun":
         return 0  # of another code horovodrun would make a traceback
     # Launchers end all ranks once one has left with such a code: leave together, all files closed.
@@ -101,14 +100,14 @@ def main(arguments: Sequence[str]) -> int:
     return EXIT_START_AGAIN
 
 
-def _report(folder: Path, config: Config, run_name: str) -> None:
-    """Write the page of the run; a page that fails does not make the run fail."""
+def _report(run: Path) -> None:
+    """Write the page of a run; a page that fails does not make the run fail."""
     from horovod_transformer.evaluation.run_report import write_run_report
+    from horovod_transformer.progress_bar import tell
 
-    run = folder / config.paths.tensorboard_dir / "structured" / run_name
     try:
-        print(f"report: {write_run_report([run], run / 'report.html')}")
+        tell(f"report: {write_run_report([run], run / 'report.html')}")
     except UserError as error:
-        print(f"no report: {error}")
+        tell(f"no report: {error}")
     except Exception as error:  # the exit code decides whether the job is started again
-        print(f"no report: {type(error).__name__}: {error}")
+        tell(f"no report: {type(error).__name__}: {error}")

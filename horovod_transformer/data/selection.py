@@ -75,7 +75,7 @@ def _with_single_spaces(text: str) -> bytes:
 
 
 def drop_books(books: BookTable, min_characters: int) -> np.ndarray:
-    """Find empty books, short ones, and exact copies of an earlier one.
+    """Find empty books, short ones, and copies of an earlier one.
 
     Returns:
         For each book its place in `DROPPED`, or `KEPT`: int8 [books].

@@ -176,7 +176,8 @@ def run_on_rank0(action: Callable[[], T], on_wait: Callable[[], None] = lambda: 
         except BaseException as error:
             failure = error
 
-    worker = threading.Thread(target=act, name="rank 0")
+    # A daemon: Ctrl-C must not leave it at work on the folder.
+    worker = threading.Thread(target=act, name="rank 0", daemon=True)
     if is_main_process():
         worker.start()
     busy = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from horovod_transformer.cores import usable_cores
 from horovod_transformer.distributed.collectives import (
     gather_objects,
     get_local_rank,
@@ -15,6 +16,7 @@ from horovod_transformer.distributed.collectives import (
     lacks_nccl,
 )
 from horovod_transformer.errors import UserError
+from horovod_transformer.launchers import this_process
 from horovod_transformer.precision import PrecisionChoice, bf16_unit, choose_precision
 
 # Slurm says by these that it granted GPUs to this process.
@@ -172,8 +174,8 @@ def set_threads(threads: int | None) -> None:
     if threads is None:
         if os.environ.get("OMP_NUM_THREADS"):
             return
-        # Slurm gives each task its own cores; elsewhere the ranks of a machine share them.
-        own = os.environ.get("SLURM_CPUS_PER_TASK")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = min(int(own), cores) if own and own.isdigit() else cores // get_local_size()
+        # What srun starts has cores of its own, if it said how many. Other ranks share the machine's, or what
+        # the one task has that started them.
+        alone = this_process().launcher == "srun" and "SLURM_CPUS_PER_TASK" in os.environ
+        threads = usable_cores() // (1 if alone else get_local_size())
     torch.set_num_threads(max(1, threads))

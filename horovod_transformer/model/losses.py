@@ -29,7 +29,7 @@ COLUMNS_MULTIPLE = 64
 def chunked_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, gradient_scale: float = 1.0, compiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Next-token loss of an output projection, computed a few hundred rows at a time.
+    """Next-token loss of an output projection, computed some rows at a time.
 
     The full logits of 16 blocks of 512 tokens over GPT-2's vocabulary take 1.6 GB, and their
     gradient as much again. Here each chunk's gradient is formed in the forward pass, while its

@@ -173,7 +173,7 @@ class MetricLogger:
         try:
             self._log = _open_log(Path(config.paths.log_dir))
             if self.main:
-                folder = Path(config.paths.tensorboard_dir) / "structured" / run_name
+                folder = config.paths.tables_of(run_name)
                 events = Path(config.paths.tensorboard_dir) / run_name
                 if start == 0:
                     _archive(folder, events)

@@ -27,7 +27,7 @@ from typing import Any
 
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
-from horovod_transformer.config import ModelConfig, config_from_dict
+from horovod_transformer.config import Config, ModelConfig, config_from_dict
 from horovod_transformer.data.dataset import PreparedData
 from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.data.tokenizer_choice import require_same_tokenizer
@@ -135,7 +135,7 @@ def data_fingerprint(plan: UpdatePlan, data: PreparedData) -> dict[str, Any]:
 def find_start(
     fresh: TrainState,
     manager: CheckpointManager,
-    model: ModelConfig,
+    config: Config,
     data: PreparedData,
     decay_updates: int,
     request: StartRequest,
@@ -149,15 +149,15 @@ def find_start(
     Args:
         fresh: State of a run that begins now.
         manager: The run's checkpoints.
-        model: Shape that the weights must fit.
+        config: Of the run: the shape that the weights must fit, and the optimizer.
         data: What the run trains on.
         decay_updates: Where the learning rate schedule ends now.
         request: What was asked for.
         precision: What a fresh run computes in.
 
     Raises:
-        UserError: No such checkpoint, a broken one, one of another model, batch, tokenizer or corpus,
-            or of a precision that a rank cannot compute in.
+        UserError: No such checkpoint, a broken one, one of another model, batch, tokenizer, corpus or
+            optimizer, or of a precision that a rank cannot compute in.
     """
     start = Start(replace(fresh, precision=precision.name), precision_reason=precision.reason)
     manager.clear_leftovers()
@@ -165,11 +165,12 @@ def find_start(
         manager.finish_rewind()
     path, contents = _read(manager, request, start.notes)
     if contents is not None:
-        config = config_from_dict(contents["config"], str(path))
-        require_same_model(config.model, model, path)
+        before = config_from_dict(contents["config"], str(path))
+        require_same_model(before.model, config.model, path)
         require_same_tokenizer(contents["tokenizer"], data, path)
         start.model = contents["model"]
     if contents is None or request.init_from:
+        manager.forget_rewind()
         archived = manager.archive()
         if archived:
             start.notes.append(f"archived the earlier run's checkpoints in {archived}")
@@ -181,8 +182,9 @@ def find_start(
         aimed_at = contents["scheduler"]["decay_updates"]
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: its record of progress is not of this program's making") from None
-    _choose_precision(start, precision, config.training.precision, path)
+    _choose_precision(start, precision, before.training.precision, path)
     require_same_run(start.state.data_fingerprint, fresh.data_fingerprint, path)
+    require_same_optimizer(before.training.optimizer, config.training.optimizer, path)
     start.state.run_name = request.run_name or start.state.run_name
     start.optimizer = contents["optimizer"]
     start.notes.append(f"resuming after update {start.state.update} from {path}")
@@ -265,19 +267,14 @@ def require_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) ->
             )
 
 
-def require_same_optimizer(before: list[dict[str, Any]], now: list[dict[str, Any]], name: str) -> None:
+def require_same_optimizer(before: str, now: str, path: Path) -> None:
     """Refuse the state of another optimizer.
 
-    Args:
-        before: The checkpoint's parameter groups.
-        now: The run's.
-        name: What the config says.
-
     Raises:
-        UserError: They do not hold the same parameters.
+        UserError: `training.optimizer` differs.
     """
-    if [group["params"] for group in before] != [group["params"] for group in now]:
+    if before != now:
         raise UserError(
-            f"training.optimizer = {name}: the checkpoint is of another one; set it back, or start a new run "
-            "from its weights with --init_from"
+            f"{path}: was trained with training.optimizer = {before}, now it is {now}: set it back, or start "
+            "a new run from its weights with --init_from"
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from horovod_transformer import distributed
-from horovod_transformer.config import Config
+from horovod_transformer.config import TABLES, Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.training.profiling import ProfileRequest
 from horovod_transformer.training.resume import StartRequest
@@ -57,6 +57,8 @@ def run_distributed_training(
         raise ValueError("rank, world_size and local_rank must be those that setup_horovod() returned")
     if resume_checkpoint and init_from:
         raise UserError("--resume continues a run, --init_from starts another: give one of them")
+    if run_name == TABLES:
+        raise UserError(f"--run_name {TABLES}: that is the folder of all runs' tables; choose another name")
     if output_dir is not None:
         config = config.with_paths_in(output_dir)
     distributed.set_threads(config.training.threads_per_rank)

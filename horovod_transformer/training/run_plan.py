@@ -114,7 +114,9 @@ def count_parameters(model: ModelConfig) -> int:
     width = model.d_model
     attention = 4 * width * width + 4 * width
     feed_forward = 2 * width * model.d_ff + model.d_ff + width
-    return model.vocab_size * width + model.n_layers * (attention + feed_forward + 4 * width) + 2 * width
+    positions = model.max_seq_len * width if model.positions == "learned" else 0
+    blocks = model.n_layers * (attention + feed_forward + 4 * width)
+    return model.vocab_size * width + positions + blocks + 2 * width
 
 
 def checkpoint_bytes(config: Config) -> int:

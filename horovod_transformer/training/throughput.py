@@ -12,14 +12,15 @@ from horovod_transformer.config import Config, ModelConfig
 from horovod_transformer.training.run_plan import count_parameters
 
 # Dense peak of the matrix units in FLOP/s, by words in the device's name, the first that fit: NVIDIA's
-# data sheets, without sparsity. fp32 runs on the plain units; other cards have no figure here.
+# data sheets, without sparsity; fp32 is multiplied in TF32 (`precision.set_arithmetic`). Other cards have
+# no figure here.
 PEAK_FLOPS = (
-    (("H100", "PCIe"), {"bf16": 756e12, "fp16": 756e12, "fp32": 51e12}),
-    (("H100", "NVL"), {"bf16": 835e12, "fp16": 835e12, "fp32": 60e12}),
-    (("H100",), {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}),
-    (("H200", "NVL"), {"bf16": 835e12, "fp16": 835e12, "fp32": 60e12}),
-    (("H200",), {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}),
-    (("A100",), {"bf16": 312e12, "fp16": 312e12, "fp32": 19.5e12}),
+    (("H100", "PCIe"), {"bf16": 756e12, "fp16": 756e12, "fp32": 378e12}),
+    (("H100", "NVL"), {"bf16": 835e12, "fp16": 835e12, "fp32": 417.5e12}),
+    (("H100",), {"bf16": 989e12, "fp16": 989e12, "fp32": 494.5e12}),
+    (("H200", "NVL"), {"bf16": 835e12, "fp16": 835e12, "fp32": 417.5e12}),
+    (("H200",), {"bf16": 989e12, "fp16": 989e12, "fp32": 494.5e12}),
+    (("A100",), {"bf16": 312e12, "fp16": 312e12, "fp32": 156e12}),
 )
 
 

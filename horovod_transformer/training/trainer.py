@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from horovod_transformer import distributed
@@ -20,12 +22,14 @@ from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_updates, training_loader, validation_loader
 from horovod_transformer.data.page_cache import reading_ahead
+from horovod_transformer.errors import UserError
 from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.heap import return_large_blocks
 from horovod_transformer.metrics import bits_per_byte
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import PrecisionChoice, set_arithmetic
+from horovod_transformer.progress_bar import tell
 from horovod_transformer.training.bookkeeping import Bookkeeping
 from horovod_transformer.training.checkpointing import Checkpointing
 from horovod_transformer.training.metric_logger import MetricLogger, ValidationMetrics
@@ -38,7 +42,6 @@ from horovod_transformer.training.resume import (
     TrainState,
     data_fingerprint,
     find_start,
-    require_same_optimizer,
 )
 from horovod_transformer.training.run_plan import RunPlan
 from horovod_transformer.training.sample_texts import write_samples
@@ -135,7 +138,10 @@ class Trainer:
             self.checkpoints.make_folder()
             folder = self.checkpoints.folder
             lock = FolderLock(folder / ".lock", str(folder), launch, distributed.attempt())
-            lock.acquire(lambda text: print(text, flush=True))
+            try:
+                lock.acquire(tell)
+            except OSError as error:
+                raise UserError(f"{folder}: cannot lock this folder: {error.strerror}") from None
             self.lock = lock
             again = distributed.attempt() > 0 and self.checkpoints.launch == launch
             start = find_start(
@@ -144,7 +150,7 @@ class Trainer:
                     data_fingerprint(self.plan, self.data),
                 ),
                 self.checkpoints,
-                self.config.model,
+                self.config,
                 self.data,
                 self.decay_updates,
                 request.on_attempt(again),
@@ -195,8 +201,6 @@ class Trainer:
         )
         if start.optimizer is not None:
             # Horovod's wrapper begins with an empty state, so the state goes in after wrapping.
-            groups = optimizer.state_dict()["param_groups"]
-            require_same_optimizer(start.optimizer["param_groups"], groups, training.optimizer)
             self.step.load_state_dict({"optimizer": start.optimizer, "loss_scale": self.state.loss_scale})
         distributed.require_equal_weights(model, "setting up")
         self.validation = validation_loader(
@@ -207,7 +211,7 @@ class Trainer:
         """Run to the end, or until a signal. *Collective.*"""
         state, training = self.state, self.config.training
         self._introduce()
-        batches = iterate_batches(self._training_batches())
+        batches = self._beating(iterate_batches(self._training_batches()))
         unread: deque[tuple[int, int, StartedUpdate]] = deque()  # with updates and tokens so far
         result: UpdateResult | None = None
         newest = str(self.checkpoints.folder / LAST)
@@ -274,6 +278,12 @@ class Trainer:
     def _training_batches(self) -> DataLoader:
         left = range(self.state.update, self.total)
         return training_loader(self.config, self.data.train, self.plan, distributed.get_rank(), left)
+
+    def _beating(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The same batches; the watchdog sees each of them. An update may have many, and take an hour."""
+        for batch in batches:
+            self.watchdog.beat()
+            yield batch
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:

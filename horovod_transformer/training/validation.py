@@ -47,7 +47,7 @@ def validate(
 
     Args:
         model: Left in the mode it was in.
-        loader: This rank's blocks, see `data.loading.validation_loader`; may be empty.
+        loader: This rank's blocks, see `data.loader.validation_loader`; may be empty.
         device: Where the model is.
         precision: fp32, bf16 or fp16.
         on_batch: Called after each batch.

@@ -1,4 +1,4 @@
-"""`make chaos`: kill a training run fifty times and see whether it notices.
+"""`make chaos`: kill a training run again and again and see whether it notices.
 
     python -m tests.chaos.chaos [--launcher] [--kills 50] [--seed 0] [--keep FOLDER]
 

@@ -9,6 +9,7 @@ SMALL = [
     *("--model.vocab_size", "300", "--model.d_model", "16", "--model.n_heads", "2", "--model.n_layers", "1"),
     *("--model.d_ff", "32", "--model.max_seq_len", "64", "--generation.max_new_tokens", "10"),
     *("--training.global_batch_size", "4", "--training.per_gpu_batch_size", "4"),
+    *("--paths.checkpoint_dir", "here", "--paths.tensorboard_dir", "there"),
 ]
 WITHOUT_HOROVOD = (
     "import sys; sys.modules['horovod'] = None; "
@@ -42,9 +43,19 @@ def test_without_horovod_on_one_process_beside_files_of_others(root, run_python,
     assert -1 not in places and places == sorted(places), dict(zip(said, places, strict=True))
     assert [file.read_text() for file in theirs] == ["not the demo's"] * 3
     assert (tmp_path / "demo/loss.png").is_file()
+    assert (tmp_path / "demo/run/here/best_model.pt").is_file()
+    assert (tmp_path / "demo/run/there/structured/demo/report.html").is_file()
 
 
-@pytest.mark.parametrize("arguments", [["--minutes", "0"], ["--processes", "0"], ["--minutes", "soon"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--minutes", "0"],
+        ["--processes", "0"],
+        ["--minutes", "soon"],
+        ["--training.max_updates", "9"],
+    ],
+)
 def test_a_mistake_is_one_line(root, run_python, arguments):
     done = run_python("-m", "horovod_transformer", "demo", *arguments)
     assert (done.returncode, done.stdout) == (2, "")

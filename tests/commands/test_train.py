@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 import yaml
 
 from horovod_transformer import distributed
+from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.commands import train
 from horovod_transformer.config import load_config
 from horovod_transformer.errors import UserError
@@ -63,3 +71,35 @@ def test_a_page_that_fails_does_not_change_the_exit_code(run_python, tiny_run):
     done = run_python("-c", program, *tiny_run, "--training.max_updates", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no report: ZeroDivisionError: division by zero" in done.stdout
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_run_outlives_those_who_watch_it(root, tiny_run, tmp_path, stopped):
+    """Ctrl-C in `train | tee log` ends `tee`, too; the run has something to save still."""
+    updates = "100000" if stopped else "30"
+    words = [*tiny_run, "--training.max_updates", updates, "--training.epochs", "100000", "--run_name", "run"]
+    words += ["--training.eval_interval", "5", "--training.save_interval", "1000000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    run = subprocess.Popen([sys.executable, "-m", "src.train", *words], cwd=root, env=environment, **pipes)
+    assert b"run run: " in run.stdout.readline()
+    run.stdout.close()
+    run.stderr.close()
+    table = tmp_path / "runs" / "structured" / "run" / "val.csv"
+    if stopped:
+        end = time.monotonic() + 60
+        while not (table.exists() and len(table.read_text().splitlines()) > 3):
+            assert time.monotonic() < end and run.poll() is None
+            time.sleep(0.02)
+        run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == (75 if stopped else 0)
+    saved = load_checkpoint(tmp_path / "checkpoints" / "last.pt")["progress"]["update"]
+    rows = list(csv.DictReader(table.with_name("train.csv").open()))
+    assert int(rows[-1]["update"]) == saved
+    assert saved > 10 if stopped else saved == 30
+    assert table.with_name("report.html").is_file()
+
+
+def test_the_tables_folder_is_no_name_for_a_run(tiny_run):
+    with pytest.raises(UserError, match="--run_name structured: that is the folder of all runs' tables"):
+        train.main([*tiny_run, "--run_name", "structured"])

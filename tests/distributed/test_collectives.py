@@ -93,7 +93,7 @@ def test_fresh_and_resumed_weights_differ(results):
         (5, "training.global_batch_size = 1: 2 processes cannot share an update of 1 blocks"),
         (6, "missing.pt: no such checkpoint file"),
         (7, "was trained with seed = 1337, now it is 8"),
-        (8, "training.optimizer = muon: the checkpoint is of another one"),
+        (8, "trained with training.optimizer = adamw, now it is muon"),
     ],
     ids=["batch", "no checkpoint", "seed", "optimizer"],
 )

@@ -104,7 +104,9 @@ def test_every_signal_reaches_all_ranks(start_job, tmp_path):
     # Training treats them alike (tests/training/test_stop_signals.py); these ranks only say which came.
     # A closed terminal (SIGHUP) reaches the ranks as SIGTERM.
     received = {"TERM": "TERM", "USR1": "USR1", "INT": "INT", "HUP": "TERM"}
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if all tests run under nohup
     with ExitStack() as jobs:
+        jobs.callback(signal.signal, signal.SIGHUP, before)
         started = {}
         for sent in received:  # all at once: most of it is starting up
             (tmp_path / sent).mkdir()
@@ -120,6 +122,44 @@ def test_every_signal_reaches_all_ranks(start_job, tmp_path):
             told = [(tmp_path / sent / f"listen.py.{rank}").read_text() for rank in (0, 1)]
             assert told == [f"SIG{received[sent]}"] * 2
             assert job.stderr == ""
+
+
+def test_a_shell_between_does_not_keep_the_ranks_from_saving(write_config, start_job, outcome_of, tmp_path):
+    # It dies of the signal that its rank obeys.
+    config = write_config(tmp_path / "config.yaml", **ENDLESS)
+    script = f"python -m src.train --config {config} --output_dir {tmp_path} --run_name run; true"
+    table = tmp_path / "runs" / "structured" / "run" / "train.csv"
+    with start_job(1, *LAUNCH, "--", "sh", "-c", script) as job:
+        wait_for(lambda: table.exists() and len(table.read_text().splitlines()) > 3)
+        ranks = [rank for shell in ranks_of(job).values() for rank in shell.children()]
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=30) == 75, job.stderr
+        assert len(ranks) == 2
+        _, alive = psutil.wait_procs(ranks, timeout=30)
+        assert not alive
+    outcome = outcome_of(tmp_path)
+    assert int(outcome.rows[-1]["update"]) == outcome.state["progress"]["update"] < 5000
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(start_job, tmp_path):
+    script = tmp_path / "listen.py"
+    script.write_text(LISTEN)
+    words = [sys.executable, *LAUNCH, "--", "python", str(script)]
+    ignore = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with start_job(1, "-c", f"{ignore}; os.execv(sys.argv[1], sys.argv[1:])", *words) as job:
+        wait_for(lambda: len(list(tmp_path.glob("*.ready"))) == 2)
+        job.process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        job.process.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=30) == 75, job.stderr
+    assert [(tmp_path / f"listen.py.{rank}").read_text() for rank in (0, 1)] == ["SIGUSR1"] * 2
+
+
+def test_a_requeued_job_starts_the_same_launch(run_job):
+    words = [*LAUNCH, "--", "sh", "-c", "echo $TORCHELASTIC_RUN_ID"]
+    names = [run_job(1, *words, **job).stdout for job in ({"SLURM_JOB_ID": "7"},) * 2 + ({},) * 2]
+    assert names[0] == names[1] == "7\n"
+    assert len(set(names)) == 3 and "\n" not in names
 
 
 def test_a_mistake_is_the_one_line_and_is_not_started_again(write_config, run_job, tmp_path):

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from horovod_transformer.checkpoint.manager import CheckpointManager
+from horovod_transformer.config import Config
 from horovod_transformer.precision import choose_precision
 from horovod_transformer.training.resume import StartRequest, TrainState, find_start
 from tests.conftest import TINY
@@ -51,7 +52,7 @@ def resume(folder: Path, wanted: str, kill_before: int | None, report: Path) -> 
         found = find_start(
             fresh,
             CheckpointManager(folder),
-            TINY,
+            Config(model=TINY),
             SimpleNamespace(),
             20,
             StartRequest(resume=wanted),

@@ -13,7 +13,7 @@ import torch
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
-from horovod_transformer.config import Config
+from horovod_transformer.config import Config, TrainingConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import choose_precision
 from horovod_transformer.tokenizer import train_bpe
@@ -54,11 +54,14 @@ def start(
     decay=20,
     tokenizer=None,
     precision=FP32,
+    optimizer="adamw",
     **identity,
 ):
     fresh = TrainState(name or "20260101-000000", {**IDENTITY, **identity})
     data = SimpleNamespace(tokenizer=tokenizer, folder="here")
-    return find_start(fresh, folder, model, data, decay, StartRequest(resume, init_from, name), precision)
+    # Not all shapes that are asked for could be built.
+    config = Config(training=TrainingConfig(optimizer=optimizer)).model_copy(update={"model": model})
+    return find_start(fresh, folder, config, data, decay, StartRequest(resume, init_from, name), precision)
 
 
 def test_auto_resumes_everything(folder):
@@ -120,6 +123,25 @@ def test_another_schedule_is_pointed_out(folder):
 def test_what_must_not_change_in_mid_run(folder, key, value):
     with pytest.raises(UserError, match=f"was trained with {key} = .*, now it is {value}: .*--init_from"):
         start(folder, "auto", **{key: value})
+
+
+@pytest.mark.parametrize("chosen", ["auto", "update_00000004.pt"])
+def test_another_optimizer_is_refused_before_anything_is_moved(folder, chosen):
+    before = sorted(folder.folder.iterdir())
+    resume = chosen if chosen == "auto" else str(folder.folder / chosen)
+    with pytest.raises(UserError, match="trained with training.optimizer = adamw, now it is muon"):
+        start(folder, resume, optimizer="muon")
+    assert sorted(folder.folder.iterdir()) == before
+
+
+def test_a_fresh_run_forgets_a_rewind_that_was_cut_short(folder, tmp_path):
+    other = tmp_path / "other.pt"
+    (folder.folder / "update_00000004.pt").rename(other)
+    note = folder.folder / ".rewind.json"
+    note.write_text(json.dumps({"path": str(other), "update": 4}))
+    start(folder)
+    assert not note.exists()
+    assert start(folder, "auto").state.update == 0
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "d_model", "n_layers", "n_heads", "d_ff"])

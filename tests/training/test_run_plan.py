@@ -16,7 +16,9 @@ def wider(**changes):
     return TINY.model_copy(update=changes)
 
 
-@pytest.mark.parametrize("shape", [TINY, wider(d_ff=100, n_layers=3), wider(d_model=64)])
+@pytest.mark.parametrize(
+    "shape", [TINY, wider(d_ff=100, n_layers=3), wider(d_model=64), wider(positions="learned")]
+)
 def test_parameters_are_those_of_the_real_model(shape):
     config = Config(model=shape)
     model = build_model(config.model)

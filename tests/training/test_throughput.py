@@ -61,6 +61,12 @@ def test_a_card_is_known_by_its_name(name, peak):
     assert peak_flops(name, "bf16") == peak
 
 
+def test_fp32_is_measured_by_what_multiplies_it():
+    # TF32 on the matrix units (precision.set_arithmetic), at half of their rate in bf16.
+    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-40GB"):
+        assert peak_flops(name, "fp32") == peak_flops(name, "bf16") / 2
+
+
 def test_speed_and_utilisation(clock):
     # 1,000 tokens in 2 s of 4 GFLOP each, on 10 TFLOP/s.
     speed = Throughput(flops=4e9, peak=1e13, window=2)
