@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import LostRankError, StoppedError, UserError
 from horovod_transformer.launchers import launched_rank
+from horovod_transformer.messages import tell
 
 RANK_0_SPEAKS_FIRST_S = 5.0
 LOST_RANK_LEAVES_LAST_S = 2.0
@@ -214,7 +215,7 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
     except UserError as error:
         if launched_rank() == 0 or error.only_here:
             kind = "" if isinstance(error, StoppedError) else "error: "
-            print(f"{kind}{error}", file=sys.stderr, flush=True)
+            tell(f"{kind}{error}", sys.stderr)
         else:
             # The launcher ends all ranks once one has left: let rank 0 speak first. Ended by it, this one
             # leaves with the same code: srun passes on the highest, and 143 would look like a rank lost.

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from horovod_transformer.errors import EXIT_MISTAKE, EXIT_START_AGAIN, UserError
+from horovod_transformer.messages import tell
 from horovod_transformer.rank_processes import RankProcesses
 
 HOST = "127.0.0.1"
@@ -73,10 +74,10 @@ class Launcher:
                 return code
             if code == EXIT_START_AGAIN or self._signals:
                 return EXIT_START_AGAIN
-            print(f"launch: {told}", file=sys.stderr, flush=True)
+            tell(f"launch: {told}", sys.stderr)
             if attempt < self._max_restarts:
                 again = f"starting again in {PAUSE_S:g} s ({attempt + 1} of {self._max_restarts})"
-                print(f"launch: {again}", file=sys.stderr, flush=True)
+                tell(f"launch: {again}", sys.stderr)
                 time.sleep(PAUSE_S)
                 if self._signals:
                     return EXIT_START_AGAIN
@@ -141,5 +142,5 @@ def _show(rank: int, *outputs: Path) -> None:
         lines = output.read_text(errors="replace").strip().splitlines()
         if lines:
             shown = lines[-1:] if lines[-1].startswith("error: ") else lines[-SHOWN_LINES:]
-            print("\n".join(f"rank {rank}: {line}" for line in shown), file=sys.stderr, flush=True)
+            tell("\n".join(f"rank {rank}: {line}" for line in shown), sys.stderr)
             return

@@ -1,28 +1,18 @@
-"""A live progress bar on a terminal, now and then a line elsewhere; work outlives those who watch it."""
+"""A live progress bar on a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from horovod_transformer.launchers import stderr_reaches_terminal
+from horovod_transformer.messages import outliving_readers, tell
 
 # Seconds between progress lines where there is no terminal to draw a bar on.
 LINE_INTERVAL_S = 15.0
-
-
-def tell(text: str, stream: TextIO | None = None) -> None:
-    """Print a line on stdout or another stream; if nobody takes it any more, carry on."""
-    stream = stream or sys.stdout
-    with _outliving_its_reader(stream):
-        print(text, file=stream, flush=True)
 
 
 class ProgressBar:
@@ -56,7 +46,7 @@ class ProgressBar:
     def advance(self, done: int, **figures: str) -> None:
         """Show that `done` steps are done, and the figures by name."""
         if self._bar is not None:
-            with _outliving_its_reader(sys.stderr):
+            with outliving_readers(sys.stderr):
                 self._bar.set_postfix(figures, refresh=False)
                 self._bar.update(done - self._done)
         self._done = done
@@ -72,32 +62,20 @@ class ProgressBar:
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
-        with _outliving_its_reader(sys.stderr):
+        with outliving_readers(sys.stderr):
             if self._bar is not None:
                 self._bar.clear()
         tell(text)
-        with _outliving_its_reader(sys.stderr):
+        with outliving_readers(sys.stderr):
             if self._bar is not None:
                 self._bar.refresh()
 
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
-            with _outliving_its_reader(sys.stderr):
+            with outliving_readers(sys.stderr):
                 self._bar.close()
             self._bar = None
-
-
-@contextmanager
-def _outliving_its_reader(stream: TextIO) -> Iterator[None]:
-    """Within this context a stream may fail: its reader has left, its terminal is gone, its disk is full."""
-    try:
-        yield
-    except OSError as error:
-        # A disk may have room again. A reader does not come back: what is left would fail again at the end.
-        if error.errno in (errno.EPIPE, errno.EIO):
-            with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class _CarriageReturnLast:

@@ -43,6 +43,7 @@ LAYERS = (
         "folder_lock",
         "heap",
         "launcher",
+        "messages",
         "paths",
         "rank_processes",
         "versions",

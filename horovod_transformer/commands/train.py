@@ -10,6 +10,7 @@ from pathlib import Path
 from horovod_transformer.command_line import config_parser, parse_with_config, whole_number
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
 from horovod_transformer.launchers import launched_rank, start_timeout, this_process
+from horovod_transformer.messages import tell
 
 DESCRIPTION = """\
 Train a model on prepared blocks: alone as one process, under `horovodrun -np N`, `torchrun`, `srun`
@@ -103,7 +104,6 @@ def main(arguments: Sequence[str]) -> int:
 def _report(run: Path) -> None:
     """Write the page of a run; a page that fails does not make the run fail."""
     from horovod_transformer.evaluation.run_report import write_run_report
-    from horovod_transformer.progress_bar import tell
 
     try:
         tell(f"report: {write_run_report([run], run / 'report.html')}")

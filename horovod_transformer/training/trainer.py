@@ -25,11 +25,11 @@ from horovod_transformer.data.page_cache import reading_ahead
 from horovod_transformer.errors import UserError
 from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.heap import return_large_blocks
+from horovod_transformer.messages import tell
 from horovod_transformer.metrics import bits_per_byte
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import PrecisionChoice, set_arithmetic
-from horovod_transformer.progress_bar import tell
 from horovod_transformer.training.bookkeeping import Bookkeeping
 from horovod_transformer.training.checkpointing import Checkpointing
 from horovod_transformer.training.metric_logger import MetricLogger, ValidationMetrics

@@ -200,6 +200,16 @@ def test_the_exit_code_comes_through(start_job):
             assert (job.wait(timeout=20), job.stderr.splitlines()) == (code, told)
 
 
+@pytest.mark.parametrize(("command", "code"), [("exit 7", 7), ("nowhere", 2)])
+def test_the_exit_code_is_the_same_if_nobody_reads(root, command, code):
+    words = [sys.executable, *LAUNCH, "--", *(["sh", "-c", command] if " " in command else [command])]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(words, cwd=root, stdout=writer, stderr=writer, timeout=60)
+    os.close(writer)
+    assert done.returncode == code
+
+
 def test_a_failure_is_started_again_after_a_pause(run_job):
     script = "echo attempt $TORCHELASTIC_RESTART_COUNT; [ $TORCHELASTIC_RESTART_COUNT = 2 ] || exit 3"
     job = run_job(1, *LAUNCH, "--max-restarts", "5", "--", "sh", "-c", script)
