@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import math
 import os
 import signal
 import sys
@@ -23,7 +22,7 @@ from horovod_transformer.launchers import Launch, this_process
 # each other. On CPUs it competes with the ranks for the cores: its default of 1 ms takes a quarter of a run's
 # speed. A long update is better off with fewer looks, a short one with less waiting.
 CPU_CYCLE_TIMES_MS = (10.0, 50.0)
-CPU_LOOK_S = 0.0004  # what a look takes away from a rank's update (docs/log.md, 2026-11-27)
+CYCLES_PER_UPDATE = 75
 CPU_FLOPS = 1e11  # of a rank, about: near the best cycle time a little more or less costs nothing
 # Seconds a Gloo operation waits for the other ranks; it also covers start-up, which takes 27 s
 # for 8 ranks on two cores, too close to Gloo's own 30.
@@ -89,14 +88,11 @@ def launch_id() -> str | None:
 def cpu_cycle_time_ms(flops: float) -> float:
     """Choose Horovod's cycle time for ranks on CPUs, in milliseconds.
 
-    With a cycle of c seconds an update of u loses `CPU_LOOK_S * u / c` to looks, and c / 2 to waiting for the
-    one that finds its last gradients: least where c is the root of `2 * CPU_LOOK_S * u`.
-
     Args:
         flops: What an update costs one rank.
     """
     shortest, longest = CPU_CYCLE_TIMES_MS
-    return min(longest, max(shortest, 1000 * math.sqrt(2 * CPU_LOOK_S * flops / CPU_FLOPS)))
+    return min(longest, max(shortest, 1000 * flops / CPU_FLOPS / CYCLES_PER_UPDATE))
 
 
 def _start_horovod(launch: Launch) -> Any:
