@@ -12,6 +12,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -203,6 +204,25 @@ def _suggestion(word: str, parser: argparse.ArgumentParser) -> str:
     if not word.startswith("-") or not close:
         return "--help lists what there is"
     return f"did you mean {' or '.join(places[close[0]])}?"
+
+
+def read_text(option: str, path: str) -> str:
+    """Read a text file as `prepare` reads books: UTF-8 with or without a mark, any line ends.
+
+    Args:
+        option: Where the path was given, for messages.
+        path: The file; `-` for stdin.
+
+    Raises:
+        UserError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{option} {path}: is not text in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be read: {error.strerror}") from None
 
 
 def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:

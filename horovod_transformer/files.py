@@ -16,6 +16,18 @@ PARTIAL = ".partial"
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
 
 
+def make_writable(folder: Path) -> None:
+    """Make a folder, and find out whether files can be written there before hours go into what they hold.
+
+    Raises:
+        OSError: They cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = partial_of(folder / "probe")
+    probe.touch()
+    probe.unlink()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes the place of `path` only when it is complete.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ def tell(text: str, stream: TextIO | None = None) -> None:
     stream = stream or sys.stdout
     with outliving_readers(stream):
         print(text, file=stream, flush=True)
+
+
+def replace_unshowable() -> None:
+    """From now on a terminal that cannot show a character gets a question mark, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextmanager

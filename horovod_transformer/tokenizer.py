@@ -174,7 +174,7 @@ def gpt2_tokenizer() -> Tokenizer:
         )
     # First line: a version. Then one merge a line, of which the result gets the next id.
     merges = content.decode("utf-8").splitlines()[1:]
-    byte_of = _visible_bytes()
+    byte_of = visible_bytes()
     token_bytes = [bytes([value]) for value in byte_of.values()]
     token_bytes += [bytes(byte_of[c] for c in merge if c != " ") for merge in merges]
     return Tokenizer("gpt2", token_bytes, {"kind": "gpt2"})
@@ -275,7 +275,7 @@ def _join(arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _visible_bytes() -> dict[str, int]:
+def visible_bytes() -> dict[str, int]:
     """Map the printable stand-ins of vocabulary files to bytes, in the order of GPT-2's first ids."""
     visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     hidden = [byte for byte in range(256) if byte not in visible]
@@ -289,7 +289,7 @@ def _token_bytes_from_json(text: Any) -> list[bytes]:
         model, pre_tokenizer, added = values["model"], values["pre_tokenizer"], values["added_tokens"]
         vocabulary: dict[str, int] = model["vocab"]
         merged_ids = [vocabulary[left + right] for left, right in model["merges"]]
-        byte_of = _visible_bytes()
+        byte_of = visible_bytes()
         by_id = sorted(vocabulary, key=vocabulary.__getitem__)
         token_bytes = [bytes(byte_of[c] for c in token) for token in by_id]
         sound = (

@@ -5,8 +5,8 @@
 #
 # A large corpus on several nodes: a job array that tokenizes, and a job that puts together what it made.
 #
-#     job=$(sbatch --parsable --array=1-8 scripts/prepare_zaratan.sh configs/config.yaml)
-#     sbatch --dependency=afterok:$job scripts/prepare_zaratan.sh configs/config.yaml --assemble
+#     job=$(sbatch --parsable --array=1-8 scripts/prepare_zaratan.sh configs/config.yaml [the same settings])
+#     sbatch --dependency=afterok:$job scripts/prepare_zaratan.sh configs/config.yaml [the same settings] --assemble
 #
 # With data.tokenizer bpe submit both twice: the first --assemble trains the tokenizer.
 #
@@ -40,6 +40,9 @@ if [[ $# -gt 0 && $1 != -* ]]; then
 fi
 share=()
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
-  share=(--units "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))/$SLURM_ARRAY_TASK_COUNT")
+  first=${SLURM_ARRAY_TASK_MIN:?} last=${SLURM_ARRAY_TASK_MAX:?} count=${SLURM_ARRAY_TASK_COUNT:?}
+  ((last - first + 1 == count)) ||
+    fail "this array has gaps: submit all of it again, what is finished is passed over in seconds"
+  share=(--units "$((SLURM_ARRAY_TASK_ID - first + 1))/$count")
 fi
 exec python -m horovod_transformer prepare --config "$config" "$@" "${share[@]}"

@@ -63,18 +63,22 @@ done
 wait "$step" || code=$?
 
 # 0: done. 2: a mistake of the user's. 75: saved because a signal asked for it. All else: a rank was killed, or died.
-[[ $code -ne 0 && $code -ne 2 && $asked_by != TERM ]] || exit "$code"
-failures=$SLURM_SUBMIT_DIR/.slurm-$SLURM_JOB_ID.failures # starts in a row that made no progress, a letter each
+failed_at=$SLURM_SUBMIT_DIR/.slurm-$SLURM_JOB_ID.failed # the update at which a start has ended without progress
+if [[ $code -eq 0 || $code -eq 2 || $asked_by == TERM ]]; then
+  [[ $code -ne 0 ]] || rm -f "$failed_at"
+  exit "$code"
+fi
 if [[ $code -eq 75 || $(python scripts/newest_update.py "${run[@]}") != "$before" ]]; then
-  rm -f "$failures"
+  rm -f "$failed_at"
 else
-  echo -n x >>"$failures"
-  if [[ $(<"$failures") == xx ]]; then
-    rm -f "$failures"
+  # A start in between may have made progress without coming here: its node was lost, say.
+  if [[ -f $failed_at && $(<"$failed_at") == "$before" ]]; then
+    rm -f "$failed_at"
     echo "job $SLURM_JOB_ID: two starts in a row ended (exit code $code) before a new checkpoint, the last one being" \
       "of update $before; not queued again" >&2
     exit "$code"
   fi
+  echo "$before" >"$failed_at"
 fi
 echo "job $SLURM_JOB_ID: ended with exit code $code; queueing it again, to resume from the newest checkpoint"
 scontrol requeue "$SLURM_JOB_ID" ||

@@ -196,6 +196,8 @@ def _their_generation(settings: GenerationConfig, tokenizer: Tokenizer) -> dict[
     }
     if settings.temperature > 0:
         values |= {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
+    if settings.repetition_penalty != 1:
+        values["repetition_penalty"] = settings.repetition_penalty
     return values
 
 

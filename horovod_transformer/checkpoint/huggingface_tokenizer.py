@@ -6,7 +6,13 @@ import json
 from pathlib import Path
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, tokenizer_from_dict
+from horovod_transformer.tokenizer import (
+    END_OF_TEXT,
+    Tokenizer,
+    gpt2_tokenizer,
+    tokenizer_from_dict,
+    visible_bytes,
+)
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
@@ -18,7 +24,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     from tokenizers import Tokenizer as Library
 
     pieces = [tokenizer.decode_bytes([i]) for i in range(tokenizer.eos_token_id)]
-    shown = _shown_bytes()
+    shown = {byte: character for character, byte in visible_bytes().items()}
 
     def show(piece: bytes) -> str:
         return "".join(shown[byte] for byte in piece)
@@ -97,13 +103,6 @@ def _gpt2_if_equal(tokenizer: Tokenizer) -> Tokenizer:
     gpt2 = gpt2_tokenizer()
     same = all(tokenizer.decode_bytes([i]) == gpt2.decode_bytes([i]) for i in range(gpt2.vocab_size))
     return gpt2 if same else tokenizer
-
-
-def _shown_bytes() -> dict[int, str]:
-    """The printable character that stands for each byte in vocabulary files."""
-    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
 
 
 def _merge_of(piece: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:

@@ -25,6 +25,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.files import (
     NO_LINKS,
     archive_path,
+    make_writable,
     partial_of,
     remove_partials,
     sync_folder,
@@ -123,11 +124,8 @@ class CheckpointManager:
         Raises:
             UserError: Nothing can be written there.
         """
-        probe = partial_of(self.folder / "probe")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
+            make_writable(self.folder)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot write checkpoints here: {error.strerror}") from None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from horovod_transformer.command_line import CommandParser
 from horovod_transformer.errors import UserError
+from horovod_transformer.messages import replace_unshowable
 
 DESCRIPTION = """\
 Look at a folder that `prepare` wrote.
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.data.inspection import show, stats, verify
 
     if options.what == "show":
+        replace_unshowable()
         print(show(options.folder, options.split, options.block))
         return 0
     if options.what == "stats":

@@ -11,10 +11,13 @@ from horovod_transformer.command_line import (
     check_overrides,
     checkpoint_parser,
     parse_options,
+    read_text,
     whole_number,
 )
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
+from horovod_transformer.files import make_writable
+from horovod_transformer.paths import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,8 +89,8 @@ def main(arguments: Sequence[str]) -> int:
         config = config.model_copy(update={"data": given.data})
     config = config.with_overrides(overrides, "command line")
     if options.text:
-        books = [_read_text(path, tokenizer) for path in options.text]
-        data = None if not Path(config.data.data_dir).exists() else _open_data(config, tokenizer, options)
+        books = [_read_book(path, tokenizer) for path in options.text]
+        data = _open_data_if_there(config, tokenizer, options)
     else:
         data = _open_data(config, tokenizer, options)
         books = books_of(data.validation, tokenizer)
@@ -98,6 +101,11 @@ def main(arguments: Sequence[str]) -> int:
     prompt_tokens = max(1, min(PROMPT_TOKENS, model.max_seq_len // 4))
     new_tokens = config.generation.max_new_tokens
     passages = draw_passages(books, samples, prompt_tokens, new_tokens, seed)
+    if rank == 0:
+        try:
+            make_writable(folder)
+        except OSError as error:
+            raise UserError(f"--output {folder}: cannot be written to: {error.strerror}") from None
 
     device = model.token_embedding.weight.device
     # A score is the same on every CPU, whether or not it has units for bf16.
@@ -112,7 +120,8 @@ def main(arguments: Sequence[str]) -> int:
     quality = measure_samples(model, tokenizer, books, written)
     xz = None
     copies = None
-    if data is not None:
+    facts = _facts(options.checkpoint, model)
+    if data is not None and _may_be_trained_on(data, facts["data"]):
         longest = max(len(sample.model) for sample in written)
         training = data.train
         blocks = training.rows(range(min(len(training), COPY_BLOCKS)))
@@ -121,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
         held_out = b"".join(tokenizer.decode_bytes(book.tolist()) for book in books)
         xz = xz_bits_per_byte(newest_text(data.train, tokenizer), held_out)
     evaluation = Evaluation(
-        model=_facts(options.checkpoint, model),
+        model=facts,
         settings={
             "data": ", ".join(options.text) if options.text else config.data.data_dir,
             "samples": samples,
@@ -158,11 +167,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _open_data_if_there(
+    config: Config, tokenizer: Tokenizer, options: argparse.Namespace
+) -> PreparedData | None:
+    """The prepared data beside text files, which need none: what does not fit is left out, but for --xz."""
+    if not user_path(config.data.data_dir, "data.data_dir").exists():
+        return None
+    try:
+        return _open_data(config, tokenizer, options)
+    except UserError:
+        if options.xz:
+            raise
+        return None
+
+
 def _open_data(config: Config, tokenizer: Tokenizer, options: argparse.Namespace) -> PreparedData:
     from horovod_transformer.data.dataset import open_prepared_data
 
     data = open_prepared_data(config)
-    if data.tokenizer is not None and data.tokenizer.to_dict() != tokenizer.to_dict():
+    if data.tokenizer is not None and data.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{config.data.data_dir}: was prepared with another tokenizer than {options.checkpoint} was "
             "trained with, its token ids mean nothing to this model; --data.data_dir names another folder"
@@ -170,17 +193,18 @@ def _open_data(config: Config, tokenizer: Tokenizer, options: argparse.Namespace
     return data
 
 
-def _read_text(path: str, tokenizer: Tokenizer) -> np.ndarray:
+def _read_book(path: str, tokenizer: Tokenizer) -> np.ndarray:
     """A text file as one book."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"--text {path}: is not text in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"--text {path}: cannot be read: {error.strerror}") from None
+    text = read_text("--text", path)
     if not text.strip():
         raise UserError(f"--text {path}: is empty")
     return tokenizer.encode_array(text).astype("int64")
+
+
+def _may_be_trained_on(data: PreparedData, trained_on: str | None) -> bool:
+    """Whether these are the data of the checkpoint's training, as far as both say what they are."""
+    fingerprint = data.manifest.get("fingerprint")
+    return fingerprint is None or trained_on is None or fingerprint == trained_on
 
 
 def _facts(checkpoint: str, model: Any) -> dict[str, Any]:
@@ -188,9 +212,12 @@ def _facts(checkpoint: str, model: Any) -> dict[str, Any]:
 
     # The checkpoint has proved itself before; mapped, its tensors are not read a second time.
     progress = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["progress"]
-    updates = progress.get("update") if isinstance(progress, dict) else None
+    known = progress if isinstance(progress, dict) else {}
+    updates, run, identity = known.get("update"), known.get("run_name"), known.get("identity")
     return {
         "checkpoint": checkpoint,
+        "run": run if isinstance(run, str) else None,
+        "data": identity.get("data") if isinstance(identity, dict) else None,
         "updates": updates if isinstance(updates, int) else "an unknown number of",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "context": model.max_seq_len,

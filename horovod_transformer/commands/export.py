@@ -9,6 +9,7 @@ from typing import Any
 
 from horovod_transformer.command_line import CommandParser, parse_options
 from horovod_transformer.errors import UserError
+from horovod_transformer.paths import user_path
 
 DESCRIPTION = """\
 Write a checkpoint as a Hugging Face GPT-2 folder: weights (safetensors), config, tokenizer and a model
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     require_absent(target)
     model, tokenizer, config = load_model_for_generation(options.checkpoint, device="cpu")
     contents = load_checkpoint(options.checkpoint, with_optimizer=False)
-    manifest = _manifest(find_prepared, Path(config.data.data_dir), contents["progress"])
+    data_dir = user_path(config.data.data_dir, "data.data_dir")
+    manifest = _manifest(find_prepared, data_dir, contents["progress"])
     settings = config.generation.model_copy(update={"num_samples": CARD_SAMPLES})
     samples = continue_prompt(model, tokenizer, "", settings, seed=0)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from horovod_transformer.command_line import (
     check_overrides,
     checkpoint_parser,
     parse_options,
+    read_text,
     whole_number,
 )
 from horovod_transformer.config import Config, GenerationConfig
@@ -25,6 +24,7 @@ from horovod_transformer.generation.prompts_file import (
     write_continuations,
 )
 from horovod_transformer.generation.small_weights import PRECISIONS, pack_weights
+from horovod_transformer.messages import replace_unshowable
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.tokenizer import Tokenizer
 
@@ -49,16 +49,16 @@ def main(arguments: Sequence[str]) -> int:
     rows = None if options.prompts is None else read_prompts(options.prompts)
     if options.output is not None:
         require_new_file(options.output)
-    prompt = options.prompt if options.prompt_file is None else _read_prompt(options.prompt_file)
+    prompt = options.prompt
+    if options.prompt_file is not None:
+        prompt = read_text("--prompt_file", options.prompt_file).removesuffix("\n")
     model, tokenizer, config = load_model_for_generation(
         options.checkpoint, options.config, options.device, options.precision
     )
     wanted = config.with_overrides(settings, "command line").generation
     if options.precision == "fp32":
         pack_weights(model, wanted.num_samples if rows is None else len(rows) * wanted.num_samples)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that cannot show a character gets a question mark, not a traceback.
-        sys.stdout.reconfigure(errors="replace")
+    replace_unshowable()
     if options.interactive:
         interactive_generation(
             model, tokenizer, config.model_copy(update={"generation": wanted}), options.seed
@@ -152,13 +152,3 @@ def _parser() -> argparse.ArgumentParser:
             f"--{key}", metavar="N", help=f"{text} (config: generation.{key}, {getattr(defaults, key)})"
         )
     return parser
-
-
-def _read_prompt(path: str) -> str:
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise UserError(f"--prompt_file {path}: is not text in UTF-8") from None
-    except OSError as error:
-        raise UserError(f"--prompt_file {path}: cannot be read: {error.strerror}") from None

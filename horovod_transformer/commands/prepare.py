@@ -68,8 +68,6 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(
             "--assemble goes with neither --units nor --workers: it is the last step, in one process"
         )
-    if options.units and options.force:
-        raise UserError("--units makes no data that could be replaced; --force goes with --assemble")
 
     # Imported late: a mistake on the command line should not wait for these libraries.
     from horovod_transformer.data.prepare import assemble_units, prepare, prepare_units
@@ -77,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if options.units:
             shard, shards = options.units
-            prepare_units(config, shard, shards, workers=options.workers)
+            prepare_units(config, shard, shards, workers=options.workers, force=options.force)
         elif options.assemble:
             assemble_units(config, force=options.force)
         else:

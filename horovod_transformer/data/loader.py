@@ -33,7 +33,7 @@ def training_loader(
 ) -> DataLoader:
     """Load a rank's micro-batches of these updates, `plan.micro_batches` for each."""
     batches = MicroBatchSampler(UpdateSampler(train, plan, rank, updates))
-    return BlockLoader(train, batches, config.data.num_workers)
+    return BlockLoader(train, batches, config.data.num_workers, _goes_to_a_gpu(config))
 
 
 def validation_loader(config: Config, validation: BlockDataset, rank: int, world_size: int) -> DataLoader:
@@ -42,7 +42,11 @@ def validation_loader(config: Config, validation: BlockDataset, rank: int, world
     chosen = (np.arange(number) * len(validation) // number)[rank::world_size].tolist()
     size = config.training.per_gpu_batch_size
     batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
-    return BlockLoader(validation, batches, config.data.num_workers)
+    return BlockLoader(validation, batches, config.data.num_workers, _goes_to_a_gpu(config))
+
+
+def _goes_to_a_gpu(config: Config) -> bool:
+    return config.training.device != "cpu" and torch.cuda.is_available()
 
 
 def iterate_batches(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
@@ -100,10 +104,15 @@ class BlockLoader(DataLoader):
         blocks: What is loaded.
         batches: Lists of indices of blocks.
         workers: Number of loader processes; 0 loads in this one.
+        pin_memory: Put batches where a GPU fetches them from. A process that does so is on a GPU.
     """
 
     def __init__(
-        self, blocks: BlockDataset, batches: Sampler[list[int]] | list[list[int]], workers: int
+        self,
+        blocks: BlockDataset,
+        batches: Sampler[list[int]] | list[list[int]],
+        workers: int,
+        pin_memory: bool = False,
     ) -> None:
         super().__init__(
             _StoredBlocks(blocks),
@@ -119,7 +128,7 @@ class BlockLoader(DataLoader):
             multiprocessing_context="fork" if workers else None,
         )
         self._blocks = blocks
-        self._pin_memory = torch.cuda.is_available()
+        self._pin_memory = pin_memory
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
         for indices, rows in super().__iter__():

@@ -92,6 +92,7 @@ def prepare_units(
     workers: int | None = None,
     executor: Executor | None = None,
     unit_bytes: int | None = None,
+    force: bool = False,
 ) -> None:
     """Do one node's share of `prepare`: make every `shards`-th unit, from the `shard`-th on.
 
@@ -103,12 +104,13 @@ def prepare_units(
         shard: From 1 to `shards`.
         shards: How many shares there are.
         progress, workers, executor, unit_bytes: See `prepare`.
+        force: Also where good data lie already, which `assemble_units` is going to replace.
 
     Raises:
         UserError: See `prepare`.
     """
     work = Preparation(config, progress, workers, executor, unit_bytes)
-    if work.is_prepared():
+    if work.is_prepared() and not force:
         work.say(f"{work.data_dir}: already prepared with these settings")
         return
     work.say_what_is_read()

@@ -24,6 +24,7 @@ BATCH = 16
 XZ_DICTIONARY = 64 << 20
 # Draws of the bootstrap.
 RESAMPLES = 10_000
+DRAWN_AT_ONCE = 4_000_000  # books over all resamples: bounds the memory
 # Prompts of other passages that a continuation is tried with.
 OTHER_PROMPTS = 4
 
@@ -109,10 +110,15 @@ def interval(scores: Sequence[BookScore]) -> tuple[float, float] | None:
     """
     if len(scores) < 2:
         return None
-    drawn = np.random.default_rng(0).integers(0, len(scores), (RESAMPLES, len(scores)))
-    bits = np.array([score.nats / math.log(2) for score in scores])[drawn].sum(axis=1)
-    sizes = np.array([score.bytes for score in scores])[drawn].sum(axis=1)
-    low, high = np.percentile(bits / np.maximum(sizes, 1), [2.5, 97.5])
+    bits = np.array([score.nats / math.log(2) for score in scores])
+    sizes = np.array([score.bytes for score in scores])
+    random = np.random.default_rng(0)
+    means = np.empty(RESAMPLES)
+    at_once = max(1, DRAWN_AT_ONCE // len(scores))
+    for start in range(0, RESAMPLES, at_once):
+        drawn = random.integers(0, len(scores), (min(at_once, RESAMPLES - start), len(scores)))
+        means[start : start + at_once] = bits[drawn].sum(axis=1) / np.maximum(sizes[drawn].sum(axis=1), 1)
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -99,7 +99,11 @@ def read_run(path: str | Path) -> RunRecords:
     if stalls:
         run.stall = (float(stalls[-1][0]), float(stalls[-1][1]))
     beside = Path(str(config.get("paths.checkpoint_dir", "checkpoints"))).parent
-    run.evaluation = _read(beside / "evaluation" / "evaluation.json", json.loads)
+    evaluation = _read(beside / "evaluation" / "evaluation.json", json.loads)
+    # Of the runs that took turns in a folder of checkpoints it is of one.
+    model = evaluation.get("model")
+    if isinstance(model, dict) and model.get("run") == run.name:
+        run.evaluation = evaluation
     return run
 
 

@@ -183,8 +183,8 @@ def draw_passages(
     starts = np.cumsum([0, *places])
     if starts[-1] < number:
         raise UserError(
-            f"the validation books have only {starts[-1]} places for a prompt of {prompt_tokens} tokens, but "
-            f"{number} samples were asked for; take fewer samples or a shorter prompt, or hold out more books"
+            f"the books have only {starts[-1]} places for a prompt of {prompt_tokens} tokens, but "
+            f"{number} samples were asked for; take fewer samples or a shorter prompt, or more text"
         )
     edges = np.linspace(0, starts[-1], number + 1).astype(int)
     drawn = np.random.default_rng(seed).integers(edges[:-1], edges[1:])

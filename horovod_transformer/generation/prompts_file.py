@@ -27,7 +27,7 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     """
     name = f"--prompts {path}"
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{name}: is not text in UTF-8") from None
     except OSError as error:

@@ -244,7 +244,7 @@ class Decoder:
         return self.texts[row][-1] == self._end_of_text or new >= self._settings.max_new_tokens
 
     def _draws(self) -> Tensor | None:
-        """A uniform number for each row, float64, on the CPU: the same on every device."""
+        """A uniform number for each row, float64: on the CPU, or where the one generator for all rows is."""
         if self._settings.temperature == 0:
             return None
         if self._generators is not None:

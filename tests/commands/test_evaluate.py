@@ -9,10 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
-from horovod_transformer.checkpoint.format import save_checkpoint
+from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.commands import evaluate
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
+from horovod_transformer.evaluation import book_scores
 from horovod_transformer.evaluation.text_quality import MEASURES
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.tokenizer import Tokenizer, train_bpe
@@ -132,6 +133,61 @@ def test_texts_that_are_none(run_folder, tmp_path, content, words):
         (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(UserError, match=f"text.txt: {words}"):
         evaluate.main(command(run_folder, "--text", str(tmp_path / "text.txt")))
+
+
+def test_line_ends_are_those_of_prepared_books(run_folder, tmp_path):
+    scores = []
+    for name, end in (("unix", "\n"), ("windows", "\r\n"), ("old mac", "\r")):
+        (tmp_path / name).write_bytes(f"{LINE}{end}{LINE}".encode())
+        more = ["--text", str(tmp_path / name), "--samples", "2", "--output", str(tmp_path / "out")]
+        assert evaluate.main(command(run_folder, *more)) == 0
+        scores.append(json.loads((tmp_path / "out" / "evaluation.json").read_text())["prediction"])
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_a_text_needs_no_data_that_fit(run_folder, tmp_path):
+    (tmp_path / "text.txt").write_text(LINE, encoding="utf-8")
+    write_data(tmp_path / "data", train_bpe([LINE[::-1]], 260), [LINE])
+    more = ["--text", str(tmp_path / "text.txt"), "--samples", "2", "--output", str(tmp_path / "out")]
+    more += ["--data.data_dir", str(tmp_path / "data")]
+    assert evaluate.main(command(run_folder, *more)) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert result["samples"][0]["longest_copy"] is None
+    with pytest.raises(UserError, match="another tokenizer"):
+        evaluate.main(command(run_folder, *more, "--xz"))
+
+
+@pytest.mark.parametrize(("trained_on", "searched"), [("abc", True), ("other", False), (None, True)])
+def test_copies_are_looked_for_in_what_the_model_has_seen(run_folder, tmp_path, trained_on, searched):
+    shutil.copytree(run_folder / "data", tmp_path / "data")
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "abc"}))
+    contents = load_checkpoint(run_folder / "checkpoints" / "best_model.pt")
+    contents["progress"] = {"run_name": "mine", "identity": {"data": trained_on} if trained_on else {}}
+    save_checkpoint(tmp_path / "checkpoints" / "best_model.pt", contents)
+    assert evaluate.main(command(tmp_path)) == 0
+    result = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert (result["samples"][0]["longest_copy"] is not None) == searched
+    assert result["model"]["run"] == "mine"
+
+
+def test_a_report_that_cannot_be_written_costs_no_scoring(run_folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(book_scores, "score_each", lambda *_, **__: pytest.fail("it was scored"))
+    with pytest.raises(UserError, match="--output .*/file/here: cannot be written to: Not a directory"):
+        evaluate.main(command(run_folder, "--output", str(tmp_path / "file" / "here")))
+
+
+def test_the_same_tokenizer_in_other_words(run_folder, tmp_path, tiny_tokenizer):
+    """As an exported and imported checkpoint has it."""
+    shutil.copytree(run_folder / "data", tmp_path / "data")
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    text = manifest["tokenizer"]["tokenizer_json"]
+    manifest["tokenizer"]["tokenizer_json"] = json.dumps(json.loads(text), indent=1)
+    assert manifest["tokenizer"]["tokenizer_json"] != text
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+    more = ["--data.data_dir", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+    assert evaluate.main(command(run_folder, *more)) == 0
 
 
 def test_overrides_and_fewer_books(run_folder, tmp_path, capsys):

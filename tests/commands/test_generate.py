@@ -52,6 +52,8 @@ def test_prompts_from_files_and_stdin(capsys, run_python, tiny_checkpoint, tmp_p
     assert (done.returncode, done.stdout) == (0, BOOK + "\n")
     done = run_python("-m", "src.generate", *options, "--interactive", input="The sea\n")
     assert done.returncode == 0 and BOOK in done.stdout
+    file.write_bytes("\ufeffThe sea was calm — so\r\n".encode())  # as Windows writes it
+    assert run_here(capsys, *options, "--prompt_file", f"{file}")[1] == BOOK + "\n"
     assert run_here(capsys, *options)[1] == BOOK + "\n"  # no prompt: a new book
     file.write_bytes(b"\xff\xfe")
     assert run_here(capsys, *options, "--prompt_file", f"{file}")[0] == 2

@@ -155,6 +155,15 @@ def test_loader_processes_die_with_a_killed_rank(prepared, tmp_path, root):
     assert not alive
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "pinned"), [("auto", True, True), ("cpu", True, False), ("auto", False, False)]
+)
+def test_a_run_on_cpus_leaves_the_gpu_alone(prepared, monkeypatch, device, gpus, pinned):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    config = prepared(split_of(rows_of(9)), training__device=device)
+    assert [loader._pin_memory for loader in loader_module.get_dataloaders(config, 0, 1)] == [pinned] * 2
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_of_processes_are_those_of_none(prepared, workers):
     config = prepared(split_of(rows_of(9)), data__num_workers=workers, training__epochs=2)

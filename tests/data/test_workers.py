@@ -100,6 +100,11 @@ def test_shares_on_several_nodes_give_the_same_bytes(plays: Path, tmp_path: Path
     assert os.listdir(tmp_path) == ["v1"]
     prepare_units(config, 1, 2, unit_bytes=900_000)
     assert "already prepared" in capsys.readouterr().out and os.listdir(tmp_path) == ["v1"]
+    # Data that are found damaged are made again the same way.
+    for shard in (1, 2):
+        prepare_units(config, shard, 2, workers=1, unit_bytes=900_000, force=True)
+    assemble_units(config, progress=False, unit_bytes=900_000, force=True)
+    assert bytes_of(tmp_path / "v1") == bytes_of(plays)
 
 
 def test_shares_with_a_tokenizer_to_be_trained_are_done_twice(tmp_path: Path) -> None:

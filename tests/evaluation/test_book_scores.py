@@ -15,6 +15,7 @@ import torch
 
 from horovod_transformer.data.dataset import BlockDataset
 from horovod_transformer.data.stored_split import StoredSplit
+from horovod_transformer.evaluation import book_scores
 from horovod_transformer.evaluation.book_scores import (
     BookScore,
     books_of,
@@ -94,6 +95,15 @@ def test_shares_of_many_processes_are_the_same_numbers(model, tiny_tokenizer, wo
     alone = score_each(model, books, tiny_tokenizer)
     for rank in range(world_size):
         assert score_each(model, books[rank::world_size], tiny_tokenizer) == alone[rank::world_size]
+
+
+def test_the_interval_does_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
+    scores = [BookScore(bits * 8 * math.log(2), 5, 8 + bits) for bits in range(1, 8)]
+    ends = set()
+    for at_once in (1, 10_000, 70_000):
+        monkeypatch.setattr(book_scores, "DRAWN_AT_ONCE", at_once)
+        ends.add(interval(scores))
+    assert len(ends) == 1
 
 
 def test_the_interval_is_over_books():

@@ -83,10 +83,21 @@ def test_what_is_read(run, tmp_path):
         assert read_run(folder).name == "first"
 
 
+@pytest.mark.parametrize("model", ['{"run": "second"}', "{}", "[]"])
+def test_another_runs_evaluation_is_not_this_ones(run, tmp_path, model):
+    """Runs take turns in a folder of checkpoints, beside which the evaluation lies."""
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/evaluation.json").write_text(
+        f'{{"model": {model}, "prediction": {{"bits_per_byte": 2.125, "books": 3}}}}'
+    )
+    assert read_run(run).evaluation == {}
+    assert "2.125" not in write_run_report([run], tmp_path / "page.html").read_text()
+
+
 def test_the_page_tells_the_run(run, tmp_path):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/evaluation.json").write_text(
-        '{"prediction": {"bits_per_byte": 2.125, "books": 3}}'
+        '{"model": {"run": "first"}, "prediction": {"bits_per_byte": 2.125, "books": 3}}'
     )
     page = write_run_report([run], tmp_path / "new" / "page.html").read_text()
     for words in (

@@ -160,6 +160,14 @@ def test_data_is_prepared_by_a_job_array(submitter: Submitter, tmp_path: Path) -
     assert not (submitter.checkout / "data" / "mine.units").exists()
 
 
+def test_an_array_with_gaps_is_refused(submitter: Submitter) -> None:
+    # What failed of a larger array: its shares cannot be told from the numbers that are left.
+    array = submitter.submit("--array=3,7", "scripts/prepare_zaratan.sh", "configs/config.yaml")
+    assert submitter.wait(array, "COMPLETED", "FAILED")["ExitCode"] == "2:0"
+    told = "".join(path.read_text() for path in submitter.checkout.glob("slurm-*.out"))
+    assert "prepare_zaratan.sh: this array has gaps: submit all of it again" in told
+
+
 def test_the_scripts_pass_shellcheck(root: Path) -> None:
     if shutil.which("shellcheck") is None:
         subprocess.run([root / "scripts" / "install_system_packages.sh", "shellcheck"], timeout=300)

@@ -54,10 +54,10 @@ def without_progress(
     """A job whose starts fail. Submitted first: Slurm pauses for six seconds between two starts."""
     folder = tmp_path_factory.mktemp("without_progress")
     submitter = new_submitter(folder)
-    # Of the starts only the second gets further: the first, third and fourth do not.
+    # Of the starts only the second gets further, and Slurm ends it: the first, third and fourth do not.
     (submitter.checkout / "checkpoints").mkdir()
-    further = "touch checkpoints/update_00000004.pt"
-    (submitter.checkout / "training").write_text(f"[ $(wc -l < starts) != 2 ] || {further}; exit 1")
+    further = "touch checkpoints/update_00000004.pt; scontrol requeue $SLURM_JOB_ID; sleep 60"
+    (submitter.checkout / "training").write_text(f"[ $(wc -l < starts) != 2 ] || {{ {further}; }}; exit 1")
     environment = str(failing_training(folder))
     little = ("--gres=gpu:h100:1", "--mem=1G")  # for the others are to have their nodes
     return submitter, submitter.submit(*little, *PROMISED, HT_VENV=environment, HT_PROCESSES="1")
