@@ -1,6 +1,6 @@
 """Two processes against one, and Horovod (ours) against torch's DistributedDataParallel over Gloo.
 
-    .venv/bin/python benchmarks/processes.py [--rounds 2]
+    .venv/bin/python benchmarks/processes.py [--rounds 5]
 
 The same model, loss and optimizer (30M, T=256, B=8 a rank, fused AdamW), one thread a rank; the jobs take
 turns. Ours sums its gradients as training does by default, DDP in its own buckets.
@@ -134,4 +134,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank"]:
         rank(sys.argv[2], "--tiny" in sys.argv)
     else:
-        part("processes", __doc__, measure, rounds=2)
+        part("processes", __doc__, measure, rounds=5)

@@ -18,7 +18,7 @@ from horovod_transformer.checkpoint.huggingface_tokenizer import tokenizer_json
 from horovod_transformer.command_line import run_command
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation import generate_text, load_model_for_generation
+from horovod_transformer.generation import continue_prompt, generate_text, load_model_for_generation
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.tokenizer import gpt2_tokenizer
 from tests.conftest import TINY, tiny_checkpoint_contents
@@ -130,6 +130,21 @@ def test_the_card_says_what_is_known_and_leaves_the_rest_open(exported):
     assert "to be filled in" in card and "The sea" in card
     assert "trained for" not in card  # this checkpoint was not trained by a run
     assert str(exported) not in card and "data_dir" not in card
+
+
+def test_what_discourages_repetition_goes_along(tiny_checkpoint, tmp_path):
+    model, tokenizer, config = load_model_for_generation(tiny_checkpoint, device="cpu")
+    settings = config.generation.model_copy(update={"repetition_penalty": 1.7})
+    write_folder(tmp_path / "to", model, config.model_copy(update={"generation": settings}), tokenizer, "")
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "to").repetition_penalty == 1.7
+    # The same formula: what they write with it is what we write.
+    library = transformers.AutoTokenizer.from_pretrained(tmp_path / "to")
+    their_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "to")
+    inputs = library("The sea was calm", return_tensors="pt")
+    theirs = library.decode(their_model.generate(**inputs, max_new_tokens=12)[0])
+    settings = settings.model_copy(update={"max_new_tokens": 12, "num_samples": 1})
+    (ours,) = continue_prompt(model, tokenizer, "The sea was calm", settings, seed=0)
+    assert theirs.removesuffix("<|endoftext|>") == ours
 
 
 def test_whole_or_absent(tiny_checkpoint, tmp_path, monkeypatch):
