@@ -79,7 +79,8 @@ def test_a_run_outlives_those_who_watch_it(root, tiny_run, tmp_path, stopped):
     updates = "100000" if stopped else "30"
     words = [*tiny_run, "--training.max_updates", updates, "--training.epochs", "100000", "--run_name", "run"]
     words += ["--training.eval_interval", "5", "--training.save_interval", "1000000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # Buffered as usual: what cannot be written must not be tried again at the end.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     run = subprocess.Popen([sys.executable, "-m", "src.train", *words], cwd=root, env=environment, **pipes)
     assert b"run run: " in run.stdout.readline()

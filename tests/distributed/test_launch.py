@@ -205,7 +205,8 @@ def test_the_exit_code_is_the_same_if_nobody_reads(root, command, code):
     words = [sys.executable, *LAUNCH, "--", *(["sh", "-c", command] if " " in command else [command])]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(words, cwd=root, stdout=writer, stderr=writer, timeout=60)
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(words, cwd=root, env=environment, stdout=writer, stderr=writer, timeout=60)
     os.close(writer)
     assert done.returncode == code
 

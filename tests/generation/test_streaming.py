@@ -123,7 +123,8 @@ def run_here(capsys, tiny_checkpoint, *arguments):
 
 
 def write_prompts(path, *prompts):
-    path.write_text("\n".join(json.dumps({"prompt": p, "id": n}) for n, p in enumerate(prompts)) + "\n\n")
+    text = "\n".join(json.dumps({"prompt": p, "id": n}) for n, p in enumerate(prompts)) + "\n\n"
+    path.write_text(text, encoding="utf-8-sig")  # with a mark, as some editors write it
     return path
 
 
