@@ -73,6 +73,7 @@ def test_a_page_that_fails_does_not_change_the_exit_code(run_python, tiny_run):
     assert "no report: ZeroDivisionError: division by zero" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [True, False])
 def test_a_run_outlives_those_who_watch_it(root, tiny_run, tmp_path, stopped):
     """Ctrl-C in `train | tee log` ends `tee`, too; the run has something to save still."""
@@ -83,17 +84,21 @@ def test_a_run_outlives_those_who_watch_it(root, tiny_run, tmp_path, stopped):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     run = subprocess.Popen([sys.executable, "-m", "src.train", *words], cwd=root, env=environment, **pipes)
-    assert b"run run: " in run.stdout.readline()
-    run.stdout.close()
-    run.stderr.close()
-    table = tmp_path / "runs" / "structured" / "run" / "val.csv"
-    if stopped:
-        end = time.monotonic() + 60
-        while not (table.exists() and len(table.read_text().splitlines()) > 3):
-            assert time.monotonic() < end and run.poll() is None
-            time.sleep(0.02)
-        run.send_signal(signal.SIGTERM)
-    assert run.wait(60) == (75 if stopped else 0)
+    try:
+        assert b"run run: " in run.stdout.readline()
+        run.stdout.close()
+        run.stderr.close()
+        table = tmp_path / "runs" / "structured" / "run" / "val.csv"
+        if stopped:
+            end = time.monotonic() + 60
+            while not (table.exists() and len(table.read_text().splitlines()) > 3):
+                assert time.monotonic() < end and run.poll() is None
+                time.sleep(0.02)
+            run.send_signal(signal.SIGTERM)
+        assert run.wait(60) == (75 if stopped else 0)
+    finally:
+        run.kill()
+        run.wait()
     saved = load_checkpoint(tmp_path / "checkpoints" / "last.pt")["progress"]["update"]
     rows = list(csv.DictReader(table.with_name("train.csv").open()))
     assert int(rows[-1]["update"]) == saved

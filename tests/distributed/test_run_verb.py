@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -49,7 +50,10 @@ def test_a_stop_is_left_to_the_training_which_saves(
     config = write_config(tmp_path / "config.yaml", **ENDLESS)
     words = ["--config", str(config), "--output_dir", str(tmp_path), "--run_name", "run"]
     table = tmp_path / "runs" / "structured" / "run" / "train.csv"
-    with start_job(1, "-c", PROGRAM, str(processes), *words) as job:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if all tests run under nohup
+    with ExitStack() as jobs:
+        jobs.callback(signal.signal, signal.SIGHUP, before)
+        job = jobs.enter_context(start_job(1, "-c", PROGRAM, str(processes), *words))
         wait_for(lambda: table.exists() and len(table.read_text().splitlines()) > 3)
         if name == "SIGINT":  # a terminal tells all that it runs
             os.killpg(job.process.pid, signal.SIGINT)

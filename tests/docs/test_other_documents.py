@@ -40,7 +40,9 @@ def test_names_in_the_speed_document(read_document, check_names, check_commands)
 def test_tests_named_are_there(root, name):
     text = (root / name).read_text(encoding="utf-8")
     file = ""
-    for path, test in re.findall(r"`(tests/[\w/]+\.py)?(?:::(\w+))?`", text):
+    for path, test in re.findall(r"`(tests/[\w/]+\.py|test_\w+\.py)?(?:::(\w+))?`", text):
+        if path and "/" not in path:
+            path = f"tests/distributed/{path}"  # as the table of launchers says
         file = path or file  # `::test_name` alone is in the file named last
         if path:
             assert (root / path).is_file(), path

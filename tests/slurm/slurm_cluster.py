@@ -109,7 +109,7 @@ class SlurmCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(subprocess.SubprocessError):
+        with contextlib.suppress(subprocess.SubprocessError, TimeoutError):
             self.run("scancel", "--full", "--user", getpass.getuser())
             wait_for("the jobs to end", lambda: not self.run("squeue", "-h"))
         for pid_file in (*self.folder.glob("slurm*.pid"), self.folder / "munge.pid"):
