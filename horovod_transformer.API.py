@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from horovod_transformer import UserError
-from horovod_transformer.command_line import run_command
-from horovod_transformer.data.prepare import prepare
-from horovod_transformer.distributed.run_verb import run_verb
+from horovod_transformer.commands.command_line import run_command
+from horovod_transformer.launch.subcommand import run_subcommand
+from horovod_transformer.prepare.prepare import prepare
 from src.data import get_dataloaders, load_preprocessed_data
 from src.generate import generate_text, load_model_for_generation
 from src.models.transformer_lm import TransformerLM
@@ -115,7 +115,7 @@ def show_training(config: Config) -> Path:
         arguments = ["--config", str(QUICKSTART), "--output_dir", "pair", "--run_name", "tour"]
         for key, value in {**SMALL, "data.data_dir": config.data.data_dir}.items():
             arguments += [f"--{key}", str(value)]
-        run_verb(2, "train", arguments)
+        run_subcommand(2, "train", arguments)
         print(f"losses on 2 processes: {losses(Path('pair'))}")
     else:
         print("Horovod is not installed: no second run on two processes")

@@ -2,7 +2,7 @@
 
 import sys
 
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.example import main
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from functools import partial
 import torch
 from side_by_side import GPT2_124M, TINY, Row, hugging_face, in_turn, part
 
-from horovod_transformer.cpu import cpu_flags
-from horovod_transformer.generation.small_weights import pack_weights, shrink_weights
+from horovod_transformer.generation.quantization import pack_weights, shrink_weights
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import cpu_bf16_unit
+from horovod_transformer.system.machine import cpu_flags
 
 # Of a weight.
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}

@@ -43,12 +43,13 @@ from side_by_side import TINY, hugging_face
 
 from horovod_transformer import distributed
 from horovod_transformer.config import ModelConfig
+from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import autocast, bf16_unit, set_arithmetic
-from horovod_transformer.training.metric_logger import describe_environment
+from horovod_transformer.system.machine import installed_version
+from horovod_transformer.training.metrics.logger import describe_environment
+from horovod_transformer.training.metrics.throughput import peak_flops
 from horovod_transformer.training.step import StartedUpdate, UpdateStep
-from horovod_transformer.training.throughput import flops_per_token, peak_flops
-from horovod_transformer.versions import installed_version
 
 WINDOWS = 3
 

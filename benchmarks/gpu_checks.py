@@ -23,10 +23,10 @@ from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoi
 from horovod_transformer.config import ModelConfig, TrainingConfig
 from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.distributed import weights_digest
-from horovod_transformer.launcher import Launcher
+from horovod_transformer.launch.launcher import Launcher
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import set_arithmetic
-from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 
 RATE = 6e-4

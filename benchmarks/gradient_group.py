@@ -27,9 +27,9 @@ from horovod_transformer import distributed
 from horovod_transformer.config import load_config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import plan_updates, training_loader
-from horovod_transformer.data.prepare import prepare
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.prepare.prepare import prepare
+from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 
 ROUNDS = 4

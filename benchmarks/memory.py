@@ -18,8 +18,8 @@ import torch
 from side_by_side import GPT2_124M, TINY, Row, hugging_face, part, python
 from update import our_update, their_update
 
-from horovod_transformer.heap import return_large_blocks
 from horovod_transformer.model.transformer import build_model
+from horovod_transformer.system.machine import return_large_blocks
 
 
 def peak_gb() -> float:

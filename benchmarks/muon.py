@@ -23,8 +23,13 @@ from torch import Tensor
 from horovod_transformer import distributed
 from horovod_transformer.config import Config, TrainingConfig, load_config
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.training.muon import MUON_MOMENTUM, NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, MuonAdamW
-from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.optim.muon import (
+    MUON_MOMENTUM,
+    NEWTON_SCHULZ,
+    NEWTON_SCHULZ_STEPS,
+    MuonAdamW,
+)
+from horovod_transformer.training.optim.optimizer import build_optimizer
 
 
 class PlainMuon(MuonAdamW):

@@ -18,11 +18,11 @@ import torch
 from horovod_transformer.config import load_config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import plan_updates, training_loader, validation_loader
-from horovod_transformer.data.prepare import prepare
 from horovod_transformer.metrics import bits_per_byte
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.training.optimizer import build_optimizer
-from horovod_transformer.training.schedule import learning_rate
+from horovod_transformer.prepare.prepare import prepare
+from horovod_transformer.training.optim.optimizer import build_optimizer
+from horovod_transformer.training.optim.schedule import learning_rate
 from horovod_transformer.training.step import UpdateStep
 from horovod_transformer.training.validation import validate
 

@@ -17,7 +17,7 @@ from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.book_scores import books_of, score_books
 from horovod_transformer.generation import load_model_for_generation
-from horovod_transformer.generation.small_weights import PRECISIONS
+from horovod_transformer.generation.quantization import PRECISIONS
 from horovod_transformer.model.losses import IGNORED_LABEL
 from horovod_transformer.model.transformer import TransformerLM
 

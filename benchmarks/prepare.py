@@ -74,7 +74,7 @@ print("tokens", tokens)
 
 def varied_books(characters: int, seed: int) -> Iterator[tuple[str, str]]:
     """Title and text of books: stretches of the plays in another order, and words of their own."""
-    from horovod_transformer.data.sources import open_books
+    from horovod_transformer.books.sources import open_books
 
     chosen = random.Random(seed)
     stretches = []

@@ -23,7 +23,7 @@ from horovod_transformer import distributed
 from horovod_transformer.config import DistributedConfig, TrainingConfig
 from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.model.transformer import TransformerLM, build_model
-from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 
 UPDATES = 4

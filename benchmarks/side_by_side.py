@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from horovod_transformer.config import ModelConfig
-from horovod_transformer.cpu import cpu_field, cpu_flags
-from horovod_transformer.training.metric_logger import describe_environment
+from horovod_transformer.system.machine import cpu_field, cpu_flags
+from horovod_transformer.training.metrics.logger import describe_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 # What decides the speed of matrix products.

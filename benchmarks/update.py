@@ -20,15 +20,14 @@ from side_by_side import GPT2_30M, GPT2_124M, TINY, OwnProcess, Row, hugging_fac
 from torch import Tensor, nn
 
 from horovod_transformer.config import ModelConfig, TrainingConfig
-from horovod_transformer.cpu import cpu_flags
 from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.model.losses import IGNORED_LABEL
+from horovod_transformer.model.size import count_parameters, flops_per_token
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.precision import DTYPES, autocast, cpu_bf16_unit
-from horovod_transformer.training.optimizer import build_optimizer
-from horovod_transformer.training.run_plan import count_parameters
+from horovod_transformer.system.machine import cpu_flags
+from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
-from horovod_transformer.training.throughput import flops_per_token
 
 RATE = 6e-4
 OURS, HUGGING_FACE, PLAIN = "ours", "Hugging Face", "plain GPT"

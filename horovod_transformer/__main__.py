@@ -7,7 +7,7 @@ import keyword
 import sys
 from collections.abc import Sequence
 
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.errors import UserError
 
 # Verb -> what it does; its code is the module of that name in horovod_transformer.commands.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import config_parser, parse_options
+from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
 
@@ -73,13 +73,14 @@ class TransformerTrainingExample:
 
     def prepare_data(self) -> None:
         """Turn the config's books into blocks of tokens; quick when that is done already."""
-        from horovod_transformer.data.prepare import prepare
+        from horovod_transformer.prepare.prepare import prepare
 
         prepare(self.config)
 
     def train(self) -> None:
         """Train as `horovodrun -np N python -m src.train --config F` would."""
-        from horovod_transformer.distributed.run_verb import run_verb, usual_processes
+        from horovod_transformer.distributed import usual_processes
+        from horovod_transformer.launch.subcommand import run_subcommand
 
         arguments = ["--config", str(self.config_path)]
         for key, value in self.overrides.items():
@@ -87,25 +88,13 @@ class TransformerTrainingExample:
         processes = self.processes
         if processes is None:
             processes = usual_processes(self.config.training.device)
-        run_verb(processes, "train", arguments)
+        run_subcommand(processes, "train", arguments)
 
     def generate(self, checkpoint_path: str | Path) -> list[str]:
         """Write and print a passage for each prompt."""
+        from horovod_transformer.generation import write_passages
+
         return write_passages(checkpoint_path, self.config, PROMPTS)
-
-
-def write_passages(checkpoint_path: str | Path, config: Config, prompts: Sequence[str]) -> list[str]:
-    """Continue each prompt as `config.generation` says; print and return the passages."""
-    from horovod_transformer.generation import continue_prompt, load_model_for_generation
-
-    model, tokenizer, _ = load_model_for_generation(checkpoint_path)
-    settings = config.generation.model_copy(update={"num_samples": 1})
-    passages = []
-    for seed, prompt in enumerate(prompts):
-        (text,) = continue_prompt(model, tokenizer, prompt, settings, seed)
-        print(f"\n--- {prompt or '(no prompt)'} ---\n{text.strip()}")
-        passages.append(text)
-    return passages
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-from horovod_transformer.cpu import cpu_flags
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.machine import cpu_flags
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from horovod_transformer.cores import usable_cores
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.machine import usable_cores
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_VOCAB_SIZE = 50257

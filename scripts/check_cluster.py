@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 
 UPDATES = 30
 # The last rank dies when so many updates are in the table; the newest checkpoint is then one of before.

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import parse_with_config, run_command
+from horovod_transformer.commands.command_line import parse_with_config, run_command
 from horovod_transformer.commands.train import train_parser
 
 

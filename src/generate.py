@@ -2,7 +2,7 @@
 
 import sys
 
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.commands.generate import main
 from horovod_transformer.generation import (
     generate_text,

@@ -3,7 +3,7 @@
 import sys
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.commands.train import main
 from horovod_transformer.training.run import run_distributed_training
 

@@ -20,9 +20,9 @@ import torch
 
 from horovod_transformer.__main__ import _dispatch
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.config import load_config
-from horovod_transformer.data.prepare import prepare
+from horovod_transformer.prepare.prepare import prepare
 
 SHAPE = [
     *("--model.vocab_size", "300", "--model.d_model", "16", "--model.n_layers", "1", "--model.n_heads", "2"),

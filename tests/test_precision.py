@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from horovod_transformer import precision
-from horovod_transformer.cpu import cpu_field, cpu_flags
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import autocast, bf16_unit, choose_precision, cpu_bf16_unit
+from horovod_transformer.system.machine import cpu_field, cpu_flags
 
 CPU = torch.device("cpu")
 

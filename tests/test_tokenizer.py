@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 
 from horovod_transformer import tokenizer as tokenizer_module
-from horovod_transformer.data.sources import open_books
+from horovod_transformer.books.sources import open_books
 from horovod_transformer.errors import UserError
 from horovod_transformer.tokenizer import (
     Tokenizer,

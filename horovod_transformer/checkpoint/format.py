@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import replacing
+from horovod_transformer.system.files import replacing
 
 FORMAT_VERSION = 1
 KEYS = ("format_version", "model", "optimizer", "scheduler", "progress", "config", "tokenizer")

@@ -22,7 +22,7 @@ import torch
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.checkpoint.snapshot import Snapshots
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import (
+from horovod_transformer.system.files import (
     NO_LINKS,
     archive_path,
     make_writable,

@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from horovod_transformer.command_line import CommandParser
+from horovod_transformer.commands.command_line import CommandParser
 from horovod_transformer.errors import UserError
-from horovod_transformer.messages import replace_unshowable
+from horovod_transformer.system.console import replace_unshowable
 
 DESCRIPTION = """\
 Look at a folder that `prepare` wrote.

@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import config_parser, parse_options
+from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.config import Config, load_config
-from horovod_transformer.distributed.run_verb import horovod_is_installed, run_verb, usual_processes
+from horovod_transformer.distributed import horovod_is_installed, usual_processes
 from horovod_transformer.errors import UserError
+from horovod_transformer.launch.subcommand import run_subcommand
 
 DESCRIPTION = """\
 The whole path on the plays that come with the installation: prepare, train on two Horovod
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         shared += [f"--{key}", value]
 
     _heading("1/5  Books to blocks of tokens")
-    from horovod_transformer.data.prepare import prepare
+    from horovod_transformer.prepare.prepare import prepare
 
     prepare(config)
 
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     run = paths.tables_of("demo")
 
     _heading("3/5  Loss curve")
-    from horovod_transformer.plotting import draw_curve, terminal_curve
+    from horovod_transformer.reports.plotting import draw_curve, terminal_curve
 
     picture = FOLDER / "loss.png"
     draw_curve(run, picture, f"demo: {options.minutes:g} minutes {on_processes}")
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     _score(config, checkpoint)
 
     _heading("5/5  Text")
-    from horovod_transformer.example import write_passages
+    from horovod_transformer.generation import write_passages
 
     write_passages(checkpoint, config, PROMPTS)
     print(f"\nMore:  .venv/bin/python -m src.generate --checkpoint {checkpoint} --config {options.config} \\")
@@ -106,7 +107,7 @@ def _heading(text: str) -> None:
 
 def _train(processes: int, shared: list[str], folder: Path, updates: int, *more: str) -> None:
     arguments = [*shared, "--output_dir", str(folder), "--run_name", "demo"]
-    run_verb(
+    run_subcommand(
         processes,
         "train",
         [*arguments, "--training.max_updates", str(updates), "--training.epochs", "1000", *more],

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import config_parser, parse_with_config
-from horovod_transformer.doctor import Plan, examine
+from horovod_transformer.commands.command_line import config_parser, parse_with_config
+from horovod_transformer.commands.doctor_checks import Plan, examine
 
 DESCRIPTION = """\
 Look over this machine before a training run: what it has, what it lacks, and the command that fixes

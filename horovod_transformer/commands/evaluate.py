@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from horovod_transformer.command_line import (
+from horovod_transformer.commands.command_line import (
     check_overrides,
     checkpoint_parser,
     parse_options,
@@ -16,8 +16,8 @@ from horovod_transformer.command_line import (
 )
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import make_writable
-from horovod_transformer.paths import user_path
+from horovod_transformer.system.files import make_writable
+from horovod_transformer.system.paths import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,9 @@ def main(arguments: Sequence[str]) -> int:
         xz_bits_per_byte,
     )
     from horovod_transformer.evaluation.copies import longest_copies, overlapping_chunks
-    from horovod_transformer.evaluation.report import (
+    from horovod_transformer.evaluation.text_quality import draw_passages, measure_samples, write_samples
+    from horovod_transformer.generation import load_model_for_generation
+    from horovod_transformer.reports.evaluation import (
         Evaluation,
         copy_line,
         interval_text,
@@ -80,8 +82,6 @@ def main(arguments: Sequence[str]) -> int:
         to_json,
         write_report,
     )
-    from horovod_transformer.evaluation.text_quality import draw_passages, measure_samples, write_samples
-    from horovod_transformer.generation import load_model_for_generation
 
     world_size, rank, _, _ = setup_horovod(device="cpu" if options.device == "cpu" else "auto")
     model, tokenizer, config = load_model_for_generation(options.checkpoint, options.config, options.device)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from horovod_transformer.command_line import CommandParser, parse_options
+from horovod_transformer.commands.command_line import CommandParser, parse_options
 from horovod_transformer.errors import UserError
-from horovod_transformer.paths import user_path
+from horovod_transformer.system.paths import user_path
 
 DESCRIPTION = """\
 Write a checkpoint as a Hugging Face GPT-2 folder: weights (safetensors), config, tokenizer and a model
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str]) -> int:
 
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.checkpoint.format import load_checkpoint
-    from horovod_transformer.checkpoint.huggingface import require_absent, write_folder
     from horovod_transformer.data.manifest import find_prepared
-    from horovod_transformer.evaluation.model_card import model_card
+    from horovod_transformer.export.huggingface import require_absent, write_folder
+    from horovod_transformer.export.model_card import model_card
     from horovod_transformer.generation import continue_prompt, load_model_for_generation
 
     target = Path(options.to)

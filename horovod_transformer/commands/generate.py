@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from horovod_transformer.command_line import (
+from horovod_transformer.commands.command_line import (
     check_overrides,
     checkpoint_parser,
     parse_options,
@@ -23,9 +23,9 @@ from horovod_transformer.generation.prompts_file import (
     require_new_file,
     write_continuations,
 )
-from horovod_transformer.generation.small_weights import PRECISIONS, pack_weights
-from horovod_transformer.messages import replace_unshowable
+from horovod_transformer.generation.quantization import PRECISIONS, pack_weights
 from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.system.console import replace_unshowable
 from horovod_transformer.tokenizer import Tokenizer
 
 SEPARATOR = "-" * 40

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import CommandParser, parse_options
+from horovod_transformer.commands.command_line import CommandParser, parse_options
 from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.checkpoint.format import save_checkpoint
-    from horovod_transformer.checkpoint.huggingface import read_folder, require_absent
+    from horovod_transformer.export.huggingface import read_folder, require_absent
 
     require_absent(target)
     weights, config, tokenizer = read_folder(options.folder)

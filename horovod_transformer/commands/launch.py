@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from horovod_transformer.command_line import CommandParser
+from horovod_transformer.commands.command_line import CommandParser
 from horovod_transformer.errors import UserError
-from horovod_transformer.launcher import Launcher
+from horovod_transformer.launch.launcher import Launcher
 
 DESCRIPTION = """\
 Start a command as N ranks of one Horovod job on this machine; `horovodrun -np N` does so, too, but

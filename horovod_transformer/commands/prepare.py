@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from horovod_transformer.command_line import config_parser, parse_with_config
+from horovod_transformer.commands.command_line import config_parser, parse_with_config
 from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         )
 
     # Imported late: a mistake on the command line should not wait for these libraries.
-    from horovod_transformer.data.prepare import assemble_units, prepare, prepare_units
+    from horovod_transformer.prepare.prepare import assemble_units, prepare, prepare_units
 
     try:
         if options.units:

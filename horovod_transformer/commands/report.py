@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import CommandParser, parse_options
+from horovod_transformer.commands.command_line import CommandParser, parse_options
 from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     if Path(options.output).is_dir():
         raise UserError(f"--output {options.output}: is a folder; it names the page's file")
 
-    from horovod_transformer.evaluation.run_report import write_run_report
+    from horovod_transformer.reports.runs import write_run_report
 
     print(f"written to {write_run_report(options.runs, options.output)}")
     return 0

@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.command_line import config_parser, parse_with_config, whole_number
+from horovod_transformer.commands.command_line import config_parser, parse_with_config, whole_number
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
-from horovod_transformer.launchers import launched_rank, start_timeout, this_process
-from horovod_transformer.messages import tell
+from horovod_transformer.system.console import tell
+from horovod_transformer.system.launch_environment import launched_rank, start_timeout, this_process
 
 DESCRIPTION = """\
 Train a model on prepared blocks: alone as one process, under `horovodrun -np N`, `torchrun`, `srun`
@@ -65,9 +65,9 @@ def main(arguments: Sequence[str]) -> int:
 
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.distributed import run_on_rank0, setup_horovod
-    from horovod_transformer.training.profiling import ProfileRequest
+    from horovod_transformer.model.size import flops_per_update
+    from horovod_transformer.training.metrics.profiling import ProfileRequest
     from horovod_transformer.training.run import run_distributed_training
-    from horovod_transformer.training.throughput import flops_per_update
     from horovod_transformer.training.watchdog import Watchdog
 
     stall_timeout = config.distributed.stall_timeout
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _report(run: Path) -> None:
     """Write the page of a run; a page that fails does not make the run fail."""
-    from horovod_transformer.evaluation.run_report import write_run_report
+    from horovod_transformer.reports.runs import write_run_report
 
     try:
         tell(f"report: {write_run_report([run], run / 'report.html')}")

@@ -18,7 +18,7 @@ from horovod_transformer.data.manifest import SPLITS, find_damage, read_manifest
 from horovod_transformer.data.stored_split import StoredSplit, open_stored_splits
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.losses import IGNORED_LABEL
-from horovod_transformer.paths import readable, user_path
+from horovod_transformer.system.paths import readable, user_path
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
 
 if TYPE_CHECKING:

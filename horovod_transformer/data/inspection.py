@@ -14,7 +14,7 @@ from horovod_transformer.data.dataset import BlockDataset, load_splits
 from horovod_transformer.data.manifest import find_damage, read_manifest, splits_of
 from horovod_transformer.data.stored_split import StoredSplit
 from horovod_transformer.errors import UserError
-from horovod_transformer.paths import readable, user_path
+from horovod_transformer.system.paths import readable, user_path
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
 
 _ROWS_AT_A_TIME = 1 << 14

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from horovod_transformer.books.sources import Books
 from horovod_transformer.config import Config
-from horovod_transformer.data.sources import Books
 from horovod_transformer.errors import UserError
-from horovod_transformer.paths import readable
+from horovod_transformer.system.paths import readable
 from horovod_transformer.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"

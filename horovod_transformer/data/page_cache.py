@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from horovod_transformer.control_groups import control_groups
+from horovod_transformer.system.machine import control_groups
 
 # Of a control group, by version: its limit, what it uses, and what of that is files.
 _MEMORY_FILES = {

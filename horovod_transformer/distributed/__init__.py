@@ -4,11 +4,18 @@ Every function also works in a lone process, where nothing is exchanged and Horo
 be installed. A function marked *collective* must be called by all ranks, in the same order.
 """
 
-from horovod_transformer.distributed.bootstrap import attempt, launch_id, setup_horovod
+from horovod_transformer.distributed.bootstrap import (
+    attempt,
+    horovod_is_installed,
+    launch_id,
+    setup_horovod,
+    usual_processes,
+)
 from horovod_transformer.distributed.collectives import (
     allgather,
     allreduce,
     broadcast,
+    built_operations,
     distribute_optimizer,
     gather_objects,
     get_local_rank,
@@ -33,6 +40,7 @@ __all__ = [
     "allreduce",
     "attempt",
     "broadcast",
+    "built_operations",
     "choose_device",
     "common_precision",
     "distribute_optimizer",
@@ -41,6 +49,7 @@ __all__ = [
     "get_local_size",
     "get_rank",
     "get_world_size",
+    "horovod_is_installed",
     "is_main_process",
     "launch_id",
     "lost_ranks_explained",
@@ -54,5 +63,6 @@ __all__ = [
     "start_timeline",
     "stop_timeline",
     "synchronize",
+    "usual_processes",
     "weights_digest",
 ]

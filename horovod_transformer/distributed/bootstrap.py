@@ -16,7 +16,7 @@ from horovod_transformer.distributed.collectives import get_local_rank, get_rank
 from horovod_transformer.distributed.devices import choose_device, set_threads
 from horovod_transformer.distributed.rendezvous import meet
 from horovod_transformer.errors import UserError
-from horovod_transformer.launchers import Launch, this_process
+from horovod_transformer.system.launch_environment import Launch, this_process
 
 # Horovod's background thread wakes this often (milliseconds) to look for work, and ranks wait that long for
 # each other. On CPUs it competes with the ranks for the cores: its default of 1 ms takes a quarter of a run's
@@ -75,6 +75,23 @@ def setup_horovod(
     return get_world_size(), get_rank(), get_local_rank(), chosen.type == "cuda"
 
 
+def horovod_is_installed() -> bool:
+    """Whether several processes can train together."""
+    return importlib.util.find_spec("horovod") is not None
+
+
+def usual_processes(device: str) -> int:
+    """How many processes to show training on: two, but one where Horovod is missing or a GPU would be shared.
+
+    Args:
+        device: As `training.device`.
+    """
+    if not horovod_is_installed():
+        return 1
+    alone = torch.cuda.is_available() and torch.cuda.device_count() == 1
+    return 1 if device != "cpu" and alone else 2
+
+
 def attempt() -> int:
     """0 on the first start of a launch, more when Slurm or torchrun has started it again."""
     return _attempt
@@ -97,7 +114,7 @@ def cpu_cycle_time_ms(flops: float) -> float:
 
 def _start_horovod(launch: Launch) -> Any:
     global _attempt
-    if importlib.util.find_spec("horovod") is None:
+    if not horovod_is_installed():
         raise UserError("launched for several processes, but Horovod is not installed; run `make install`")
     # Horovod reads these once, when it starts.
     os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", GLOO_TIMEOUT_S)

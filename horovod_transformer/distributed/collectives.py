@@ -31,6 +31,18 @@ def use_horovod(hvd: Any) -> None:
     _hvd = hvd
 
 
+def built_operations() -> list[str]:
+    """What the installed Horovod was built with: `Gloo`, `NCCL`, `MPI`.
+
+    Raises:
+        ImportError, OSError: Horovod cannot be loaded.
+    """
+    import horovod.torch as hvd
+
+    built = {"Gloo": hvd.gloo_built(), "NCCL": hvd.nccl_built(), "MPI": hvd.mpi_built()}
+    return [name for name, there in built.items() if there]
+
+
 def lacks_nccl() -> bool:
     """Whether there are several processes and a Horovod that cannot join their GPUs."""
     return bool(_hvd) and not _hvd.nccl_built()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from horovod_transformer.cores import usable_cores
 from horovod_transformer.distributed.collectives import (
     gather_objects,
     get_local_rank,
@@ -16,8 +15,9 @@ from horovod_transformer.distributed.collectives import (
     lacks_nccl,
 )
 from horovod_transformer.errors import UserError
-from horovod_transformer.launchers import this_process
 from horovod_transformer.precision import PrecisionChoice, bf16_unit, choose_precision
+from horovod_transformer.system.launch_environment import this_process
+from horovod_transformer.system.machine import usable_cores
 
 # Slurm says by these that it granted GPUs to this process.
 SLURM_GPU_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")

@@ -24,7 +24,7 @@ from typing import Any
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from horovod_transformer.errors import LostRank0Error, LostRankError, UserError
-from horovod_transformer.launchers import Launch, start_timeout
+from horovod_transformer.system.launch_environment import Launch, start_timeout
 
 POLL_S = 0.02
 

@@ -15,7 +15,7 @@ from horovod_transformer.data.dataset import BlockDataset
 from horovod_transformer.metrics import perplexity
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import autocast
-from horovod_transformer.progress_bar import ProgressBar
+from horovod_transformer.system.console import ProgressBar
 from horovod_transformer.tokenizer import Tokenizer
 
 # Windows scored in one forward pass.

@@ -20,7 +20,7 @@ from horovod_transformer.config import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.book_scores import OTHER_PROMPTS, relevance
 from horovod_transformer.model.transformer import TransformerLM
-from horovod_transformer.progress_bar import ProgressBar
+from horovod_transformer.system.console import ProgressBar
 from horovod_transformer.tokenizer import Tokenizer
 
 # Prompts continued in one call of `generate`: bounds the memory of the key-value cache.

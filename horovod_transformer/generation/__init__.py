@@ -7,7 +7,7 @@ How a token is drawn is in `model/sampling.py`, the loop over tokens in `model/d
 """
 
 from horovod_transformer.generation.loading import choose_device, load_model_for_generation
-from horovod_transformer.generation.terminal import interactive_generation
+from horovod_transformer.generation.terminal import interactive_generation, write_passages
 from horovod_transformer.generation.text import (
     Sample,
     Writing,
@@ -25,4 +25,5 @@ __all__ = [
     "interactive_generation",
     "load_model_for_generation",
     "stream_text",
+    "write_passages",
 ]

@@ -11,7 +11,7 @@ import torch
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.config import Config, config_from_dict, load_config
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation.small_weights import shrink_weights
+from horovod_transformer.generation.quantization import shrink_weights
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.model.weights import model_with_weights
 from horovod_transformer.tokenizer import Tokenizer, gpt2_tokenizer, tokenizer_from_dict

@@ -9,10 +9,10 @@ from typing import Any
 
 from horovod_transformer.config import GenerationConfig
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import replacing
 from horovod_transformer.generation.text import Sample, Writing
 from horovod_transformer.model.transformer import TransformerLM
-from horovod_transformer.progress_bar import ProgressBar
+from horovod_transformer.system.console import ProgressBar
+from horovod_transformer.system.files import replacing
 from horovod_transformer.tokenizer import Tokenizer
 
 # Texts written at once: bounds the memory of keys and values.

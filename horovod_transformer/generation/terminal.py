@@ -1,10 +1,14 @@
-"""Talking to a model at a terminal."""
+"""Text on a terminal: a conversation with a model, and a passage for each prompt."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from horovod_transformer.config import Config, GenerationConfig
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation.text import Writing
+from horovod_transformer.generation.loading import load_model_for_generation
+from horovod_transformer.generation.text import Writing, continue_prompt
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.tokenizer import Tokenizer
 
@@ -70,3 +74,15 @@ def _obey(line: str, settings: GenerationConfig) -> GenerationConfig:
             print(error)
     print(f"{key} = {getattr(settings, key)}")
     return settings
+
+
+def write_passages(checkpoint_path: str | Path, config: Config, prompts: Sequence[str]) -> list[str]:
+    """Continue each prompt as `config.generation` says; print and return the passages."""
+    model, tokenizer, _ = load_model_for_generation(checkpoint_path)
+    settings = config.generation.model_copy(update={"num_samples": 1})
+    passages = []
+    for seed, prompt in enumerate(prompts):
+        (text,) = continue_prompt(model, tokenizer, prompt, settings, seed)
+        print(f"\n--- {prompt or '(no prompt)'} ---\n{text.strip()}")
+        passages.append(text)
+    return passages

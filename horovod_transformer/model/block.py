@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from horovod_transformer.model.cpu.attention import attend
+from horovod_transformer.model.cpu.gelu import gelu
+from horovod_transformer.model.cpu.linear import Linear
+from horovod_transformer.model.cpu.recomputation import linear_after
 from horovod_transformer.model.decoding import KeyValueCache
-from horovod_transformer.model.gelu import gelu
-from horovod_transformer.model.half_attention import attend
-from horovod_transformer.model.linear import Linear
-from horovod_transformer.model.recomputation import linear_after
 
 
 class CausalSelfAttention(nn.Module):

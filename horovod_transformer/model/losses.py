@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
-from horovod_transformer.model.head_products import add_weight_gradient, gradient_of_hidden
-from horovod_transformer.model.logits_in_place import LogitsInPlace
+from horovod_transformer.model.cpu.cross_entropy import LogitsInPlace
+from horovod_transformer.model.cpu.head_products import add_weight_gradient, gradient_of_hidden
 
 IGNORED_LABEL = -100
 # Rows of logits alive at once on a CPU. 512 rows x 50,257 columns are 103 MB in float32; fewer rows are

@@ -21,11 +21,11 @@ from torch.autograd.profiler import record_function
 from horovod_transformer.config import GenerationConfig, ModelConfig
 from horovod_transformer.model.block import TransformerBlock, run_block
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
+from horovod_transformer.model.cpu.linear import linear
+from horovod_transformer.model.cpu.recomputation import checkpointed
+from horovod_transformer.model.cpu.tied_embedding import embed
 from horovod_transformer.model.decoding import Decoder, KeyValueCache
-from horovod_transformer.model.linear import linear
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
-from horovod_transformer.model.recomputation import checkpointed
-from horovod_transformer.model.tied_embedding import embed
 
 INITIAL_STD = 0.02
 # Sines and cosines have a root mean square of 1/sqrt(2). This brings the table to the size of

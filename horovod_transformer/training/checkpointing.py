@@ -9,8 +9,8 @@ from typing import Any
 from horovod_transformer import distributed
 from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.errors import UserError
-from horovod_transformer.folder_lock import FolderLock
 from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.system.locks import FolderLock
 
 
 class Checkpointing:

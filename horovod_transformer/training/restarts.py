@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.files import write_text
+from horovod_transformer.system.files import write_text
 
 STARTS = ".starts"
 STARTS_WITHOUT_PROGRESS = 2

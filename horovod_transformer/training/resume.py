@@ -11,7 +11,7 @@ What makes a resumed run the same, bit for bit, as one that was never stopped:
 - refused if it is not the same: model shape, seed, global batch, data, tokenizer, optimizer (this
   file calls every check);
 - dropped and computed again: rows of the tables and TensorBoard events after the checkpoint
-  (`training.metric_logger`);
+  (`training.metrics.logger`);
 - archived: checkpoints after the one that is resumed (`checkpoint.manager`).
 
 Another number of processes keeps the curve but not the last bits: sums are then rounded in another
@@ -30,9 +30,10 @@ from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config import Config, ModelConfig, config_from_dict
 from horovod_transformer.data.dataset import PreparedData
 from horovod_transformer.data.sampler import UpdatePlan
-from horovod_transformer.data.tokenizer_choice import require_same_tokenizer
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import DTYPES, PrecisionChoice
+from horovod_transformer.system.paths import readable
+from horovod_transformer.tokenizer import tokenizer_from_dict
 
 # In a checkpoint TrainState.data_fingerprint has the name it was born with: keys never change.
 _KEY_IN_FILE = {"data_fingerprint": "identity"}
@@ -251,6 +252,30 @@ def require_same_model(before: ModelConfig, now: ModelConfig, path: Path) -> Non
         old, new = getattr(before, key), getattr(now, key)
         if old != new:
             raise UserError(f"{path}: its model has {key} = {old}, but the config says model.{key} = {new}")
+
+
+def require_same_tokenizer(before: dict[str, Any] | None, data: PreparedData, checkpoint: str | Path) -> None:
+    """Check that the ids of prepared data mean to a checkpoint's weights what they were trained on.
+
+    Nothing can be compared where either side has no tokenizer: blocks that were made elsewhere.
+
+    Args:
+        before: The checkpoint's `tokenizer`.
+        data: The data that training is to continue with.
+        checkpoint: The checkpoint's path, for the message.
+
+    Raises:
+        UserError: The tokenizers differ.
+    """
+    if before is None or data.tokenizer is None:
+        return
+    old = tokenizer_from_dict(before)
+    if old.fingerprint != data.tokenizer.fingerprint:
+        raise UserError(
+            f"{readable(checkpoint)}: was trained with another tokenizer ({old}) than "
+            f"{readable(data.folder)} was prepared with ({data.tokenizer}): its ids would "
+            f"mean other words; prepare the books with --data.tokenizer {readable(checkpoint)}"
+        )
 
 
 def require_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:

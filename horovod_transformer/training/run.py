@@ -10,7 +10,7 @@ import torch
 from horovod_transformer import distributed
 from horovod_transformer.config import TABLES, Config
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.profiling import ProfileRequest
+from horovod_transformer.training.metrics.profiling import ProfileRequest
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.trainer import Trainer
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from horovod_transformer.config import Config, ModelConfig
-from horovod_transformer.training.schedule import warmup_updates
+from horovod_transformer.config import Config
+from horovod_transformer.model.size import count_parameters
+from horovod_transformer.training.optim.schedule import warmup_updates
 
 if TYPE_CHECKING:  # doctor reckons checkpoint sizes where torch is missing
     from horovod_transformer.data.sampler import UpdatePlan
@@ -107,16 +108,6 @@ class RunPlan:
 def run_updates(config: Config, plan: UpdatePlan) -> int:
     """Updates of a run: all of its epochs, or `training.max_updates` if that is less."""
     return min(plan.total_updates, config.training.max_updates or plan.total_updates)
-
-
-def count_parameters(model: ModelConfig) -> int:
-    """Number of parameters of the model, by arithmetic: even a model too large to build has one."""
-    width = model.d_model
-    attention = 4 * width * width + 4 * width
-    feed_forward = 2 * width * model.d_ff + model.d_ff + width
-    positions = model.max_seq_len * width if model.positions == "learned" else 0
-    blocks = model.n_layers * (attention + feed_forward + 4 * width)
-    return model.vocab_size * width + positions + blocks + 2 * width
 
 
 def checkpoint_bytes(config: Config) -> int:

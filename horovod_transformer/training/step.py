@@ -24,9 +24,9 @@ from horovod_transformer import distributed
 from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import autocast
-from horovod_transformer.training.late_reading import LateReader
-from horovod_transformer.training.loss_scale import LossScale
-from horovod_transformer.training.time_shares import PhaseTimer
+from horovod_transformer.training.metrics.deferred import LateReader
+from horovod_transformer.training.metrics.phase_timer import PhaseTimer
+from horovod_transformer.training.optim.loss_scale import LossScale
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,23 @@ from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_updates, training_loader, validation_loader
 from horovod_transformer.data.page_cache import reading_ahead
 from horovod_transformer.errors import UserError
-from horovod_transformer.folder_lock import FolderLock
-from horovod_transformer.heap import return_large_blocks
-from horovod_transformer.messages import tell
 from horovod_transformer.metrics import bits_per_byte
 from horovod_transformer.model.compilation import choose_compile
+from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import PrecisionChoice, set_arithmetic
-from horovod_transformer.training.bookkeeping import Bookkeeping
+from horovod_transformer.system.console import tell
+from horovod_transformer.system.locks import FolderLock
+from horovod_transformer.system.machine import return_large_blocks
+from horovod_transformer.system.signals import StopRequest
 from horovod_transformer.training.checkpointing import Checkpointing
-from horovod_transformer.training.metric_logger import MetricLogger, ValidationMetrics
-from horovod_transformer.training.optimizer import build_optimizer
-from horovod_transformer.training.profiling import ProfileRequest, UpdateProfiler
+from horovod_transformer.training.metrics.logger import MetricLogger, ValidationMetrics
+from horovod_transformer.training.metrics.phase_timer import PhaseTimer
+from horovod_transformer.training.metrics.profiling import ProfileRequest, UpdateProfiler
+from horovod_transformer.training.metrics.throughput import Throughput, peak_flops
+from horovod_transformer.training.optim.optimizer import build_optimizer
+from horovod_transformer.training.optim.schedule import learning_rate
+from horovod_transformer.training.recorder import Bookkeeping
 from horovod_transformer.training.restarts import require_progress
 from horovod_transformer.training.resume import (
     Start,
@@ -45,11 +50,7 @@ from horovod_transformer.training.resume import (
 )
 from horovod_transformer.training.run_plan import RunPlan
 from horovod_transformer.training.sample_texts import write_samples
-from horovod_transformer.training.schedule import learning_rate
 from horovod_transformer.training.step import StartedUpdate, UpdateResult, UpdateStep
-from horovod_transformer.training.stop_signals import StopRequest
-from horovod_transformer.training.throughput import Throughput, flops_per_token, peak_flops
-from horovod_transformer.training.time_shares import PhaseTimer
 from horovod_transformer.training.validation import validate
 from horovod_transformer.training.watchdog import Watchdog
 

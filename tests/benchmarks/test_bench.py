@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from horovod_transformer.cpu import cpu_flags
 from horovod_transformer.precision import cpu_bf16_unit
+from horovod_transformer.system.machine import cpu_flags
 
 
 @pytest.mark.slow

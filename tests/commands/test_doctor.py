@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from horovod_transformer.doctor import CHECKS, check_horovod
+from horovod_transformer.commands.doctor_checks import CHECKS, check_horovod
 
 TINY = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 64, "max_seq_len": 32}
 SHAPE = [word for key, value in TINY.items() for word in (f"--model.{key}", str(value))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.commands.generate import main
 
 BOOK = "The sea was calm — so said the captain, né à Brême."

@@ -17,7 +17,7 @@ from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.commands import train
 from horovod_transformer.config import load_config
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.throughput import flops_per_update
+from horovod_transformer.model.size import flops_per_update
 from tests.distributed.conftest import BASE, write_corpus
 
 # Each takes a quarter of a second or more, and a run on CPUs needs none.
@@ -65,8 +65,8 @@ def test_horovod_is_told_what_an_update_costs(monkeypatch, root):
 def test_a_page_that_fails_does_not_change_the_exit_code(run_python, tiny_run):
     """A job that is to be started again must not end as if it had failed."""
     program = (
-        "import sys; from horovod_transformer.evaluation import run_report; from src.train import main; "
-        "run_report.run_page = lambda runs: 1 / 0; sys.exit(main(sys.argv[1:]))"
+        "import sys; from horovod_transformer.reports import runs; from src.train import main; "
+        "runs.run_page = lambda runs: 1 / 0; sys.exit(main(sys.argv[1:]))"
     )
     done = run_python("-c", program, *tiny_run, "--training.max_updates", "2")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,10 +10,10 @@ import datasets
 import pytest
 
 from horovod_transformer.__main__ import _dispatch
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.data.inspection import show, stats, verify
-from horovod_transformer.data.prepare import prepare
+from horovod_transformer.prepare.prepare import prepare
 
 BLOCK = 16
 

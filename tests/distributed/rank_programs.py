@@ -36,7 +36,7 @@ from horovod_transformer.training import trainer
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.run import run_distributed_training
 from horovod_transformer.training.step import UpdateStep
-from tests.training.fake_device import fake_reader
+from tests.training.metrics.fake_device import fake_reader
 
 TELL_AFTER_S = 100
 LATE_S = 1.0  # rank 0 comes so much later than the others

@@ -15,7 +15,7 @@ from horovod_transformer.distributed.devices import (
     set_threads,
 )
 from horovod_transformer.errors import UserError
-from horovod_transformer.launchers import Launch
+from horovod_transformer.system.launch_environment import Launch
 
 
 @pytest.mark.parametrize("local_rank", range(4))

@@ -24,7 +24,7 @@ ONE_RANK_FAILS = """
 import sys
 sys.path.insert(0, '.')
 from horovod_transformer import distributed
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.errors import UserError
 
 def main(arguments):
@@ -101,7 +101,7 @@ def test_a_signal_is_a_clean_stop_of_all_ranks(write_config, start_job, outcome_
 
 
 def test_every_signal_reaches_all_ranks(start_job, tmp_path):
-    # Training treats them alike (tests/training/test_stop_signals.py); these ranks only say which came.
+    # Training treats them alike (tests/system/test_signals.py); these ranks only say which came.
     # A closed terminal (SIGHUP) reaches the ranks as SIGTERM.
     received = {"TERM": "TERM", "USR1": "USR1", "INT": "INT", "HUP": "TERM"}
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if all tests run under nohup
@@ -281,7 +281,7 @@ def test_a_rank_that_hangs_before_the_first_update_ends_the_job(write_config, ru
     ],
 )
 def test_mistakes_on_the_command_line(capsys, monkeypatch, arguments, told):
-    from horovod_transformer.command_line import run_command
+    from horovod_transformer.commands.command_line import run_command
     from horovod_transformer.commands.launch import main
 
     assert run_command(main, arguments) == 2

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.distributed
 
 SCRIPT = """
 import sys
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from src.utils.distributed import setup_horovod
 def main(arguments):
     print(setup_horovod(require_distributed=True))

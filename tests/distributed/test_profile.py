@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from horovod_transformer.training.profiling import WAIT, WARM_UP
+from horovod_transformer.training.metrics.profiling import WAIT, WARM_UP
 
 pytestmark = pytest.mark.distributed
 UPDATES, MICRO_BATCHES = 2, 2

@@ -16,7 +16,7 @@ from torch.distributed import TCPStore
 
 from horovod_transformer.distributed import rendezvous
 from horovod_transformer.errors import UserError
-from horovod_transformer.launchers import read_launch
+from horovod_transformer.system.launch_environment import read_launch
 
 FORK = multiprocessing.get_context("fork")
 

@@ -19,7 +19,7 @@ HOMES = {
     "run_distributed_training": "src.train",
     "save_checkpoint": "src.train",
     "load_checkpoint": "src.train",
-    "prepare": "horovod_transformer.data.prepare",
+    "prepare": "horovod_transformer.prepare.prepare",
     "load_preprocessed_data": "src.data",
     "get_dataloaders": "src.data",
     "setup_horovod": "src.utils.distributed",

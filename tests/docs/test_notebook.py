@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 from horovod_transformer.__main__ import _dispatch
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.config import load_config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import get_dataloaders

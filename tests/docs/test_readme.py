@@ -77,19 +77,6 @@ def test_each_command_listed_here_is_in_the_readme(readme, commands_run_by):
     assert set(commands_run_by("test_readme.py")) <= set(readme.commands())
 
 
-def test_the_map_shows_every_file_of_the_package(readme, root):
-    (drawn,) = [fence.text for fence in readme.fences if fence.text.startswith("horovod_transformer/")]
-    words = drawn.split()
-    shown = sorted(word for word in words if word.endswith(".py"))
-    files = (root / "horovod_transformer").rglob("*.py")
-    there = sorted(path.name for path in files if path.name != "__init__.py")
-    assert shown == there, f"README's map and the tree differ: {set(shown) ^ set(there) or 'one name twice'}"
-    folders = {word for word in words if word.endswith("/")}
-    package = (root / "horovod_transformer").iterdir()
-    assert {f"{path.name}/" for path in package if (path / "__init__.py").exists()} <= folders
-    assert all((root / name).is_dir() or (root / "horovod_transformer" / name).is_dir() for name in folders)
-
-
 # --- What is promised
 
 

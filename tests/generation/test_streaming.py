@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from horovod_transformer.command_line import run_command
+from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.commands.generate import main
 from horovod_transformer.config import GenerationConfig
 from horovod_transformer.errors import UserError

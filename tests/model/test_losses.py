@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from horovod_transformer.model import head_products, losses
+from horovod_transformer.model import losses
+from horovod_transformer.model.cpu import head_products
 from horovod_transformer.model.losses import chunked_cross_entropy, padded_columns, works_in_place
 
 

@@ -12,7 +12,7 @@ from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 from tests.conftest import TINY
 

@@ -7,8 +7,9 @@ import torch
 
 from horovod_transformer.config import Config
 from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.model.size import count_parameters
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.training.run_plan import RunPlan, checkpoint_bytes, count_parameters
+from horovod_transformer.training.run_plan import RunPlan, checkpoint_bytes
 from tests.conftest import TINY
 
 

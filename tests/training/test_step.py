@@ -8,8 +8,8 @@ import torch
 from horovod_transformer.config import TrainingConfig
 from horovod_transformer.data.sampler import UpdatePlan
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.training import muon
-from horovod_transformer.training.optimizer import build_optimizer
+from horovod_transformer.training.optim import muon
+from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 from tests.conftest import TINY
 

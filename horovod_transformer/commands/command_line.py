@@ -1,0 +1,252 @@
+"""What all commands share: config overrides, and how a mistake or a bug ends the process."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import re
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from horovod_transformer.config import Config, load_config
+from horovod_transformer.errors import LostRankError, StoppedError, UserError
+from horovod_transformer.system.console import tell
+from horovod_transformer.system.launch_environment import launched_rank
+
+RANK_0_SPEAKS_FIRST_S = 5.0
+LOST_RANK_LEAVES_LAST_S = 2.0
+
+OVERRIDES_HELP = """\
+Any key of the config can be overridden by its dotted name:
+  --training.learning_rate 1e-4   --model.n_layers 6   --training.max_updates null
+
+The keys, what they take and their defaults; configs/config.yaml explains each:
+"""
+
+
+def config_keys() -> dict[str, tuple[str, str]]:
+    """Return each dotted key of the config with what it takes and its default, as words for `--help`."""
+    keys = {}
+    for section, field in Config.model_fields.items():
+        assert isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for key, value in field.annotation.model_fields.items():
+            default = value.default if isinstance(value.default, str) else json.dumps(value.default)
+            keys[f"{section}.{key}"] = (_type_words(value.annotation), default)
+    return keys
+
+
+def _type_words(annotation: Any) -> str:
+    """`int`, `auto|fp32|bf16`, `text|list|null`: what YAML may hold for this annotation."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _type_words(parts[0])
+    if kind is Literal:
+        return "|".join(map(str, parts))
+    if kind in (Union, types.UnionType):
+        return "|".join(map(_type_words, parts))
+    names = {int: "int", float: "number", bool: "true|false", str: "text", list: "list", type(None): "null"}
+    return names[kind or annotation]
+
+
+def describe_config_keys() -> str:
+    """Return a line for each key, a paragraph for each section."""
+    keys = config_keys()
+    width = max(map(len, keys))
+    kinds = max(len(kind) for kind, _ in keys.values())
+    lines: list[str] = []
+    section = None
+    for key, (kind, default) in keys.items():
+        if section not in (None, key.partition(".")[0]):
+            lines.append("")
+        section = key.partition(".")[0]
+        lines.append(f"  --{key:<{width}}  {kind:<{kinds}}  {default}")
+    return "\n".join(lines)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like every other mistake's."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below its usage.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError(f"{message}; --help tells more")
+
+
+def config_parser(prog: str, description: str, examples: str = "") -> argparse.ArgumentParser:
+    """Make a parser with `--config` and help that teaches the dotted overrides."""
+    overrides = OVERRIDES_HELP + describe_config_keys()
+    parser = CommandParser(
+        prog=prog,
+        description=description,
+        epilog=f"{examples}\n{overrides}" if examples else overrides,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", default="configs/config.yaml", metavar="FILE", help="YAML config (default: %(default)s)"
+    )
+    return parser
+
+
+def checkpoint_parser(
+    prog: str, description: str, examples: str, config_help: str
+) -> argparse.ArgumentParser:
+    """Make a parser for commands that read a checkpoint: `--checkpoint`, `--config`, `--device`, `--seed`."""
+    parser = CommandParser(
+        prog=prog,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint", default="checkpoints/best_model.pt", metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument("--config", metavar="FILE", help=config_help)
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
+    )
+    parser.add_argument("--seed", metavar="N", help="the same seed gives the same text")
+    return parser
+
+
+def check_overrides(overrides: Mapping[str, Any], *allowed: str) -> None:
+    """Refuse, before a large file is read, overrides that a trained model cannot follow.
+
+    Args:
+        overrides: From `parse_options`.
+        allowed: Keys, or the names of whole sections followed by a dot.
+
+    Raises:
+        UserError: A key is not among them, or its value is not allowed.
+    """
+    for key in overrides:
+        if key not in allowed and f"{key.partition('.')[0]}." not in allowed:
+            names = " and ".join(f"--{name}*" if name.endswith(".") else f"--{name}" for name in allowed)
+            raise UserError(f"--{key}: a checkpoint's model is as it was trained; only {names} can change")
+    Config().with_overrides(overrides, "command line")
+
+
+def whole_number(name: str, text: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    """Read a number that a user gave as text.
+
+    Raises:
+        UserError: It is none, or out of its range.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise UserError(f"{name} {text}: should be a whole number from {least} to {most}")
+    return number
+
+
+def parse_with_config(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, Config]:
+    """Parse a command line that may end in dotted overrides, and load its config.
+
+    Raises:
+        UserError: An argument is unknown, or the config does not hold.
+    """
+    options, overrides = parse_options(parser, arguments)
+    return options, load_config(options.config, overrides)
+
+
+def parse_options(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Parse a command line that may end in dotted overrides, without reading a config.
+
+    Raises:
+        UserError: An argument is neither known nor a dotted override.
+    """
+    options, rest = parser.parse_known_args(arguments)
+    return options, _read_overrides(rest, parser)
+
+
+def _read_overrides(rest: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, str]:
+    overrides = {}
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--") or "." not in word.partition("=")[0]:
+            raise UserError(f"unknown argument {word}; {_suggestion(word, parser)}")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                raise UserError(f"--{key} needs a value, as --{key} VALUE")
+            value = following
+        overrides[key] = value
+    return overrides
+
+
+def _suggestion(word: str, parser: argparse.ArgumentParser) -> str:
+    """Name the options and config keys that may have been meant: `--learning-rate` wants its section."""
+    places: dict[str, list[str]] = {}
+    for option in [*re.findall(r"--(\w+)", parser.format_usage()), *config_keys()]:
+        places.setdefault(option.rpartition(".")[2], []).append(f"--{option}")
+    name = word.partition("=")[0].lstrip("-").replace("-", "_")
+    close = [name] if name in places else difflib.get_close_matches(name, places, n=1)
+    if not word.startswith("-") or not close:
+        return "--help lists what there is"
+    return f"did you mean {' or '.join(places[close[0]])}?"
+
+
+def read_text(option: str, path: str) -> str:
+    """Read a text file as `prepare` reads books: UTF-8 with or without a mark, any line ends.
+
+    Args:
+        option: Where the path was given, for messages.
+        path: The file; `-` for stdin.
+
+    Raises:
+        UserError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{option} {path}: is not text in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be read: {error.strerror}") from None
+
+
+def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
+    """Run a command's `main`; a user's mistake becomes one line on stderr and an exit code.
+
+    With several ranks every one meets the same mistake: rank 0 tells it, all leave.
+    """
+    try:
+        return main(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        if launched_rank() == 0 or error.only_here:
+            kind = "" if isinstance(error, StoppedError) else "error: "
+            tell(f"{kind}{error}", sys.stderr)
+        else:
+            # The launcher ends all ranks once one has left: let rank 0 speak first. Ended by it, this one
+            # leaves with the same code: srun passes on the highest, and 143 would look like a rank lost.
+            code = error.exit_code
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+            time.sleep(RANK_0_SPEAKS_FIRST_S)
+        if isinstance(error, LostRankError):
+            # The rank that failed is still on its way out: let the launcher see that one's end first.
+            time.sleep(LOST_RANK_LEAVES_LAST_S)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader went away (`| head`): not our failure. Keep the interpreter's own flush quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

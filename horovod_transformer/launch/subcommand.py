@@ -1,0 +1,63 @@
+"""Run a command of ours on several processes of this machine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from horovod_transformer.errors import EXIT_START_AGAIN, StoppedError, UserError
+
+
+def run_subcommand(processes: int, name: str, arguments: Sequence[str]) -> None:
+    """Run `horovod-transformer NAME ...` on this many processes and wait for its end.
+
+    Signals that ask to stop are passed on to the subcommand; this waits until it has saved what it must.
+
+    Args:
+        processes: 1 runs it plainly, more under `horovod-transformer launch`.
+        name: A subcommand of the command line.
+        arguments: Its arguments.
+
+    Raises:
+        StoppedError: A signal has stopped it.
+        UserError: It ended badly; what it printed tells more.
+    """
+    program = [sys.executable, "-m", "horovod_transformer"]
+    command = [*program, name, *arguments]
+    if processes > 1:
+        command = [*program, "launch", "-np", str(processes), "--", *command]
+    with subprocess.Popen(command) as process, _stops_passed_on(process) as stops:
+        # Not Popen's own way with Ctrl-C, which is to kill the process after a quarter of a second.
+        code = process.wait()
+    if code == EXIT_START_AGAIN or (code and stops):
+        raise StoppedError(f"`{name}` was stopped")
+    if code:
+        raise UserError(
+            f"`{name}` on {processes} process(es) ended with exit code {code}; its output tells why"
+        )
+
+
+@contextmanager
+def _stops_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Leave it to the process to obey signals that ask to stop; yields those that have come."""
+    stops: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        stops.append(number)
+        # Of Ctrl-C a terminal tells the process itself, and a second one means "at once": not sent again.
+        process.send_signal(signal.SIGTERM)
+
+    before = {}
+    with suppress(ValueError):  # only the main thread may handle signals
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                before[number] = signal.signal(number, pass_on)
+    try:
+        yield stops
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

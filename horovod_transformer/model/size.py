@@ -1,0 +1,43 @@
+"""The size of a model by arithmetic: parameters and floating-point operations, without building it."""
+
+from __future__ import annotations
+
+from horovod_transformer.config import Config, ModelConfig
+
+
+def count_parameters(model: ModelConfig) -> int:
+    """Number of parameters of the model, by arithmetic: even a model too large to build has one."""
+    width = model.d_model
+    attention = 4 * width * width + 4 * width
+    feed_forward = 2 * width * model.d_ff + model.d_ff + width
+    positions = model.max_seq_len * width if model.positions == "learned" else 0
+    blocks = model.n_layers * (attention + feed_forward + 4 * width)
+    return model.vocab_size * width + positions + blocks + 2 * width
+
+
+def flops_per_token(model: ModelConfig, parameters: int, block_size: int) -> float:
+    """Floating-point operations of a forward and backward pass, per token.
+
+    6 per parameter, and 12 x layers x width x length for attention's two products (Chowdhery et
+    al. 2022, arXiv:2204.02311, appendix B). The tied embedding counts once, as the output
+    projection that it is.
+
+    Args:
+        model: Shape.
+        parameters: Number of them.
+        block_size: Tokens that attend to each other: a prepared block may be shorter than the context.
+    """
+    return 6.0 * parameters + 12.0 * model.n_layers * model.d_model * block_size
+
+
+def flops_per_update(config: Config, ranks: int) -> float:
+    """Floating-point operations of an update, all ranks together, as far as the config tells.
+
+    Args:
+        config: Of the run; blocks are taken to be as long as the context.
+        ranks: Number of processes.
+    """
+    training, length = config.training, config.model.max_seq_len
+    steps = training.gradient_accumulation_steps or 1
+    blocks = training.global_batch_size or training.per_gpu_batch_size * steps * ranks
+    return blocks * length * flops_per_token(config.model, count_parameters(config.model), length)

@@ -1,0 +1,1 @@
+"""Books to blocks of tokens on disk."""

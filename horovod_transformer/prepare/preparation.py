@@ -1,0 +1,239 @@
+"""The steps of a preparation and what they share: the source, the place, the units, and who does the work."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from horovod_transformer.books.readers import ReadOptions
+from horovod_transformer.books.sources import open_books
+from horovod_transformer.config import Config
+from horovod_transformer.data.manifest import (
+    FORMAT_VERSION,
+    find_damage,
+    find_prepared,
+    first_difference,
+    settings_of,
+    write_manifest,
+)
+from horovod_transformer.errors import UserError
+from horovod_transformer.prepare.assembly import assemble, select_books, train_tokenizer
+from horovod_transformer.prepare.figures import write_report
+from horovod_transformer.prepare.shards import Unit, make_units
+from horovod_transformer.prepare.tokenizer_choice import chosen_tokenizer
+from horovod_transformer.prepare.workers import Job, make_units_on
+from horovod_transformer.prepare.writer import token_dtype
+from horovod_transformer.system.console import ProgressBar
+from horovod_transformer.system.files import write_text
+from horovod_transformer.system.folders import new_folder
+from horovod_transformer.system.locks import FolderLock
+from horovod_transformer.system.machine import installed_version, usable_cores
+from horovod_transformer.system.paths import user_path
+from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
+
+
+def units_folder(data_dir: Path) -> Path:
+    """Return where units lie until the data is assembled."""
+    target = data_dir.resolve()
+    return target.with_name(f"{target.name}.units")
+
+
+class Preparation:
+    """What the steps share; see `prepare.prepare` for the arguments."""
+
+    def __init__(
+        self,
+        config: Config,
+        progress: bool,
+        workers: int | None,
+        executor: Executor | None,
+        unit_bytes: int | None,
+    ) -> None:
+        self.config = config
+        self.say = _print if progress else _silence
+        self.data_dir = user_path(config.data.data_dir, "data.data_dir")
+        self.folder = units_folder(self.data_dir)
+        self.chosen = chosen_tokenizer(config)
+        self.settings = settings_of(config, self.chosen)
+        self.options = ReadOptions.from_config(config)
+        self.books = open_books(config.data.source, self.options, unit_bytes)
+        self.units = make_units(
+            self.books.parts, self.books.part_bytes, self.options, config.data.min_book_characters
+        )
+        self._progress, self._workers, self._executor = progress, workers or usable_cores(), executor
+
+    def usable(self, force: bool) -> dict[str, Any] | None:
+        """Return the manifest of prepared data that is what is wanted; None if it is to be made.
+
+        Raises:
+            UserError: Something else is there, and it was not said that it may go.
+        """
+        existing = find_prepared(self.data_dir)
+        if existing is None or force:
+            return None
+        difference = first_difference(existing, self.settings, self.books)
+        if difference:
+            raise UserError(
+                f"{self.data_dir}: was prepared differently: {difference}; use --force to replace it, or "
+                "another --data.data_dir"
+            )
+        damage = find_damage(existing, self.data_dir)
+        if damage:
+            raise UserError(f"{self.data_dir}: {damage}; use --force to prepare it again")
+        return existing
+
+    def is_prepared(self) -> bool:
+        """Whether what is wanted is there; other data is `--assemble`'s to replace or refuse."""
+        with contextlib.suppress(UserError):
+            return self.usable(force=False) is not None
+        return False
+
+    def say_what_is_read(self) -> None:
+        """Print how many files of which kind are read and passed over."""
+        taken = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.books.taken.items()))
+        if taken:
+            self.say(f"reading {taken}")
+        if self.books.passed_over:
+            left = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.books.passed_over.items()))
+            self.say(f"passed over: {left}")
+
+    @contextmanager
+    def units_kept(self) -> Iterator[None]:
+        """Make the folder of units; leave none that is empty."""
+        self.folder.mkdir(exist_ok=True)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def check_disk(self) -> None:
+        """Compare the disk with what is likely needed, units that are there taken off.
+
+        Raises:
+            UserError: There is not even half of it.
+        """
+        there = sum(path.stat().st_size for path in self.folder.glob("*.tokens"))
+        # English has about 4 bytes per token, small vocabularies make more tokens of it. Once in the units,
+        # once in the data.
+        itemsize = token_dtype(self.config.model.vocab_size).itemsize
+        likely = sum(unit.text_bytes for unit in self.units) / 3.5 * 2 * itemsize - there
+        free = shutil.disk_usage(self.folder).free
+        if likely > 2 * free:
+            raise UserError(
+                f"{self.data_dir}: this needs about {likely / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+                "make room, or choose another place (data.data_dir)"
+            )
+        if likely > free:
+            self.say(f"note: this may need {likely / 1e9:.1f} GB for a while, {free / 1e9:.1f} GB are free")
+
+    def survey(self) -> Job:
+        """The job that reads books without tokenizing them."""
+        return Job(self.folder, self.options, self.config.data.min_book_characters)
+
+    def tokenizing(self, tokenizer: Tokenizer) -> Job:
+        """The job that tokenizes books."""
+        return Job.tokenizing(self.folder, self.options, self.config.data.min_book_characters, tokenizer)
+
+    def known_tokenizer(self) -> Tokenizer | None:
+        """The chosen tokenizer, or the one that an earlier run trained for these books and settings."""
+        if self.chosen is not None:
+            return self.chosen
+        try:
+            return tokenizer_from_dict(json.loads(self._tokenizer_file().read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def train_tokenizer(self) -> Tokenizer:
+        """Train a tokenizer on the training books, all of which are surveyed, and keep it with the units."""
+        selected = select_books(self.config, self.units, self.survey())
+        tokenizer = train_tokenizer(self.config, selected, self.say)
+        write_text(self._tokenizer_file(), json.dumps(tokenizer.to_dict()))
+        return tokenizer
+
+    def _tokenizer_file(self) -> Path:
+        said = json.dumps([self.settings, [unit.key for unit in self.units]], sort_keys=True)
+        return self.folder / f"tokenizer-{hashlib.sha256(said.encode()).hexdigest()[:24]}.json"
+
+    def make(self, job: Job, units: list[Unit]) -> list[Unit]:
+        """Make those of these units that are missing; return those that another process is at."""
+        with self._bar("tokenizing" if job.tokenizer else "reading", units) as done:
+            return make_units_on(job, units, self._workers, self._executor, done)
+
+    def require_whole(self, busy: list[Unit], job: Job) -> None:
+        """Make sure that all units are finished.
+
+        Raises:
+            UserError: Another process is at some, or some are missing.
+        """
+        missing = [unit for unit in self.units if not job.files_of(unit).finished()]
+        if missing and not busy:
+            raise UserError(
+                f"{self.folder}: {len(missing):,} of {len(self.units):,} units are missing (other files or "
+                "settings than they were made with?); run --units for all shares first"
+            )
+        if missing:
+            raise UserError(
+                f"{self.folder}: another process is at {len(busy)} of {len(self.units)} units; run this "
+                "again when that has ended"
+            )
+
+    def assemble(self, tokenizer: Tokenizer, lock: FolderLock, started: float) -> dict[str, Any]:
+        """Put finished units together, into their place, and remove them; return the manifest."""
+        selected = select_books(self.config, self.units, self.tokenizing(tokenizer))
+        with new_folder(self.data_dir, find_prepared(self.data_dir) is not None, lock.require) as folder:
+            with self._bar("assembling", self.units) as done:
+                described = assemble(folder, self.config, selected, tokenizer, done)
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                "package_version": installed_version("horovod_transformer") or "not installed",
+                "source": {
+                    "given": self.config.data.source,
+                    "files": self.books.files,
+                    "taken": dict(self.books.taken),
+                    "passed_over": dict(self.books.passed_over),
+                },
+                "settings": self.settings,
+                "tokenizer": tokenizer.to_dict(),
+                **described,
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            write_report(folder, manifest, selected.books, selected.splits, selected.longest())
+            write_manifest(folder, manifest)
+        shutil.rmtree(self.folder)
+        return manifest
+
+    @contextmanager
+    def _bar(self, title: str, units: list[Unit]) -> Iterator[Callable[[Unit], None]]:
+        """Show units as they are done, by their text."""
+        total = max(1, sum(unit.text_bytes for unit in units) // 1_000_000)
+        bar = ProgressBar(title, total, unit="MB") if self._progress else None
+        text = 0
+
+        def done(unit: Unit) -> None:
+            nonlocal text
+            text += unit.text_bytes
+            if bar:
+                bar.advance(min(total, text // 1_000_000))
+
+        try:
+            yield done
+        finally:
+            if bar:
+                bar.close()
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def _silence(text: str) -> None:
+    pass

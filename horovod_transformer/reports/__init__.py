@@ -1,0 +1,1 @@
+"""Every page and picture: runs, evaluations, prepared data."""

@@ -1,0 +1,207 @@
+"""Curves and bars as SVG, to stand inside a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from horovod_transformer.reports.html import escape
+
+WIDTH, HEIGHT = 480, 240
+LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 24
+# More points than this are thinned out: a screen shows no more.
+MOST_POINTS = 400
+COLOURS = ("#2f6f9f", "#d9782d", "#3a9d5d", "#a04fb0", "#c0392b", "#8a6d3b", "#17a2a2", "#777777")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart.
+
+    Attributes:
+        updates: Its x values.
+        values: Its y values; None is left out.
+        colour: As CSS.
+        css: A class: `raw` for a pale line.
+        dots: Also mark each point.
+    """
+
+    updates: Sequence[float | None]
+    values: Sequence[float | None]
+    colour: str
+    css: str = ""
+    dots: bool = False
+
+    def points(self) -> list[tuple[float, float]]:
+        """What can be drawn, thinned out: of each stretch its first point, and the very last."""
+        pairs = zip(self.updates, self.values, strict=False)
+        found = [(x, y) for x, y in pairs if x is not None and y is not None]
+        step = max(1, len(found) // MOST_POINTS)
+        return found[::step] + (found[-1:] if found and (len(found) - 1) % step else [])
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart over updates.
+
+    Attributes:
+        title: Under it.
+        curves: What it shows.
+        restarts: Dashed lines.
+        skipped: Red marks at its foot.
+    """
+
+    title: str
+    curves: Sequence[Curve]
+    restarts: Sequence[float] = field(default_factory=list)
+    skipped: Sequence[float] = field(default_factory=list)
+
+
+def draw(chart: Chart) -> str:
+    """The chart as a `figure`; empty if it has no point."""
+    drawn = [(curve, curve.points()) for curve in chart.curves]
+    points = [point for _, found in drawn for point in found]
+    if not points:
+        return ""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    low, high = min(ys), max(ys)
+    ticks = nice_ticks(low, high)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    first, last = min(xs), max(xs)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - first) / (last - first) if last > first else 0.5
+        up = (y - low) / (high - low) if high > low else 0.5
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    parts = []
+    for tick in ticks:
+        _, y = place(first, tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+    for tick in nice_ticks(first, last, 5):
+        if first <= tick <= last:
+            x, _ = place(tick, low)
+            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{short(tick)}</text>')
+    for update in chart.restarts:
+        x, _ = place(update, low)
+        parts.append(f'<line class="restart" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+    for update in chart.skipped:
+        x, _ = place(update, low)
+        foot = HEIGHT - BOTTOM
+        parts.append(f'<line class="skipped" x1="{x:.1f}" x2="{x:.1f}" y1="{foot - 8}" y2="{foot}"/>')
+    for curve, found in drawn:
+        places = [place(x, y) for x, y in found]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline class="{curve.css}" stroke="{curve.colour}" points="{line}"/>')
+        if curve.dots or len(places) == 1:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{curve.colour}"/>' for x, y in places]
+    inside = "".join(parts)
+    title = escape(chart.title)
+    return (
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{inside}</svg>'
+        f"<figcaption>{title}</figcaption></figure>"
+    )
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Counts by some figure, one kind on top of the other.
+
+    Attributes:
+        title: Under it.
+        edges: Where the bins begin, and the last one ends.
+        counts: For each kind a count per bin.
+        colours: Of the kinds, as CSS.
+        by_factors: The axis is logarithmic: each bin is wider than the one before.
+    """
+
+    title: str
+    edges: Sequence[float]
+    counts: Sequence[Sequence[int]]
+    colours: Sequence[str]
+    by_factors: bool = False
+
+
+def draw_bars(bars: Bars) -> str:
+    """The bars as a `figure`."""
+    scale = math.log if bars.by_factors else float
+    first, last = scale(max(bars.edges[0], 1e-9)), scale(bars.edges[-1])
+    ticks = nice_ticks(0, max(1, *(sum(column) for column in zip(*bars.counts, strict=True))))
+    high, foot = ticks[-1], HEIGHT - BOTTOM
+
+    def across(value: float) -> float:
+        return LEFT + (scale(max(value, 1e-9)) - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+
+    def up(count: float) -> float:
+        return foot - count / high * (foot - TOP)
+
+    parts = []
+    for tick in ticks:
+        y = up(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+    for tick in _ticks_between(bars.edges[0], bars.edges[-1], bars.by_factors):
+        parts.append(
+            f'<text x="{across(tick):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{short(tick)}</text>'
+        )
+    for place, (left, right) in enumerate(zip(bars.edges, bars.edges[1:], strict=False)):
+        below = 0
+        x, width = across(left), max(0.5, across(right) - across(left) - 1)
+        for colour, counts in zip(bars.colours, bars.counts, strict=False):
+            count = counts[place]
+            if count:
+                top = up(below + count)
+                parts.append(
+                    f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{up(below) - top:.1f}" '
+                    f'fill="{colour}"/>'
+                )
+            below += count
+    title = escape(bars.title)
+    return (
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
+        f"<figcaption>{title}</figcaption></figure>"
+    )
+
+
+def _ticks_between(low: float, high: float, by_factors: bool) -> list[float]:
+    """Round numbers within an axis, a handful of them."""
+    if not by_factors:
+        return [tick for tick in nice_ticks(low, high, 5) if low <= tick <= high]
+    powers = range(math.floor(math.log10(max(low, 1))), math.ceil(math.log10(max(high, 2))) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) >= 4:
+            return ticks
+    return _ticks_between(low, high, by_factors=False)
+
+
+def nice_ticks(low: float, high: float, number: int = 4) -> list[float]:
+    """Round numbers, about `number` of them, from below `low` to above `high`."""
+    if high <= low:
+        return [low]
+    rough = (high - low) / number
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    start, end = math.floor(low / step), math.ceil(high / step)
+    return [count * step for count in range(start, end + 1)]
+
+
+def short(value: float) -> str:
+    """A number for an axis: 1500 as 1.5k."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.3g}".replace("-", "−")
+
+
+def smoothed(values: Sequence[float | None], window: int = 15) -> list[float | None]:
+    """Centred moving average over what there is."""
+    half = window // 2
+    result: list[float | None] = []
+    for place in range(len(values)):
+        near = [v for v in values[max(0, place - half) : place + half + 1] if v is not None]
+        result.append(sum(near) / len(near) if near else None)
+    return result

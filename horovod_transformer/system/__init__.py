@@ -1,0 +1,1 @@
+"""The machine below: files, locks, paths, cores, console, signals."""

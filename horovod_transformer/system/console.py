@@ -1,0 +1,119 @@
+"""Progress bars and lines for people, who may have left while the work goes on."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from horovod_transformer.system.launch_environment import stderr_reaches_terminal
+
+# Seconds between progress lines where there is no terminal to draw a bar on.
+LINE_INTERVAL_S = 15.0
+
+
+class ProgressBar:
+    """Counts steps towards a total, on stderr, with a few figures beside.
+
+    Args:
+        title: What is being done.
+        total: Steps in all.
+        start: Steps done before.
+        unit: What a step is called.
+    """
+
+    def __init__(self, title: str, total: int, start: int = 0, unit: str = "update") -> None:
+        self._title, self._total, self._start, self._unit = title, total, start, unit
+        self._done = start
+        self._began = self._last_line = time.monotonic()
+        self._bar: tqdm | None = None
+        if stderr_reaches_terminal():
+            stream: Any = sys.stderr if sys.stderr.isatty() else _CarriageReturnLast()
+            self._bar = tqdm(
+                total=total,
+                initial=start,
+                desc=title,
+                unit=unit,
+                file=stream,
+                ncols=None if sys.stderr.isatty() else 100,
+                mininterval=0.5,
+                dynamic_ncols=sys.stderr.isatty(),
+            )
+
+    def advance(self, done: int, **figures: str) -> None:
+        """Show that `done` steps are done, and the figures by name."""
+        if self._bar is not None:
+            with outliving_readers(sys.stderr):
+                self._bar.set_postfix(figures, refresh=False)
+                self._bar.update(done - self._done)
+        self._done = done
+        now = time.monotonic()
+        if self._bar is None and (now - self._last_line >= LINE_INTERVAL_S or done == self._total):
+            self._last_line = now
+            left = (self._total - done) * (now - self._began) / max(1, done - self._start)
+            shown = "".join(f", {name} {value}" for name, value in figures.items())
+            tell(
+                f"{self._title}: {self._unit} {done}/{self._total}{shown}, {tqdm.format_interval(left)} left",
+                sys.stderr,
+            )
+
+    def message(self, text: str) -> None:
+        """Print a line above the bar."""
+        with outliving_readers(sys.stderr):
+            if self._bar is not None:
+                self._bar.clear()
+        tell(text)
+        with outliving_readers(sys.stderr):
+            if self._bar is not None:
+                self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            with outliving_readers(sys.stderr):
+                self._bar.close()
+            self._bar = None
+
+
+class _CarriageReturnLast:
+    """Moves a bar's carriage return to its end, where horovodrun looks for it to pass a line on."""
+
+    def write(self, text: str) -> None:
+        if text.startswith("\r"):
+            text = text[1:] + "\r"
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def tell(text: str, stream: TextIO | None = None) -> None:
+    """Print a line on stdout or another stream; if nobody takes it any more, carry on."""
+    stream = stream or sys.stdout
+    with outliving_readers(stream):
+        print(text, file=stream, flush=True)
+
+
+def replace_unshowable() -> None:
+    """From now on a terminal that cannot show a character gets a question mark, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+@contextmanager
+def outliving_readers(stream: TextIO) -> Iterator[None]:
+    """Within this context a stream may fail: its reader has left, its terminal is gone, its disk is full."""
+    try:
+        yield
+    except OSError as error:
+        # A disk may have room again. A reader does not come back: what is left would fail again at the end.
+        if error.errno in (errno.EPIPE, errno.EIO):
+            with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())

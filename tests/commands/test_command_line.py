@@ -1,0 +1,138 @@
+"""Overrides on the command line, and how a mistake or a bug ends a command."""
+
+from __future__ import annotations
+
+import pytest
+
+from horovod_transformer.commands import command_line
+from horovod_transformer.commands.command_line import (
+    config_keys,
+    config_parser,
+    parse_options,
+    parse_with_config,
+    run_command,
+)
+from horovod_transformer.config import Config, load_config
+from horovod_transformer.errors import UserError
+
+
+def parse(root, *arguments):
+    parser = config_parser("test", "A test.")
+    parser.add_argument("--resume")
+    return parse_with_config(parser, ["--config", str(root / "configs" / "quickstart.yaml"), *arguments])
+
+
+def test_overrides_come_with_and_without_equals(root):
+    options, config = parse(root, "--training.seed", "5", "--resume", "auto", "--model.n_layers=3")
+    assert (config.training.seed, config.model.n_layers, options.resume) == (5, 3, "auto")
+    assert config.model.vocab_size == 4096  # the file's
+    assert parse(root, "--training.max_updates", "null")[1].training.max_updates is None
+    assert parse(root, "--data.data_dir=a=b")[1].data.data_dir == "a=b"
+    assert parse(root, "--training.learning_rate", "1e-4")[1].training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--seed", "5"], "unknown argument --seed"),
+        (["stray"], "unknown argument stray"),
+        (["--training.seed"], "--training.seed needs a value"),
+        (["--training.sed", "5"], "training.sed: no such key; did you mean seed"),
+        (["--res", "auto"], "unknown argument --res"),
+    ],
+)
+def test_mistakes_are_told(root, arguments, told):
+    with pytest.raises(UserError, match=told):
+        parse(root, *arguments)
+
+
+def fail(arguments):
+    raise UserError("x: is wrong; do y")
+
+
+@pytest.mark.parametrize(("rank", "told"), [(0, True), (1, False)])
+def test_a_mistake_is_one_line_from_one_rank(monkeypatch, capsys, rank, told):
+    monkeypatch.setattr(command_line, "RANK_0_SPEAKS_FIRST_S", 0.01)
+    monkeypatch.setattr("horovod_transformer.commands.command_line.launched_rank", lambda: rank)
+    assert run_command(fail, []) == 2
+    assert capsys.readouterr() == ("", "error: x: is wrong; do y\n" if told else "")
+
+
+def test_a_mistake_of_one_rank_is_told_by_it(monkeypatch, capsys):
+    def fail_alone(arguments):
+        error = UserError("row 3 is bad")
+        error.only_here = True
+        raise error
+
+    monkeypatch.setattr("horovod_transformer.commands.command_line.launched_rank", lambda: 1)
+    assert run_command(fail_alone, []) == 2
+    assert capsys.readouterr().err == "error: row 3 is bad\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda arguments: 1 // 0, [])
+
+
+def test_arguments_and_code_are_passed_through():
+    assert run_command(lambda arguments: len(arguments), ["a", "b", "c"]) == 3
+
+
+def test_a_command_is_one_line_and_code_2_for_the_shell(run_python):
+    done = run_python("-m", "src.train", "--config", "nowhere.yaml")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: nowhere.yaml: no such config file; configs/config.yaml is the default one\n"
+
+
+def test_help_teaches_the_overrides(run_python):
+    done = run_python("-m", "src.train", "--help")
+    assert done.returncode == 0
+    for word in ("--resume", "--run_name", "--output_dir", "--training.learning_rate 1e-4"):
+        assert word in done.stdout
+
+
+def test_help_lists_every_key_with_its_default(root):
+    _, _, table = config_parser("test", "A test.").format_help().partition("The keys, ")
+    lines = table.splitlines()
+    for section, values in Config().to_dict().items():
+        for key in values:
+            assert sum(line.split()[:1] == [f"--{section}.{key}"] for line in lines) == 1, key
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  --") and "." in line}
+    assert rows["--training.precision"] == ["auto|fp32|bf16|fp16", "auto"]
+    assert rows["--training.max_updates"] == ["int|null", "null"]
+    assert rows["--model.gradient_checkpointing"] == ["true|false", "false"]
+    assert max(map(len, lines)) <= 110
+
+
+def test_a_default_in_the_help_is_one_that_can_be_given(root):
+    config = load_config(root / "configs" / "quickstart.yaml")
+    for key, (_, default) in config_keys().items():
+        section, _, name = key.partition(".")
+        if name != "gradient_accumulation_steps":  # null beside it the global batch
+            given = config.with_overrides({key: default}).to_dict()[section][name]
+            assert given == Config().to_dict()[section][name], key
+
+
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        ("--learning_rate", "did you mean --training.learning_rate?"),
+        ("--learning-rate=1", "did you mean --training.learning_rate?"),
+        ("--max_updats", "did you mean --training.max_updates?"),
+        ("--resum", "did you mean --resume?"),
+        ("--wat", "--help lists what there is"),
+        ("seed", "--help lists what there is"),
+    ],
+)
+def test_an_unknown_argument_gets_a_suggestion(word, advice):
+    parser = config_parser("test", "A test.")
+    parser.add_argument("--resume")
+    with pytest.raises(UserError) as error:
+        parse_options(parser, [word, "1"])
+    assert str(error.value) == f"unknown argument {word}; {advice}"
+
+
+def test_a_key_in_the_wrong_section_is_found_in_its_own():
+    with pytest.raises(UserError, match=r"model\.seed: no such key; did you mean training\.seed\?"):
+        Config().with_overrides({"model.seed": "1"})

@@ -1,0 +1,359 @@
+"""Hugging Face folders against `transformers` itself: the same logits, text and ids, there and back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from horovod_transformer.__main__ import _dispatch
+from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
+from horovod_transformer.commands.command_line import run_command
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.errors import UserError
+from horovod_transformer.export import huggingface
+from horovod_transformer.export.huggingface import read_folder, write_folder
+from horovod_transformer.export.tokenizers import tokenizer_json
+from horovod_transformer.generation import continue_prompt, generate_text, load_model_for_generation
+from horovod_transformer.model.transformer import build_model
+from horovod_transformer.tokenizer import gpt2_tokenizer
+from tests.conftest import TINY, tiny_checkpoint_contents
+
+transformers = pytest.importorskip("transformers")
+
+ODD_TEXTS = [
+    "",
+    " ",
+    "  two  spaces ",
+    "tabs\tand\r\nline\n\n\n ends\n",
+    "It's we'll I'D don’t 'tis",
+    "12345 1,000.50 ½ ² ٣٤ Ⅷ",
+    "né à Brême — “quoted” … ß ﬁ Å Å",
+    "日本語のテキスト 한국어 العربية עברית ไทย",
+    "🙂👩‍👩‍👧🏽 🇩🇪 \u200b\u200d\ufeff",
+    "\u00a0\u2003\u3000\u2028x\u0085y",
+    "\x00\x01\x7f \ufffd \U0010ffff",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaa----------======",
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint, tmp_path_factory) -> Path:
+    """The checkpoint that recites its book, exported by the command."""
+    folder = tmp_path_factory.mktemp("export") / "new" / "tiny"
+    arguments = ["export", "--checkpoint", str(tiny_checkpoint), "--to", str(folder)]
+    assert run_command(_dispatch, arguments) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory, exported) -> Path:
+    """A GPT-2 that transformers made at random, with a tokenizer of ours."""
+    torch.manual_seed(3)
+    config = transformers.GPT2Config(
+        vocab_size=260, n_positions=48, n_embd=32, n_layer=2, n_head=4, n_inner=80, initializer_range=0.2
+    )
+    folder = tmp_path_factory.mktemp("theirs") / "gpt2"
+    model = transformers.GPT2LMHeadModel(config)
+    for name, parameter in model.named_parameters():
+        if "bias" in name or "ln_" in name:
+            torch.nn.init.normal_(parameter, mean=float("weight" in name), std=0.2)
+    model.save_pretrained(folder)
+    shutil.copy(exported / "tokenizer.json", folder)
+    return folder
+
+
+def tokens_for(vocabulary: int, length: int) -> torch.Tensor:
+    return torch.randint(0, vocabulary, (3, length), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def their_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(tokens).logits
+
+
+# --- export
+
+
+def test_the_same_logits(exported, tiny_checkpoint):
+    model, _, _ = load_model_for_generation(tiny_checkpoint, device="cpu")
+    tokens = tokens_for(260, 32)
+    torch.testing.assert_close(their_logits(exported, tokens), model(tokens)[0], atol=1e-4, rtol=0)
+
+
+def test_the_same_greedy_text(exported, tiny_checkpoint):
+    model, tokenizer, _ = load_model_for_generation(tiny_checkpoint, device="cpu")
+    their_model = transformers.AutoModelForCausalLM.from_pretrained(exported).eval()
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    for prompt in ("The sea", "so said", "né"):
+        inputs = their_tokenizer(prompt, return_tensors="pt")
+        output = their_model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]
+        text = their_tokenizer.decode(output, skip_special_tokens=True)
+        assert text == generate_text(model, tokenizer, prompt, max_new_tokens=20, temperature=0)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "gpt2"])
+def test_the_same_ids_on_odd_text(kind, tiny_tokenizer, tmp_path):
+    tokenizer = tiny_tokenizer if kind == "bpe" else gpt2_tokenizer()
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
+    library = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    for text in ODD_TEXTS:
+        ids = tokenizer.encode(text)
+        assert library(text)["input_ids"] == ids, text
+        assert library.decode(ids, clean_up_tokenization_spaces=False) == text
+    # The one exception: there a text can spell the token, here it cannot.
+    assert (
+        library("<|endoftext|>")["input_ids"] == [tokenizer.eos_token_id] != tokenizer.encode("<|endoftext|>")
+    )
+
+
+def test_auto_classes_know_what_the_folder_is(exported, tiny_tokenizer):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+    for text in ODD_TEXTS:
+        assert tokenizer(text)["input_ids"] == tiny_tokenizer.encode(text)
+    assert tokenizer.eos_token_id == tiny_tokenizer.eos_token_id == 259
+    defaults = transformers.GenerationConfig.from_pretrained(exported)
+    assert (defaults.max_new_tokens, defaults.do_sample, defaults.eos_token_id) == (7, False, 259)
+    config = transformers.AutoConfig.from_pretrained(exported)
+    assert (config.model_type, config.n_positions, config.n_inner) == ("gpt2", 32, 64)
+    modes = {path.stat().st_mode for path in exported.iterdir()}
+    assert len(modes) == 1  # whoever may read one may read all
+
+
+def test_the_card_says_what_is_known_and_leaves_the_rest_open(exported):
+    card = (exported / "README.md").read_text()
+    assert "# tiny\n" in card and "| parameters | 25,472 |" in card
+    assert "to be filled in" in card and "The sea" in card
+    assert "trained for" not in card  # this checkpoint was not trained by a run
+    assert str(exported) not in card and "data_dir" not in card
+
+
+def test_what_discourages_repetition_goes_along(tiny_checkpoint, tmp_path):
+    model, tokenizer, config = load_model_for_generation(tiny_checkpoint, device="cpu")
+    settings = config.generation.model_copy(update={"repetition_penalty": 1.7})
+    write_folder(tmp_path / "to", model, config.model_copy(update={"generation": settings}), tokenizer, "")
+    assert transformers.GenerationConfig.from_pretrained(tmp_path / "to").repetition_penalty == 1.7
+    # The same formula: what they write with it is what we write.
+    library = transformers.AutoTokenizer.from_pretrained(tmp_path / "to")
+    their_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "to")
+    inputs = library("The sea was calm", return_tensors="pt")
+    theirs = library.decode(their_model.generate(**inputs, max_new_tokens=12)[0])
+    settings = settings.model_copy(update={"max_new_tokens": 12, "num_samples": 1})
+    (ours,) = continue_prompt(model, tokenizer, "The sea was calm", settings, seed=0)
+    assert theirs.removesuffix("<|endoftext|>") == ours
+
+
+def test_whole_or_absent(tiny_checkpoint, tmp_path, monkeypatch):
+    model, tokenizer, config = load_model_for_generation(tiny_checkpoint, device="cpu")
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface, "tokenizer_json", full)
+    with pytest.raises(UserError, match="target: cannot be written: No space left"):
+        write_folder(tmp_path / "target", model, config, tokenizer, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- import
+
+
+def test_an_imported_model_computes_the_same(theirs):
+    weights, config, tokenizer = read_folder(theirs)
+    model = build_model(config.model).eval()
+    model.load_state_dict(weights)
+    assert config.model.positions == "learned" and tokenizer.vocab_size == 260
+    tokens = tokens_for(260, 48)
+    logits, _ = model(tokens)
+    assert logits.std() > 0.5
+    torch.testing.assert_close(their_logits(theirs, tokens), logits, atol=1e-4, rtol=0)
+
+
+def test_there_and_back_gives_the_same_weights(theirs, exported, tiny_checkpoint, tmp_path):
+    checkpoint, again = tmp_path / "imported.pt", tmp_path / "again"
+    assert run_command(_dispatch, ["import", "--from", str(theirs), "--to", str(checkpoint)]) == 0
+    assert run_command(_dispatch, ["export", "--checkpoint", str(checkpoint), "--to", str(again)]) == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (theirs, again))
+    before.pop("lm_head.weight", None)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    # And the other way round: what was exported, imported.
+    weights, _, tokenizer = read_folder(exported)
+    ours = load_checkpoint(tiny_checkpoint)["model"]
+    assert all(torch.equal(weights[key], ours[key]) for key in ours)
+    assert tokenizer.to_dict()["kind"] == "bpe"
+
+
+def test_an_imported_checkpoint_writes_and_starts_a_run(theirs, tmp_path, capsys):
+    checkpoint = tmp_path / "imported.pt"
+    run_command(_dispatch, ["import", "--from", str(theirs), "--to", str(checkpoint)])
+    assert "260 tokens (bpe)" in capsys.readouterr().out
+    model, tokenizer, config = load_model_for_generation(checkpoint, device="cpu")
+    assert len(tokenizer.encode(generate_text(model, tokenizer, "The sea", 60, seed=1))) > 20
+    assert config.model.positions == "learned"
+
+
+def test_a_run_from_it_has_to_have_its_positions(theirs):
+    from horovod_transformer.training.resume import require_same_model
+
+    model = read_folder(theirs)[1].model
+    require_same_model(model, model, theirs)
+    for change in ({"positions": "sinusoidal"}, {"max_seq_len": 32}):
+        with pytest.raises(UserError, match=f"its model has {next(iter(change))} = "):
+            require_same_model(model, model.model_copy(update=change), theirs)
+
+
+def test_gpt2s_own_files(tmp_path, theirs):
+    """vocab.json and merges.txt, as early repositories have them; names without `transformer.`, fp16."""
+    tokenizer = json.loads(tokenizer_json(gpt2_tokenizer()))["model"]
+    vocabulary = {**tokenizer["vocab"], "<|endoftext|>": 50256}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = "\n".join(" ".join(pair) for pair in tokenizer["merges"])
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    config = transformers.GPT2Config(vocab_size=50257, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    config.save_pretrained(tmp_path)
+    tensors = {k.removeprefix("transformer."): v.half() for k, v in model.transformer.state_dict().items()}
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 8, 8).tril()
+    save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "model.safetensors")
+    weights, ours, found = read_folder(tmp_path)
+    assert found.kind == "gpt2" and ours.data.tokenizer == "gpt2"
+    assert torch.equal(weights["token_embedding.weight"], model.transformer.wte.weight.half().float())
+    assert len(weights) == 4 + 12
+
+
+def test_weights_in_several_files(theirs, tmp_path):
+    model = transformers.AutoModelForCausalLM.from_pretrained(theirs)
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    shutil.copy(theirs / "tokenizer.json", tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    one, several = read_folder(theirs)[0], read_folder(tmp_path)[0]
+    assert all(torch.equal(one[key], several[key]) for key in one)
+
+
+def _config(**changes):
+    def change(folder: Path) -> None:
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**values, **changes}))
+
+    return change
+
+
+def _weights(change):
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return apply
+
+
+def _truncate(name: str):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-200])
+
+
+def _only_a_pickle(folder: Path) -> None:
+    torch.save({}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def _outside(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"wte.weight": "../secret"}}')
+
+
+REFUSED = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
+    "config is no JSON": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        "config.json: is not JSON",
+    ),
+    "another kind of model": (_config(model_type="llama"), "model_type = 'llama'; only GPT-2"),
+    "another activation": (_config(activation_function="relu"), "activation_function = 'relu'"),
+    "another epsilon": (_config(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06"),
+    "untied": (_config(tie_word_embeddings=False), "tie_word_embeddings = False"),
+    "another width": (_config(n_embd=64), "shape [260, 32], but config.json says [260, 64]"),
+    "odd values": (_config(n_head="two"), "model.n_heads = 'two'"),
+    "a billion layers": (_config(n_layer=10**9), "a GPT-2 of 1000000000 layers has"),
+    "huge vocabulary": (_config(vocab_size=10**12), "config.json says [1000000000000, 32]"),
+    "small vocabulary": (_config(vocab_size=200), "its tokenizer has 260 tokens, its model only 200"),
+    "a weight missing": (_weights(lambda t: t.pop("transformer.ln_f.bias")), "has 27 weights"),
+    "a weight by another name": (
+        _weights(lambda t: t.update(other=t.pop("transformer.ln_f.bias"))),
+        "has no weight ln_f.bias",
+    ),
+    "a head of its own": (
+        _weights(lambda t: t.update({"lm_head.weight": torch.zeros(260, 32)})),
+        "lm_head.weight is not wte.weight",
+    ),
+    "weights truncated": (_truncate("model.safetensors"), "not a readable safetensors file"),
+    "weights are text": (
+        lambda folder: (folder / "model.safetensors").write_text("weights"),
+        "not a readable safetensors file",
+    ),
+    "only a pickle": (_only_a_pickle, "pytorch_model.bin is a pickle, which can run code"),
+    "files outside": (_outside, "names files outside of the folder"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
+    "tokenizer truncated": (_truncate("tokenizer.json"), "tokenizer.json: is not a readable tokenizer"),
+    "another kind of tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text(
+            '{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "added_tokens": []}'
+        ),
+        "tokenizer.json: is not",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_one_line(name, theirs, tmp_path, capfd):
+    change, words = REFUSED[name]
+    folder = tmp_path / "theirs"
+    shutil.copytree(theirs, folder)
+    change(folder)
+    code = run_command(_dispatch, ["import", "--from", str(folder), "--to", str(tmp_path / "new.pt")])
+    error = capfd.readouterr().err
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert words in error
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "--checkpoint", "nowhere.pt", "--to", "{w}/new"], "nowhere.pt: no such checkpoint"),
+        (["export", "--checkpoint", "{w}/text.pt", "--to", "{w}/new"], "text.pt: is not a readable"),
+        (["export", "--checkpoint", "{c}", "--to", "{w}"], "exists already"),
+        (["export", "--checkpoint", "{c}", "--to", "/proc/none/new"], "/proc/none/new: cannot be written"),
+        (["export", "--checkpoint", "{c}"], "--to"),
+        (["export", "--checkpoint", "{c}", "--to", "{w}/new", "--model.d_ff", "3"], "exported as it is"),
+        (["import", "--from", "{w}/nothing", "--to", "{w}/new.pt"], "nothing: no such folder"),
+        (["import", "--from", "{w}/text.pt", "--to", "{w}/new.pt"], "text.pt: no such folder"),
+        (["import", "--from", "{w}", "--to", "{w}/text.pt"], "text.pt: exists already"),
+        (["import", "--from", "{w}", "--to", "{w}/new.pt"], "config.json: no such file"),
+        (["import", "--from", "{t}", "--to", "{w}/text.pt/new.pt"], "cannot be written"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, tmp_path, tiny_checkpoint, theirs, capfd):
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    places = {"{w}": str(tmp_path), "{c}": str(tiny_checkpoint), "{t}": str(theirs)}
+    for mark, place in places.items():
+        arguments = [word.replace(mark, place) for word in arguments]
+    code = run_command(_dispatch, arguments)
+    error = capfd.readouterr().err
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert words in error
+    assert [path.name for path in tmp_path.iterdir()] == ["text.pt"]
+
+
+def test_a_padded_vocabulary_is_kept(tmp_path, tiny_tokenizer):
+    shape = TINY.model_copy(update={"vocab_size": 288})
+    config = config_from_dict({"model": shape.model_dump()}, "test")
+    model = build_model(shape)
+    save_checkpoint(tmp_path / "c.pt", tiny_checkpoint_contents(model, config, tiny_tokenizer))
+    arguments = ["export", "--checkpoint", str(tmp_path / "c.pt"), "--to", str(tmp_path / "out")]
+    assert run_command(_dispatch, arguments) == 0
+    _, imported, tokenizer = read_folder(tmp_path / "out")
+    assert (imported.model.vocab_size, tokenizer.vocab_size) == (288, 260)

@@ -1,0 +1,84 @@
+"""evaluation.json and evaluation.html."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+
+from horovod_transformer.errors import UserError
+from horovod_transformer.evaluation.book_scores import BookScore
+from horovod_transformer.evaluation.text_quality import (
+    MEASURES,
+    Sample,
+    Value,
+)
+from horovod_transformer.reports.evaluation import Evaluation, table_lines, to_html, to_json, write_report
+
+HOSTILE = "</p><script>alert(1)</script><img src=x onerror='a'>&amp;\"\x00\x1b[31m"
+
+
+def hostile_evaluation(tokenizer) -> Evaluation:
+    ids = tokenizer.encode(HOSTILE)
+    sample = Sample(ids, ids, True, ids, False)
+    values = {measure.key: Value(None) for measure in MEASURES} | {"coherence": Value(-0.5, 0.25)}
+    return Evaluation(
+        model={"checkpoint": HOSTILE, "updates": HOSTILE, "parameters": 1234567, "context": 8},
+        settings={HOSTILE: HOSTILE},
+        books=1,
+        score=BookScore(nats=math.nan, tokens=10, bytes=20, correct=5),
+        xz_bits_per_byte=None,
+        quality={"model": values, "human": values},
+        samples=[sample] * 12,
+    )
+
+
+def test_page_escapes_what_it_shows(tiny_tokenizer):
+    page = to_html(to_json(hostile_evaluation(tiny_tokenizer), tiny_tokenizer))
+    assert "<script" not in page and "<img" not in page and "\x00" not in page and "\x1b" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "&amp;amp;" in page
+    # Nothing is fetched: the policy forbids it, and there is nothing to fetch.
+    assert "default-src 'none'" in page
+    assert not re.search(r"(?<!\w)(src|href)\s*=(?!x)|url\(|@import|https?:", page.split("</style>")[0])
+    assert "1,234,567 parameters" in page and "−0.500" in page
+    assert page.count("<section>") == 8 and "8 of 12" in page
+
+
+def test_tags_of_the_page_close(tiny_tokenizer):
+    from html.parser import HTMLParser
+
+    class Checker(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open = []
+
+        def handle_starttag(self, tag, attrs):
+            if tag != "meta":
+                self.open.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.open.pop() == tag
+
+    checker = Checker()
+    checker.feed(to_html(to_json(hostile_evaluation(tiny_tokenizer), tiny_tokenizer)))
+    assert checker.open == []
+
+
+def test_json_is_strict_and_files_are_whole(tiny_tokenizer, tmp_path):
+    json_path, page_path = write_report(hostile_evaluation(tiny_tokenizer), tiny_tokenizer, tmp_path / "new")
+    values = json.loads(json_path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert values["prediction"]["loss"] is None and values["prediction"]["accuracy"] == 0.5
+    assert len(values["samples"]) == 12 and values["samples"][0]["prompt"] == HOSTILE
+    assert {path.name for path in json_path.parent.iterdir()} == {json_path.name, page_path.name}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(hostile_evaluation(tiny_tokenizer), tiny_tokenizer, tmp_path / "file")
+
+
+def test_table_for_the_terminal(tiny_tokenizer):
+    lines = table_lines(to_json(hostile_evaluation(tiny_tokenizer), tiny_tokenizer))
+    assert len(lines) == 1 + len(MEASURES)
+    assert lines[1].split() == ["coherence", "lexical", "cohesion", *["−0.500", "±", "0.250"] * 2]
+    assert len({len(line) for line in lines}) == 1

@@ -1,0 +1,223 @@
+"""The page of a run: what is read, what is shown, and that nothing in it can act."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+
+from horovod_transformer.__main__ import _dispatch
+from horovod_transformer.commands.command_line import run_command
+from horovod_transformer.errors import UserError
+from horovod_transformer.reports import runs as run_report
+from horovod_transformer.reports.charts import Chart, Curve, draw, nice_ticks, short, smoothed
+from horovod_transformer.reports.run_records import read_run
+from horovod_transformer.reports.runs import run_page, write_run_report
+
+HOSTILE = "</p><script>alert(1)</script><img src=x onerror='a'>"
+TRAIN = ["update", "epoch", "loss", "learning_rate", "gradient_norm", "tokens", "skipped_updates"]
+TRAIN += ["tokens_per_second", "mfu", "memory_gib", "seconds"]
+
+
+def write_table(path, columns, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def write_run(folder, rate=0.001, name="first"):
+    """Twelve updates: a restart after the fifth, the ninth skipped, the last row cut off."""
+    run = folder / "runs" / "structured" / name
+    run.mkdir(parents=True)
+    rows = []
+    for update in range(1, 13):
+        seconds = update if update <= 5 else update - 5
+        loss = "nan" if update == 9 else 9 - update / 2
+        rows.append(
+            [update, update / 10, loss, rate, 1.5, update * 1000, int(update >= 9), 500, "", 0.5, seconds]
+        )
+    write_table(run / "train.csv", TRAIN, [*rows, [13, 1.3, 5]])
+    write_table(
+        run / "val.csv",
+        ["update", "loss", "bits_per_byte", "seconds"],
+        [[4, 7.5, 2.5, 0.5], [8, 6.25, 2.25, 0.5], [12, 6.5, 2.3, 0.5]],
+    )
+    config = {
+        "model": {"n_layers": 2, "d_model": 8, "max_seq_len": 16},
+        "training": {"optimizer": HOSTILE, "learning_rate": rate},
+        "paths": {"log_dir": str(folder / "logs"), "checkpoint_dir": str(folder / "checkpoints")},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "environment.json").write_text(
+        json.dumps({"world_size": 2, "packages": {"horovod_transformer": "9.9"}, "git_commit": "abc"})
+    )
+    (run / "samples.txt").write_text(
+        "".join(f"=== update {u}, prompt 'O' ===\n{HOSTILE} {u}\n\nmore\n\n" for u in range(1, 11))
+    )
+    (folder / "logs").mkdir(exist_ok=True)
+    with open(folder / "logs" / "train_rank0.log", "a") as log:
+        log.write(
+            f"2026 run {name}: 5 parameters\n2026 checkpoints held training up for 0.60 s of 12.0 s (5%)\n"
+        )
+    return run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path)
+
+
+def test_what_is_read(run, tmp_path):
+    records = read_run(run)
+    assert records.train["update"] == list(range(1, 13))  # not the row that was cut off
+    assert records.train["loss"][8] is None and records.train["mfu"] == [None] * 12
+    assert (records.restarts, records.skipped, records.seconds) == ([5.0], [9.0], 5 + 7)
+    assert len(records.samples) == 10 and records.samples[3] == (4, "'O'", f"{HOSTILE} 4\n\nmore")
+    assert records.stall == (0.6, 12.0)
+    for folder in (tmp_path, tmp_path / "runs", tmp_path / "runs" / "structured"):
+        assert read_run(folder).name == "first"
+
+
+@pytest.mark.parametrize("model", ['{"run": "second"}', "{}", "[]"])
+def test_another_runs_evaluation_is_not_this_ones(run, tmp_path, model):
+    """Runs take turns in a folder of checkpoints, beside which the evaluation lies."""
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/evaluation.json").write_text(
+        f'{{"model": {model}, "prediction": {{"bits_per_byte": 2.125, "books": 3}}}}'
+    )
+    assert read_run(run).evaluation == {}
+    assert "2.125" not in write_run_report([run], tmp_path / "page.html").read_text()
+
+
+def test_the_page_tells_the_run(run, tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/evaluation.json").write_text(
+        '{"model": {"run": "first"}, "prediction": {"bits_per_byte": 2.125, "books": 3}}'
+    )
+    page = write_run_report([run], tmp_path / "new" / "page.html").read_text()
+    for words in (
+        "2 layers, width 8",
+        "on 2 processes",
+        "lowest validation loss is 6.2500, at update 8",
+        "6.2500 (update 8)",
+        "<th>time training</th><td>12 s</td>",
+        "1.50 s, 12.50%",
+        "0.60 s, 5.00%",
+        "<th>started again</th><td>once</td>",
+        "<th>skipped updates</th><td>1</td>",
+        "<td>2.125</td>",
+        "version 9.9, commit abc",
+        "Dashed: the run was started again",
+    ):
+        assert words in page, words
+    # loss, validation, bits per byte, learning rate, norm, tokens per second; no MFU was known.
+    assert page.count("<figure>") == 6
+    assert page.count('class="restart"') == page.count('class="skipped"') == 6
+    assert page.count("<section>") == 6 and "update 1," in page and "update 10," in page
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
+
+
+def test_several_runs_side_by_side(run, tmp_path):
+    second = write_run(tmp_path, rate=0.5, name="second")
+    page = run_page([read_run(run), read_run(second)])
+    assert "2 training runs" in page and page.count("<figure>") == 6
+    assert "<th>training.learning_rate</th><td>0.001</td><td>0.5</td>" in page
+    assert "<th>model.n_layers</th>" not in page
+    assert page.count("#2f6f9f") > 5 and page.count("#d9782d") > 5
+
+
+def test_nothing_on_the_page_can_act(run):
+    page = run_page([read_run(run)])
+    assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
+    assert "default-src 'none'" in page
+    assert not re.search(r"(?<!\w)(src|href)\s*=(?!x)|url\(|@import|https?:", page)
+    opened = []
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "line", "circle", "polyline", "polygon", "rect"):
+                opened.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag not in ("line", "circle", "polyline", "polygon", "rect"):
+                assert opened.pop() == tag
+
+    Checker().feed(page)
+    assert opened == []
+
+
+def test_a_run_of_which_little_is_left(run):
+    for name in ("val.csv", "config.yaml", "environment.json", "samples.txt"):
+        (run / name).write_bytes(b"\xff{[broken\n\x00")
+    page = run_page([read_run(run)])
+    assert page.count("<figure>") == 4 and "<th>lowest validation loss</th><td>–</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{w}/nothing", "--output", "{w}/x.html"], "nothing: no such folder"),
+        (["{w}/logs", "--output", "{w}/x.html"], "logs: holds no run"),
+        (["{w}/empty", "--output", "{w}/x.html"], "holds no updates yet"),
+        (["{w}", "--output", "{w}/logs"], "logs: is a folder"),
+        (["{w}/runs", "--output", "/proc/none/x.html"], "/proc/none/x.html: cannot be written"),
+        (["{w}"], "--output"),
+        ([], "RUN"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, words, run, tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "train.csv").write_text("update,loss\n")
+    arguments = [word.replace("{w}", str(tmp_path)) for word in arguments]
+    assert run_command(_dispatch, ["report", *arguments]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and words in error
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_which_of_several_runs(run, tmp_path):
+    write_run(tmp_path, name="second")
+    with pytest.raises(UserError, match="holds 2 runs; name one, such as .*second"):
+        read_run(tmp_path)
+
+
+# --- charts
+
+
+def test_ticks_and_their_names():
+    assert nice_ticks(0.3, 3.9) == [0, 1, 2, 3, 4]
+    assert nice_ticks(5, 5) == [5]
+    assert nice_ticks(0, 0.0007) == pytest.approx([0, 0.0002, 0.0004, 0.0006, 0.0008])
+    assert [short(x) for x in (0, 1500, 2e6, -0.25, 3)] == ["0", "1.5k", "2M", "−0.25", "3"]
+
+
+def test_points_lie_where_they_should():
+    svg = draw(Chart("a", [Curve([0, 5, 10], [0.0, None, 4.0], "#123456", dots=True)]))
+    (line,) = re.findall(r'points="([^"]+)"', svg)
+    assert line == "58.0,216.0 470.0,10.0"
+    assert svg.count("<circle") == 2
+    assert draw(Chart("nothing", [Curve([1], [None], "#123456")])) == ""
+
+
+def test_long_curves_are_thinned_and_keep_their_end():
+    points = Curve(range(10_001), range(10_001), "#123456").points()
+    assert len(points) < 500 and points[0] == (0, 0) and points[-1] == (10_000, 10_000)
+
+
+def test_smoothing_passes_over_what_is_missing():
+    assert smoothed([1.0, None, 3.0, 5.0], window=3) == [1.0, 2.0, 4.0, 4.0]
+    assert smoothed([None]) == [None]
+
+
+def test_a_version_that_nobody_knows_is_said_to_be_so(tmp_path, monkeypatch):
+    """As where the sources were never installed."""
+    run = write_run(tmp_path)
+    (run / "environment.json").write_text(json.dumps({"packages": {"horovod_transformer": None}}))
+    monkeypatch.setattr(run_report, "installed_version", lambda name: None)
+    page = write_run_report([run], tmp_path / "page.html").read_text()
+    assert "note = {version not known}" in page

@@ -1,0 +1,79 @@
+"""A bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from horovod_transformer.system import console as progress_bar
+from horovod_transformer.system.console import ProgressBar
+
+PROGRAM = """
+from horovod_transformer.system.console import ProgressBar
+bar = ProgressBar("training", 10, start=4)
+bar.advance(7, loss="3.142")
+bar.message("a line above")
+bar.advance(10, loss="2.718")
+bar.close()
+"""
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_without_a_terminal_a_line_now_and_then(clock, capsys):
+    bar = ProgressBar("training", 100, start=10)
+    for done in range(11, 41):
+        clock.now += 1
+        bar.advance(done, loss=f"{done / 10:.1f}")
+    lines = capsys.readouterr().err.splitlines()
+    # 30 s, a line each 15; 15 updates took 15 s, so 75 more take 75 s.
+    assert lines[0] == "training: update 25/100, loss 2.5, 01:15 left"
+    assert len(lines) == 2
+
+
+def test_the_last_step_is_always_told(clock, capsys):
+    bar = ProgressBar("reading", 3, unit="book")
+    for done in (1, 2, 3):
+        bar.advance(done)
+    assert capsys.readouterr().err == "reading: book 3/3, 00:00 left\n"
+
+
+def test_a_message_goes_to_stdout(capsys):
+    ProgressBar("training", 3).message("done")
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_on_a_terminal_a_bar(root):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=root, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    text = shown.decode()
+    assert done.returncode == 0, text
+    assert "training: 100%" in text and "10/10" in text and "loss=2.718" in text
+    assert "a line above\r\n" in text

@@ -1,0 +1,58 @@
+"""Signals become requests, for as long as somebody answers them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from horovod_transformer.system.signals import SIGNALS, StopRequest
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_remembered_and_its_handler_given_back(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.signal_name == number.name
+    assert signal.getsignal(number) == before
+
+
+def test_handlers_are_given_back_after_an_error():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(ZeroDivisionError), StopRequest():
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_second_interrupt_ends_the_process():
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_does_not():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
+
+
+def test_another_thread_is_left_alone():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    seen = []
+
+    def use():
+        with StopRequest() as stop:
+            seen.append(bool(stop))
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+    assert [signal.getsignal(number) for number in SIGNALS] == before

@@ -1,0 +1,116 @@
+"""The tables of a run, through kills and resumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+
+import pytest
+import yaml
+
+from horovod_transformer.config import Config
+from horovod_transformer.errors import UserError
+from horovod_transformer.training.metrics.logger import (
+    TRAIN_COLUMNS,
+    VALIDATION_COLUMNS,
+    CsvTable,
+    MetricLogger,
+    UpdateMetrics,
+    ValidationMetrics,
+)
+
+COLUMNS = ["update", "loss", "seconds"]
+
+
+def write_rows(path, updates, keep_until):
+    table = CsvTable(path, COLUMNS, keep_until)
+    for update in updates:
+        table.append({"update": update, "loss": update / 3, "seconds": 1.5})
+    table.close()
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_of_updates_that_come_again_are_dropped(tmp_path):
+    path = tmp_path / "t.csv"
+    write_rows(path, range(1, 8), 0)
+    write_rows(path, range(5, 7), 4)
+    rows = read_rows(path)
+    assert [int(row["update"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    # Numbers survive unchanged, to the last digit.
+    assert [float(row["loss"]) for row in rows] == [update / 3 for update in range(1, 7)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("tail", ["8", "8,", "8,2.6", "\x00\x00\x00", "8,\ufffd", ",,", "8,1.0,2,3,4"])
+def test_a_half_written_last_row_is_dropped(tmp_path, tail):
+    path = tmp_path / "t.csv"
+    write_rows(path, range(1, 4), 0)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(tail)
+    write_rows(path, [4], 3)
+    assert [row["update"] for row in read_rows(path)] == ["1", "2", "3", "4"]
+
+
+def test_bytes_that_are_no_text_are_dropped(tmp_path):
+    path = tmp_path / "t.csv"
+    write_rows(path, [1], 0)
+    with open(path, "ab") as file:
+        file.write(b"\xff\xfe2,1")
+    write_rows(path, [2], 5)
+    assert [row["update"] for row in read_rows(path)] == ["1", "2"]
+
+
+def test_columns_may_have_changed_since(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("update,old,loss\n1,x,0.5\n")
+    write_rows(path, [2], 1)
+    assert read_rows(path)[0] == {"update": "1", "loss": "0.5", "seconds": ""}
+
+
+def test_a_row_is_on_disk_at_once(tmp_path):
+    table = CsvTable(tmp_path / "t.csv", COLUMNS, 0)
+    table.append({"update": 1, "loss": None})
+    assert read_rows(tmp_path / "t.csv") == [{"update": "1", "loss": "", "seconds": ""}]
+    table.close()
+
+
+@pytest.fixture
+def config(tmp_path):
+    names = ("checkpoint_dir", "log_dir", "tensorboard_dir")
+    return Config().with_overrides({f"paths.{name}": str(tmp_path / name) for name in names})
+
+
+def row_of(columns, update):
+    return {**dict.fromkeys(columns, 0.5), "update": update}
+
+
+def test_a_run_leaves_its_records_and_resumes_them(config, tmp_path, capsys):
+    for start in (0, 2):
+        logger = MetricLogger(config, "r", start, 9)
+        for update in (start + 1, start + 2, start + 3):
+            logger.log_update(UpdateMetrics(**row_of(TRAIN_COLUMNS, update)))
+        logger.log_validation(ValidationMetrics(**row_of(VALIDATION_COLUMNS, start + 3)))
+        logger.say(f"from {start}")
+        logger.close()
+    folder = tmp_path / "tensorboard_dir" / "structured" / "r"
+    assert [row["update"] for row in read_rows(folder / "train.csv")] == ["1", "2", "3", "4", "5"]
+    assert [row["update"] for row in read_rows(folder / "val.csv")] == ["5"]
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == config.to_dict()
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["world_size"] == 1 and environment["packages"]["torch"]
+    log = (tmp_path / "log_dir" / "train_rank0.log").read_text()
+    assert log.count("from 0") == log.count("from 2") == 1
+    assert log.count("update 3: loss") == 2
+    assert "from 2" in capsys.readouterr().out
+    assert not logging.getLogger("horovod_transformer.training").handlers
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):
+    (tmp_path / "log_dir").write_text("a file")
+    with pytest.raises(UserError, match=r"log_dir: cannot write the run's records: "):
+        MetricLogger(config, "r", 0, 9)
