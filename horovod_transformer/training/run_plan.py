@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from horovod_transformer.checkpoint.disk_space import run_bytes
 from horovod_transformer.config import Config
 from horovod_transformer.model.size import count_parameters
 from horovod_transformer.training.optim.schedule import warmup_updates
@@ -55,8 +56,7 @@ class RunPlan:
             tokens=updates * plan.global_batch_size * plan.block_size,
             parameters=count_parameters(config.model),
             warmup=warmup_updates(config.training, decay),
-            # The newest is written before the oldest goes; the best is apart.
-            checkpoint_bytes=checkpoint_bytes(config) * (config.training.keep_checkpoints + 2),
+            checkpoint_bytes=run_bytes(config.model, config.training.keep_checkpoints),
             cut_short=updates < plan.total_updates,
         )
 
@@ -108,12 +108,3 @@ class RunPlan:
 def run_updates(config: Config, plan: UpdatePlan) -> int:
     """Updates of a run: all of its epochs, or `training.max_updates` if that is less."""
     return min(plan.total_updates, config.training.max_updates or plan.total_updates)
-
-
-def checkpoint_bytes(config: Config) -> int:
-    """Size of one checkpoint: weights and the optimizer's moments, all float32.
-
-    AdamW keeps two moments of every parameter (Loshchilov & Hutter 2019, arXiv:1711.05101). Muon
-    keeps one of the blocks' matrices; it is counted like AdamW, as the most it can be.
-    """
-    return 3 * 4 * count_parameters(config.model)
