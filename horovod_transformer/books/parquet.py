@@ -69,7 +69,7 @@ def _rows(path: Path, options: ReadOptions, start: int, stop: int) -> Iterator[B
                     for batch in file.iter_batches(
                         size, row_groups=[group], columns=columns, use_threads=False
                     ):
-                        # A part begins or ends within this row group: what is before it is passed over.
+                        # A range begins or ends within this row group: what is before it is passed over.
                         skipped = max(0, start - row)
                         wanted = batch.slice(skipped, max(0, last - row - skipped))
                         yield from _books_of_batch(path, wanted, row + skipped, options)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from horovod_transformer.config import Config
+from horovod_transformer.config import DataConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable
 
@@ -85,9 +85,8 @@ class ReadOptions:
     clean: tuple[str, ...] = ()
 
     @classmethod
-    def from_config(cls, config: Config) -> ReadOptions:
-        """Take the options from the section `data`."""
-        data = config.data
+    def of(cls, data: DataConfig) -> ReadOptions:
+        """Take the options from a config's section `data`."""
         return cls(
             data.encoding,
             data.on_bad_book == "skip",

@@ -21,7 +21,7 @@ from typing import Any
 from horovod_transformer.books.find_files import WHAT_IS_TAKEN, find_files, kind_of
 from horovod_transformer.books.hub import fetch
 from horovod_transformer.books.parquet import RowGroups, check_parquet
-from horovod_transformer.books.parts import BAD, PLAY, Part, cut_file, read_part
+from horovod_transformer.books.ranges import BAD, PLAY, FileRange, cut_file, read_range
 from horovod_transformer.books.readers import (
     Book,
     ReadOptions,
@@ -31,10 +31,10 @@ from horovod_transformer.books.readers import (
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable, user_path
 
-# A part of a large corpus has about as much text; one of a small corpus less, for every core to have some.
-PART_BYTES = 64 << 20
-_LEAST_PART_BYTES = 8 << 20
-_PARTS_OF_A_SMALL_CORPUS = 32
+# A range of a large corpus has about as much text; one of a small corpus less, for every core to have some.
+RANGE_BYTES = 64 << 20
+_LEAST_RANGE_BYTES = 8 << 20
+_RANGES_OF_A_SMALL_CORPUS = 32
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ class Books:
             change in nanoseconds; a package has its name and version instead, a data set on the hub
             its name with the commit.
         count: Number of books, empty ones included; None if only reading tells.
-        parts: Files and ranges of files that make up the whole, in order; see `read_part`.
+        ranges: Files and ranges of files that make up the whole, in order; see `read_range`.
         options: How they are read.
-        part_bytes: About how much text a part has at most, where its kind of file can be cut.
+        range_bytes: About how much text a range has at most, where its kind of file can be cut.
         taken: Number of files by kind (suffix).
         passed_over: Number of files that folders and globs have besides, by kind.
     """
 
     files: list[list[Any]]
     count: int | None
-    parts: Sequence[Part] = field(repr=False)
+    ranges: Sequence[FileRange] = field(repr=False)
     options: ReadOptions
-    part_bytes: int
+    range_bytes: int
     taken: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
 
@@ -70,8 +70,8 @@ class Books:
 
     def read(self) -> Iterator[Book | Unreadable]:
         """Read the books and, in their places, what cannot be read."""
-        for part in self.parts:
-            yield from read_part(part, self.options)
+        for file_range in self.ranges:
+            yield from read_range(file_range, self.options)
 
 
 _Uncut = tuple[Path, str, os.stat_result | None, RowGroups, str]
@@ -80,7 +80,7 @@ _Uncut = tuple[Path, str, os.stat_result | None, RowGroups, str]
 
 @dataclass
 class _Found:
-    """What one entry of the source has: files, with what is needed to cut them into parts."""
+    """What one entry of the source has: files, with what is needed to cut them into ranges."""
 
     files: list[list[Any]] = field(default_factory=list)
     uncut: list[_Uncut] = field(default_factory=list)
@@ -90,7 +90,7 @@ class _Found:
 
 
 def open_books(
-    source: str | Sequence[str], options: ReadOptions | None = None, part_bytes: int | None = None
+    source: str | Sequence[str], options: ReadOptions | None = None, range_bytes: int | None = None
 ) -> Books:
     """Find the books of a source, and check what can be checked without reading them.
 
@@ -98,7 +98,7 @@ def open_books(
         source: `"sample"` (38 plays), a file, folder or glob, `"hub:OWNER/NAME"`, or a list of
             these; see `find_files`. A file that is named twice is read once.
         options: How files are read; see `ReadOptions`.
-        part_bytes: Text of a part; by default 64 MB, or less where there is little.
+        range_bytes: Text of a range; by default 64 MB, or less where there is little.
 
     Returns:
         The books. Iterating raises `UserError` for a file or row that cannot be read.
@@ -127,25 +127,25 @@ def open_books(
         all_found.count = (
             None if all_found.count is None or found.count is None else all_found.count + found.count
         )
-    if part_bytes is None:
+    if range_bytes is None:
         total = sum(
             sum(text for _, text in groups) if groups else status.st_size
             for _, _, status, groups, _ in all_found.uncut
             if status
         )
-        part_bytes = min(max(total // _PARTS_OF_A_SMALL_CORPUS, _LEAST_PART_BYTES), PART_BYTES)
-    parts: list[Part] = []
+        range_bytes = min(max(total // _RANGES_OF_A_SMALL_CORPUS, _LEAST_RANGE_BYTES), RANGE_BYTES)
+    ranges: list[FileRange] = []
     for path, kind, status, groups, reason in all_found.uncut:
         if status is None:
-            parts.append(Part(str(path), BAD, 0, 0, 0, 0, 0, reason))
+            ranges.append(FileRange(str(path), BAD, 0, 0, 0, 0, 0, reason))
         else:
-            parts += cut_file(path, kind, status, groups, options, part_bytes)
+            ranges += cut_file(path, kind, status, groups, options, range_bytes)
     return Books(
         all_found.files,
         all_found.count,
-        parts,
+        ranges,
         options,
-        part_bytes,
+        range_bytes,
         all_found.taken,
         all_found.passed_over,
     )

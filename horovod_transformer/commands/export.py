@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     samples = continue_prompt(model, tokenizer, "", settings, seed=0)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = model_card(target.resolve().name, contents, parameters, manifest, samples)
-    write_folder(target, model, config, tokenizer, card)
+    write_folder(target, model, config.model, config.generation, tokenizer, card)
     print(
         f"{target}: {parameters:,} parameters, {tokenizer.vocab_size:,} tokens; README.md has blanks for you"
     )

@@ -70,14 +70,14 @@ def main(arguments: Sequence[str]) -> int:
         )
 
     # Imported late: a mistake on the command line should not wait for these libraries.
-    from horovod_transformer.prepare.prepare import assemble_units, prepare, prepare_units
+    from horovod_transformer.prepare.prepare import assemble_shards, prepare, prepare_shards
 
     try:
         if options.units:
-            shard, shards = options.units
-            prepare_units(config, shard, shards, workers=options.workers, force=options.force)
+            node, nodes = options.units
+            prepare_shards(config, node, nodes, workers=options.workers, force=options.force)
         elif options.assemble:
-            assemble_units(config, force=options.force)
+            assemble_shards(config, force=options.force)
         else:
             prepare(config, force=options.force, workers=options.workers)
     except KeyboardInterrupt:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from horovod_transformer.config import Config, GenerationConfig, config_from_dict
+from horovod_transformer.config import Config, GenerationConfig, ModelConfig, config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.export.tokenizers import read_tokenizer, tokenizer_json
 from horovod_transformer.model.transformer import TransformerLM
@@ -49,13 +49,21 @@ _REQUIRED = {
 }
 
 
-def write_folder(folder: Path, model: TransformerLM, config: Config, tokenizer: Tokenizer, card: str) -> None:
+def write_folder(
+    folder: Path,
+    model: TransformerLM,
+    shape: ModelConfig,
+    generation: GenerationConfig,
+    tokenizer: Tokenizer,
+    card: str,
+) -> None:
     """Write a model as a Hugging Face GPT-2 folder: whole, or not at all.
 
     Args:
         folder: Must not exist yet.
         model: Its weights, float32 as they are.
-        config: `model` gives the shape, `generation` the defaults for sampling.
+        shape: What it was built from.
+        generation: Defaults for sampling.
         tokenizer: Its own.
         card: README.md.
 
@@ -64,7 +72,7 @@ def write_folder(folder: Path, model: TransformerLM, config: Config, tokenizer: 
     """
     require_absent(folder)
     with new_folder(folder, "--to") as unfinished:
-        _write_files(unfinished, model, config, tokenizer, card)
+        _write_files(unfinished, model, shape, generation, tokenizer, card)
 
 
 def require_absent(target: Path) -> None:
@@ -77,7 +85,14 @@ def require_absent(target: Path) -> None:
         raise UserError(f"--to {target}: exists already; name another place, or remove it")
 
 
-def _write_files(folder: Path, model: TransformerLM, config: Config, tokenizer: Tokenizer, card: str) -> None:
+def _write_files(
+    folder: Path,
+    model: TransformerLM,
+    shape: ModelConfig,
+    generation: GenerationConfig,
+    tokenizer: Tokenizer,
+    card: str,
+) -> None:
     ours = {**model.state_dict(), "position_embedding.weight": model.position_vectors}
     tensors = {
         f"transformer.{theirs}": _oriented(ours[name], name).detach().cpu().contiguous()
@@ -88,8 +103,8 @@ def _write_files(folder: Path, model: TransformerLM, config: Config, tokenizer: 
     except SafetensorError as error:  # it makes these of what the system says, a full disk for example
         raise OSError(str(error)) from None
     files = {
-        "config.json": _their_config(model, config, tokenizer),
-        "generation_config.json": _their_generation(config.generation, tokenizer),
+        "config.json": _their_config(shape, tokenizer),
+        "generation_config.json": _their_generation(generation, tokenizer),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": END_OF_TEXT,
@@ -134,7 +149,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], Config, Tokenize
         )
     kind = "gpt2" if tokenizer.kind == "gpt2" else "bpe"
     data = config.data.model_copy(update={"tokenizer": kind})
-    return _read_weights(folder, config), config.model_copy(update={"data": data}), tokenizer
+    return _read_weights(folder, config.model), config.model_copy(update={"data": data}), tokenizer
 
 
 def _names(layers: int) -> dict[str, str]:
@@ -157,14 +172,13 @@ def _oriented(tensor: Tensor, name: str) -> Tensor:
     return tensor.t() if name.startswith("blocks.") and tensor.dim() == 2 else tensor
 
 
-def _their_config(model: TransformerLM, config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    shape = config.model
+def _their_config(shape: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         **_REQUIRED,
         "activation_function": _ACTIVATIONS[0],
         "vocab_size": shape.vocab_size,
-        "n_positions": model.max_seq_len,
+        "n_positions": shape.max_seq_len,
         "n_embd": shape.d_model,
         "n_layer": shape.n_layers,
         "n_head": shape.n_heads,
@@ -233,9 +247,8 @@ def _our_config(values: dict[str, Any], path: Path) -> Config:
     return config_from_dict({"model": shape}, str(path))
 
 
-def _read_weights(folder: Path, config: Config) -> dict[str, Tensor]:
+def _read_weights(folder: Path, shape: ModelConfig) -> dict[str, Tensor]:
     found = _open_tensors(folder)
-    shape = config.model
     # Before a model of the stated size is laid out: it may be stated as a billion layers.
     wanted = 4 + 12 * shape.n_layers
     if len(found) != wanted:

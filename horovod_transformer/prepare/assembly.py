@@ -1,4 +1,4 @@
-"""Finished units to prepared data: what is kept, what is held out, and the tokens of that, copied."""
+"""Finished shards to prepared data: what is kept, what is held out, and the tokens of that, copied."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from horovod_transformer.books.parts import read_part
+from horovod_transformer.books.ranges import read_range
 from horovod_transformer.books.readers import Book, Unreadable
-from horovod_transformer.config import Config
-from horovod_transformer.data.manifest import split_names
 from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.selection import (
     DROPPED,
@@ -26,7 +24,8 @@ from horovod_transformer.prepare.selection import (
     drop_books,
     end_cut,
 )
-from horovod_transformer.prepare.shards import Unit, read_books
+from horovod_transformer.prepare.settings import PrepareSettings
+from horovod_transformer.prepare.shards import Shard, read_books
 from horovod_transformer.prepare.workers import Job
 from horovod_transformer.prepare.writer import SplitWriter, describe_splits, join_books, token_dtype
 from horovod_transformer.system.paths import readable
@@ -45,18 +44,18 @@ class Selected:
     """Which books go where.
 
     Attributes:
-        units: The units, all finished.
+        shards: The shards, all finished.
         job: How they were made.
         books: All books.
-        starts: Where each unit's books begin, int64 [units + 1].
+        starts: Where each shard's books begin, int64 [shards + 1].
         dropped: Of each book why it is dropped, or `KEPT`; see `drop_books`.
         splits: Of each book its place in `names`, -1 if it is dropped.
         names: The splits.
         fractions: Of each split that is held out its share.
-        details: What each unit says of itself; see `UnitRecord`.
+        details: What each shard says of itself; see `ShardRecord`.
     """
 
-    units: Sequence[Unit]
+    shards: Sequence[Shard]
     job: Job
     books: BookTable
     starts: np.ndarray
@@ -69,8 +68,8 @@ class Selected:
     def titles(self, places: np.ndarray) -> list[str]:
         """Return titles of books, by their places in ascending order."""
         found = []
-        for unit, inside in self._by_unit(places):
-            found += self.job.files_of(unit).read_titles(inside.tolist())
+        for shard, inside in self._by_shard(places):
+            found += self.job.files_of(shard).read_titles(inside.tolist())
         return found
 
     def longest(self, number: int = 10) -> list[tuple[str, int]]:
@@ -81,84 +80,86 @@ class Selected:
         return [(titles[place], int(tokens[place])) for place in places.tolist()]
 
     def texts(self, places: np.ndarray) -> Iterator[str]:
-        """Read books again, by their places in ascending order; other units are passed over."""
-        for unit, inside in self._by_unit(places):
+        """Read books again, by their places in ascending order; other shards are passed over."""
+        for shard, inside in self._by_shard(places):
             wanted = set(inside.tolist())
             readable = (
                 book
-                for part in unit.parts
-                for book in read_part(part, self.job.options)
+                for file_range in shard.ranges
+                for book in read_range(file_range, self.job.options)
                 if isinstance(book, Book)
             )
             for place, book in enumerate(readable):
                 if place in wanted:
                     yield book.text
 
-    def _by_unit(self, places: np.ndarray) -> Iterator[tuple[Unit, np.ndarray]]:
+    def _by_shard(self, places: np.ndarray) -> Iterator[tuple[Shard, np.ndarray]]:
         borders = np.searchsorted(places, self.starts)
-        for unit, start, first, last in zip(
-            self.units, self.starts.tolist(), borders[:-1].tolist(), borders[1:].tolist(), strict=False
+        for shard, start, first, last in zip(
+            self.shards, self.starts.tolist(), borders[:-1].tolist(), borders[1:].tolist(), strict=False
         ):
             if first < last:
-                yield unit, places[first:last] - start
+                yield shard, places[first:last] - start
 
 
-def select_books(config: Config, units: Sequence[Unit], job: Job) -> Selected:
-    """Decide from the records of finished units which books are kept and which are held out.
+def select_books(settings: PrepareSettings, shards: Sequence[Shard], job: Job) -> Selected:
+    """Decide from the records of finished shards which books are kept and which are held out.
 
     Raises:
         UserError: Something could not be read and `data.on_bad_book` is `stop`, no book is left, or
             they cannot be shared out.
     """
-    files = [job.files_of(unit) for unit in units]
+    files = [job.files_of(shard) for shard in shards]
     details = [one.read_details() for one in files]
-    if config.data.on_bad_book == "stop":
+    data = settings.data
+    if data.on_bad_book == "stop":
         _refuse_unreadable(details)
     books, starts = read_books(files)
-    dropped = drop_books(books, config.data.min_book_characters)
+    dropped = drop_books(books, data.min_book_characters)
     kept = dropped == KEPT
     if not kept.any():
-        raise UserError(_nothing_left(dropped, details, config.data.min_book_characters))
-    names = split_names(config)
-    fractions = {"validation": config.data.validation_fraction, "test": config.data.test_fraction}
-    splits = choose_splits(books, kept, names, fractions, config.data.split, config.data.split_seed)
-    return Selected(units, job, books, starts, dropped, splits, names, fractions, details)
+        raise UserError(_nothing_left(dropped, details, data.min_book_characters))
+    names = settings.splits
+    fractions = {"validation": data.validation_fraction, "test": data.test_fraction}
+    splits = choose_splits(books, kept, names, fractions, data.split, data.split_seed)
+    return Selected(shards, job, books, starts, dropped, splits, names, fractions, details)
 
 
-def train_tokenizer(config: Config, selected: Selected, say: Callable[[str], None]) -> Tokenizer:
+def train_tokenizer(settings: PrepareSettings, selected: Selected, say: Callable[[str], None]) -> Tokenizer:
     """Train a byte-level BPE on training books, or on a sample of them if there are many.
 
     Raises:
         UserError: They are too few for the vocabulary.
     """
+    data = settings.data
     sample = choose_tokenizer_sample(
-        selected.books, selected.splits == 0, config.data.tokenizer_characters, config.data.split_seed
+        selected.books, selected.splits == 0, data.tokenizer_characters, data.split_seed
     )
     say(
-        f"training a byte-level BPE of {config.model.vocab_size:,} entries on {int(sample.sum()):,} of the "
+        f"training a byte-level BPE of {settings.vocab_size:,} entries on {int(sample.sum()):,} of the "
         "training books"
     )
     texts = selected.texts(np.flatnonzero(sample))
     if int((selected.splits >= 0).sum()) == 1:
         texts = (_cut_single(text, selected)[0] for text in texts)
-    return train_bpe(texts, config.model.vocab_size)
+    return train_bpe(texts, settings.vocab_size)
 
 
 def assemble(
     folder: Path,
-    config: Config,
+    block_size: int,
     selected: Selected,
     tokenizer: Tokenizer,
-    done: Callable[[Unit], None] = lambda unit: None,
+    done: Callable[[Shard], None] = lambda shard: None,
 ) -> dict[str, Any]:
-    """Copy the tokens of all splits from the units into an empty folder.
+    """Copy the tokens of all splits from the shards into an empty folder.
 
     Args:
         folder: Gets a Hugging Face `DatasetDict`.
-        config: `model.max_seq_len` is the length of a block.
+        block_size: Tokens of a block.
         selected: What goes where.
-        tokenizer: What the units were made with.
-        done: Called when a unit is copied.
+        tokenizer: What the shards were made with.
+        done: Called when a shard is copied.
 
     Returns:
         What the manifest says of books and splits.
@@ -166,10 +167,9 @@ def assemble(
     began = time.monotonic()
     single = int((selected.splits >= 0).sum()) == 1
     if single:
-        splits, counts, notes = _write_single(folder, config, selected, tokenizer)
+        splits, counts, notes = _write_single(folder, block_size, selected, tokenizer)
     else:
-        splits, counts, notes = *_copy(folder, config, selected, tokenizer, done), []
-    block_size = config.model.max_seq_len
+        splits, counts, notes = *_copy(folder, block_size, selected, tokenizer, done), []
     digests = ":".join([str(block_size), *(splits[name].sha256 for name in selected.names)])
     fingerprint = hashlib.sha256(digests.encode()).hexdigest()
     describe_splits(folder, splits, fingerprint)
@@ -209,7 +209,7 @@ def assemble(
 
 
 def _copy(
-    folder: Path, config: Config, selected: Selected, tokenizer: Tokenizer, done: Callable[[Unit], None]
+    folder: Path, block_size: int, selected: Selected, tokenizer: Tokenizer, done: Callable[[Shard], None]
 ) -> tuple[dict[str, SplitWriter], dict[str, dict[str, int]]]:
     writers: dict[str, SplitWriter] = {}
     counts: dict[str, dict[str, int]] = {}
@@ -221,11 +221,11 @@ def _copy(
             "characters": int(books.characters[here].sum()),
             "bytes": int(books.bytes[here].sum()),
         }
-        writers[name] = _writer(folder, name, int(books.tokens[here].sum()), config, tokenizer)
-    for unit, first, last in zip(selected.units, selected.starts[:-1], selected.starts[1:], strict=True):
+        writers[name] = _writer(folder, name, int(books.tokens[here].sum()), block_size, tokenizer)
+    for shard, first, last in zip(selected.shards, selected.starts[:-1], selected.starts[1:], strict=True):
         ends = np.cumsum(books.tokens[first:last])
         splits = selected.splits[first:last]
-        with _open_tokens(selected.job.files_of(unit).tokens) as file:
+        with _open_tokens(selected.job.files_of(shard).tokens) as file:
             for ids, which in _windows(file, ends, splits, token_dtype(tokenizer.vocab_size)):
                 for place, name in enumerate(selected.names):
                     mine = which == place
@@ -233,7 +233,7 @@ def _copy(
                         writers[name].write(ids)
                     elif mine.any():
                         writers[name].write(ids[mine])
-        done(unit)
+        done(shard)
     for writer in writers.values():
         writer.close()
     return writers, counts
@@ -242,7 +242,7 @@ def _copy(
 def _windows(
     file: IO[bytes], ends: np.ndarray, splits: np.ndarray, dtype: np.dtype
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read a unit's tokens some at a time, with the split of each token, or of all of them alike."""
+    """Read a shard's tokens some at a time, with the split of each token, or of all of them alike."""
     total = int(ends[-1]) if len(ends) else 0
     for start in range(0, total, _TOKENS_AT_A_TIME):
         stop = min(start + _TOKENS_AT_A_TIME, total)
@@ -266,21 +266,19 @@ def _open_tokens(path: Path) -> IO[bytes]:
 
 
 def _lost(path: Path | str, what: str) -> str:
-    # Its unit counts as finished no more, see `UnitFiles.finished`.
+    # Its shard counts as finished no more, see `ShardFiles.finished`.
     return (
         f"{readable(path)}: {what}; run `prepare` again, which makes it again (with shares: --units for all "
         "of them, then --assemble)"
     )
 
 
-def _writer(folder: Path, name: str, tokens: int, config: Config, tokenizer: Tokenizer) -> SplitWriter:
-    return SplitWriter(
-        folder / name, tokens, config.model.max_seq_len, tokenizer.vocab_size, tokenizer.eos_token_id
-    )
+def _writer(folder: Path, name: str, tokens: int, block_size: int, tokenizer: Tokenizer) -> SplitWriter:
+    return SplitWriter(folder / name, tokens, block_size, tokenizer.vocab_size, tokenizer.eos_token_id)
 
 
 def _write_single(
-    folder: Path, config: Config, selected: Selected, tokenizer: Tokenizer
+    folder: Path, block_size: int, selected: Selected, tokenizer: Tokenizer
 ) -> tuple[dict[str, SplitWriter], dict[str, dict[str, int]], list[str]]:
     """Cut the only book at paragraphs' ends, and tokenize its pieces anew: none begins within a word."""
     (text,) = selected.texts(np.flatnonzero(selected.splits >= 0))
@@ -289,7 +287,7 @@ def _write_single(
     for name, piece in zip(selected.names, pieces, strict=True):
         encoded = tokenizer.encode_books([piece])
         ids = join_books(encoded, tokenizer.vocab_size, tokenizer.eos_token_id)
-        writers[name] = _writer(folder, name, len(ids), config, tokenizer)
+        writers[name] = _writer(folder, name, len(ids), block_size, tokenizer)
         writers[name].write(ids)
         writers[name].close()
         counts[name] = {"books": 1, "characters": len(piece), "bytes": len(piece.encode())}

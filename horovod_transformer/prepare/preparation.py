@@ -1,4 +1,4 @@
-"""The steps of a preparation and what they share: the source, the place, the units, and who does the work."""
+"""The steps of a preparation and what they share: source, place, shards, and who does the work."""
 
 from __future__ import annotations
 
@@ -15,21 +15,15 @@ from typing import Any
 
 from horovod_transformer.books.readers import ReadOptions
 from horovod_transformer.books.sources import open_books
-from horovod_transformer.config import Config
-from horovod_transformer.data.manifest import (
-    FORMAT_VERSION,
-    find_damage,
-    find_prepared,
-    first_difference,
-    settings_of,
-    write_manifest,
-)
+from horovod_transformer.data.manifest import FORMAT_VERSION, find_damage, find_prepared
 from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.assembly import assemble, select_books, train_tokenizer
 from horovod_transformer.prepare.figures import write_report
-from horovod_transformer.prepare.shards import Unit, make_units
+from horovod_transformer.prepare.manifest import first_difference, write_manifest
+from horovod_transformer.prepare.settings import PrepareSettings
+from horovod_transformer.prepare.shards import Shard, plan_shards
 from horovod_transformer.prepare.tokenizer_choice import chosen_tokenizer
-from horovod_transformer.prepare.workers import Job, make_units_on
+from horovod_transformer.prepare.workers import Job, build_shards
 from horovod_transformer.prepare.writer import token_dtype
 from horovod_transformer.system.console import ProgressBar
 from horovod_transformer.system.files import write_text
@@ -40,33 +34,40 @@ from horovod_transformer.system.paths import user_path
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
 
 
-def units_folder(data_dir: Path) -> Path:
-    """Return where units lie until the data is assembled."""
+def shards_folder(data_dir: Path) -> Path:
+    """Return where shards lie until the data is assembled."""
     target = data_dir.resolve()
     return target.with_name(f"{target.name}.units")
 
 
 class Preparation:
-    """What the steps share; see `prepare.prepare` for the arguments."""
+    """What the steps share.
+
+    Args:
+        settings: What is to be made.
+        progress, workers, executor: See `prepare.prepare`.
+        shard_bytes: There `unit_bytes`.
+    """
 
     def __init__(
         self,
-        config: Config,
+        settings: PrepareSettings,
         progress: bool,
         workers: int | None,
         executor: Executor | None,
-        unit_bytes: int | None,
+        shard_bytes: int | None,
     ) -> None:
-        self.config = config
+        self.settings = settings
         self.say = _print if progress else _silence
-        self.data_dir = user_path(config.data.data_dir, "data.data_dir")
-        self.folder = units_folder(self.data_dir)
-        self.chosen = chosen_tokenizer(config)
-        self.settings = settings_of(config, self.chosen)
-        self.options = ReadOptions.from_config(config)
-        self.books = open_books(config.data.source, self.options, unit_bytes)
-        self.units = make_units(
-            self.books.parts, self.books.part_bytes, self.options, config.data.min_book_characters
+        data = settings.data
+        self.data_dir = user_path(data.data_dir, "data.data_dir")
+        self.folder = shards_folder(self.data_dir)
+        self.chosen = chosen_tokenizer(data.tokenizer, settings.vocab_size)
+        self.recorded = settings.recorded(self.chosen)
+        self.options = ReadOptions.of(data)
+        self.books = open_books(data.source, self.options, shard_bytes)
+        self.shards = plan_shards(
+            self.books.ranges, self.books.range_bytes, self.options, data.min_book_characters
         )
         self._progress, self._workers, self._executor = progress, workers or usable_cores(), executor
 
@@ -79,7 +80,7 @@ class Preparation:
         existing = find_prepared(self.data_dir)
         if existing is None or force:
             return None
-        difference = first_difference(existing, self.settings, self.books)
+        difference = first_difference(existing, self.recorded, self.books.files)
         if difference:
             raise UserError(
                 f"{self.data_dir}: was prepared differently: {difference}; use --force to replace it, or "
@@ -106,8 +107,8 @@ class Preparation:
             self.say(f"passed over: {left}")
 
     @contextmanager
-    def units_kept(self) -> Iterator[None]:
-        """Make the folder of units; leave none that is empty."""
+    def shards_kept(self) -> Iterator[None]:
+        """Make the folder of shards; leave none that is empty."""
         self.folder.mkdir(exist_ok=True)
         try:
             yield
@@ -116,16 +117,16 @@ class Preparation:
                 self.folder.rmdir()
 
     def check_disk(self) -> None:
-        """Compare the disk with what is likely needed, units that are there taken off.
+        """Compare the disk with what is likely needed, shards that are there taken off.
 
         Raises:
             UserError: There is not even half of it.
         """
         there = sum(path.stat().st_size for path in self.folder.glob("*.tokens"))
-        # English has about 4 bytes per token, small vocabularies make more tokens of it. Once in the units,
+        # English has about 4 bytes per token, small vocabularies make more tokens of it. Once in the shards,
         # once in the data.
-        itemsize = token_dtype(self.config.model.vocab_size).itemsize
-        likely = sum(unit.text_bytes for unit in self.units) / 3.5 * 2 * itemsize - there
+        itemsize = token_dtype(self.settings.vocab_size).itemsize
+        likely = sum(shard.text_bytes for shard in self.shards) / 3.5 * 2 * itemsize - there
         free = shutil.disk_usage(self.folder).free
         if likely > 2 * free:
             raise UserError(
@@ -137,11 +138,11 @@ class Preparation:
 
     def survey(self) -> Job:
         """The job that reads books without tokenizing them."""
-        return Job(self.folder, self.options, self.config.data.min_book_characters)
+        return Job(self.folder, self.options, self.settings.data.min_book_characters)
 
     def tokenizing(self, tokenizer: Tokenizer) -> Job:
         """The job that tokenizes books."""
-        return Job.tokenizing(self.folder, self.options, self.config.data.min_book_characters, tokenizer)
+        return Job.tokenizing(self.folder, self.options, self.settings.data.min_book_characters, tokenizer)
 
     def known_tokenizer(self) -> Tokenizer | None:
         """The chosen tokenizer, or the one that an earlier run trained for these books and settings."""
@@ -153,56 +154,56 @@ class Preparation:
             return None
 
     def train_tokenizer(self) -> Tokenizer:
-        """Train a tokenizer on the training books, all of which are surveyed, and keep it with the units."""
-        selected = select_books(self.config, self.units, self.survey())
-        tokenizer = train_tokenizer(self.config, selected, self.say)
+        """Train a tokenizer on the training books, all of which are surveyed, and keep it with the shards."""
+        selected = select_books(self.settings, self.shards, self.survey())
+        tokenizer = train_tokenizer(self.settings, selected, self.say)
         write_text(self._tokenizer_file(), json.dumps(tokenizer.to_dict()))
         return tokenizer
 
     def _tokenizer_file(self) -> Path:
-        said = json.dumps([self.settings, [unit.key for unit in self.units]], sort_keys=True)
+        said = json.dumps([self.recorded, [shard.key for shard in self.shards]], sort_keys=True)
         return self.folder / f"tokenizer-{hashlib.sha256(said.encode()).hexdigest()[:24]}.json"
 
-    def make(self, job: Job, units: list[Unit]) -> list[Unit]:
-        """Make those of these units that are missing; return those that another process is at."""
-        with self._bar("tokenizing" if job.tokenizer else "reading", units) as done:
-            return make_units_on(job, units, self._workers, self._executor, done)
+    def build(self, job: Job, shards: list[Shard]) -> list[Shard]:
+        """Build those of these shards that are missing; return those that another process is at."""
+        with self._bar("tokenizing" if job.tokenizer else "reading", shards) as done:
+            return build_shards(job, shards, self._workers, self._executor, done)
 
-    def require_whole(self, busy: list[Unit], job: Job) -> None:
-        """Make sure that all units are finished.
+    def require_whole(self, busy: list[Shard], job: Job) -> None:
+        """Make sure that all shards are finished.
 
         Raises:
             UserError: Another process is at some, or some are missing.
         """
-        missing = [unit for unit in self.units if not job.files_of(unit).finished()]
+        missing = [shard for shard in self.shards if not job.files_of(shard).finished()]
         if missing and not busy:
             raise UserError(
-                f"{self.folder}: {len(missing):,} of {len(self.units):,} units are missing (other files or "
+                f"{self.folder}: {len(missing):,} of {len(self.shards):,} units are missing (other files or "
                 "settings than they were made with?); run --units for all shares first"
             )
         if missing:
             raise UserError(
-                f"{self.folder}: another process is at {len(busy)} of {len(self.units)} units; run this "
+                f"{self.folder}: another process is at {len(busy)} of {len(self.shards)} units; run this "
                 "again when that has ended"
             )
 
     def assemble(self, tokenizer: Tokenizer, lock: FolderLock, started: float) -> dict[str, Any]:
-        """Put finished units together, into their place, and remove them; return the manifest."""
-        selected = select_books(self.config, self.units, self.tokenizing(tokenizer))
+        """Put finished shards together, into their place, and remove them; return the manifest."""
+        selected = select_books(self.settings, self.shards, self.tokenizing(tokenizer))
         replace = find_prepared(self.data_dir) is not None
         with new_folder(self.data_dir, "data.data_dir", replace, lock.require) as folder:
-            with self._bar("assembling", self.units) as done:
-                described = assemble(folder, self.config, selected, tokenizer, done)
+            with self._bar("assembling", self.shards) as done:
+                described = assemble(folder, self.settings.block_size, selected, tokenizer, done)
             manifest = {
                 "format_version": FORMAT_VERSION,
                 "package_version": installed_version("horovod_transformer") or "not installed",
                 "source": {
-                    "given": self.config.data.source,
+                    "given": self.settings.data.source,
                     "files": self.books.files,
                     "taken": dict(self.books.taken),
                     "passed_over": dict(self.books.passed_over),
                 },
-                "settings": self.settings,
+                "settings": self.recorded,
                 "tokenizer": tokenizer.to_dict(),
                 **described,
                 "seconds": round(time.monotonic() - started, 1),
@@ -213,15 +214,15 @@ class Preparation:
         return manifest
 
     @contextmanager
-    def _bar(self, title: str, units: list[Unit]) -> Iterator[Callable[[Unit], None]]:
-        """Show units as they are done, by their text."""
-        total = max(1, sum(unit.text_bytes for unit in units) // 1_000_000)
+    def _bar(self, title: str, shards: list[Shard]) -> Iterator[Callable[[Shard], None]]:
+        """Show shards as they are done, by their text."""
+        total = max(1, sum(shard.text_bytes for shard in shards) // 1_000_000)
         bar = ProgressBar(title, total, unit="MB") if self._progress else None
         text = 0
 
-        def done(unit: Unit) -> None:
+        def done(shard: Shard) -> None:
             nonlocal text
-            text += unit.text_bytes
+            text += shard.text_bytes
             if bar:
                 bar.advance(min(total, text // 1_000_000))
 

@@ -2,8 +2,8 @@
 
     manifest = prepare(load_config("configs/quickstart.yaml"))
 
-Books are cut into units of work (`units`), processes tokenize these (`workers`), and what they leave is put
-together (`assembly`). A unit that is finished is not made again, however a run ends.
+Books are cut into shards of work (`shards`), processes tokenize these (`workers`), and what they leave is put
+together (`assembly`). A shard that is finished is not made again, however a run ends.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from horovod_transformer.config import Config
-from horovod_transformer.data.manifest import (
-    REPORT_PAGE,
-    splits_of,
-)
+from horovod_transformer.data.manifest import REPORT_PAGE, splits_of
 from horovod_transformer.prepare.preparation import Preparation
+from horovod_transformer.prepare.settings import PrepareSettings
 from horovod_transformer.system.folders import clear_leftovers, explained, lock_for
 
 
@@ -57,7 +55,7 @@ def prepare(
         UserError: Books cannot be read, settings do not fit, the place is taken or the disk full.
     """
     started = time.monotonic()
-    work = Preparation(config, progress, workers, executor, unit_bytes)
+    work = Preparation(settings_of(config), progress, workers, executor, unit_bytes)
     existing = work.usable(force)
     if existing and not work.folder.exists():
         work.say(f"{work.data_dir}: already prepared with these settings")
@@ -71,45 +69,45 @@ def prepare(
             shutil.rmtree(work.folder, ignore_errors=True)
             work.say(f"{work.data_dir}: was prepared meanwhile")
             return existing
-        with work.units_kept():
+        with work.shards_kept():
             work.check_disk()
             tokenizer = work.known_tokenizer()
             if tokenizer is None:
-                work.require_whole(work.make(work.survey(), work.units), work.survey())
+                work.require_whole(work.build(work.survey(), work.shards), work.survey())
                 tokenizer = work.train_tokenizer()
             job = work.tokenizing(tokenizer)
-            work.require_whole(work.make(job, work.units), job)
+            work.require_whole(work.build(job, work.shards), job)
             manifest = work.assemble(tokenizer, lock, started)
     work.say(summary(manifest, work.data_dir))
     return manifest
 
 
-def prepare_units(
+def prepare_shards(
     config: Config,
-    shard: int,
-    shards: int,
+    node: int,
+    nodes: int,
     progress: bool = True,
     workers: int | None = None,
     executor: Executor | None = None,
     unit_bytes: int | None = None,
     force: bool = False,
 ) -> None:
-    """Do one node's share of `prepare`: make every `shards`-th unit, from the `shard`-th on.
+    """Do one node's share of `prepare`: build every `nodes`-th shard, from the `node`-th on.
 
-    When all shares are done, `assemble_units` puts them together. With `data.tokenizer = bpe` both are done
+    When all shares are done, `assemble_shards` puts them together. With `data.tokenizer = bpe` both are done
     twice: the first time books are read and the tokenizer is trained.
 
     Args:
-        config: The same for all shares.
-        shard: From 1 to `shards`.
-        shards: How many shares there are.
+        config: The same on all nodes.
+        node: From 1 to `nodes`.
+        nodes: How many there are.
         progress, workers, executor, unit_bytes: See `prepare`.
-        force: Also where good data lie already, which `assemble_units` is going to replace.
+        force: Also where good data lie already, which `assemble_shards` is going to replace.
 
     Raises:
         UserError: See `prepare`.
     """
-    work = Preparation(config, progress, workers, executor, unit_bytes)
+    work = Preparation(settings_of(config), progress, workers, executor, unit_bytes)
     if work.is_prepared() and not force:
         work.say(f"{work.data_dir}: already prepared with these settings")
         return
@@ -119,32 +117,32 @@ def prepare_units(
         work.check_disk()
         tokenizer = work.known_tokenizer()
         job = work.survey() if tokenizer is None else work.tokenizing(tokenizer)
-        mine = work.units[shard - 1 :: shards]
-        busy = work.make(job, mine)
+        mine = work.shards[node - 1 :: nodes]
+        busy = work.build(job, mine)
         if busy:
             work.say(f"{work.folder}: another process is at {len(busy)} of these units")
         made = "read" if tokenizer is None else "tokenized"
-        work.say(f"{work.folder}: share {shard} of {shards}: {len(mine) - len(busy):,} units {made}")
+        work.say(f"{work.folder}: share {node} of {nodes}: {len(mine) - len(busy):,} units {made}")
 
 
-def assemble_units(
+def assemble_shards(
     config: Config, force: bool = False, progress: bool = True, unit_bytes: int | None = None
 ) -> dict[str, Any] | None:
-    """Put together what `prepare_units` made; with `data.tokenizer = bpe` the first time train the tokenizer.
+    """Put together what `prepare_shards` built; with `data.tokenizer = bpe` first train the tokenizer.
 
     Args:
-        config: The same as the units'.
+        config: The same as the shards'.
         force: Replace prepared data that was made with other settings, or make it anew.
         progress, unit_bytes: See `prepare`.
 
     Returns:
-        The manifest; None if it was the tokenizer that was made, and the units are to be tokenized now.
+        The manifest; None if it was the tokenizer that was made, and the shards are to be tokenized now.
 
     Raises:
-        UserError: Units are missing, and see `prepare`.
+        UserError: Shards are missing, and see `prepare`.
     """
     started = time.monotonic()
-    work = Preparation(config, progress, None, None, unit_bytes)
+    work = Preparation(settings_of(config), progress, None, None, unit_bytes)
     with lock_for(work.data_dir, "data.data_dir", work.say) as lock:
         clear_leftovers(work.data_dir, "data.data_dir", work.say)
         existing = work.usable(force)
@@ -152,7 +150,7 @@ def assemble_units(
             shutil.rmtree(work.folder, ignore_errors=True)  # of a try that was killed when all else was done
             work.say(f"{work.data_dir}: already prepared with these settings")
             return existing
-        with work.units_kept():
+        with work.shards_kept():
             tokenizer = work.known_tokenizer()
             if tokenizer is None:
                 work.require_whole([], work.survey())
@@ -165,6 +163,11 @@ def assemble_units(
             manifest = work.assemble(tokenizer, lock, started)
     work.say(summary(manifest, work.data_dir))
     return manifest
+
+
+def settings_of(config: Config) -> PrepareSettings:
+    """Take from a config what a preparation needs of it; nothing behind this door sees the rest."""
+    return PrepareSettings(config.data, config.model.max_seq_len, config.model.vocab_size)
 
 
 def summary(manifest: dict[str, Any], data_dir: Path) -> str:

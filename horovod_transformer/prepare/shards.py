@@ -1,8 +1,9 @@
-"""Units of work: parts of the source that one process tokenizes, and what it leaves behind on disk.
+"""Shards of work: ranges of the source's files that one process tokenizes, and what it leaves behind on disk.
 
-A finished unit is two files in the folder beside the prepared data: its tokens, flat, and an Arrow file
-with a row for each book. They are named by a hash of all that decides what is in them, so that a unit
-made by an earlier run, by another process or on another machine is as good as a new one.
+A finished shard is two files in the folder beside the prepared data: its tokens, flat, and an Arrow file
+with a row for each book. They are named by a hash of all that decides what is in them, so that a shard
+built by an earlier run, by another process or on another machine is as good as a new one. The command line
+and the documents call shards units: `prepare --units`, the folder `.units`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from horovod_transformer.books.parts import Part
+from horovod_transformer.books.ranges import FileRange
 from horovod_transformer.books.readers import ReadOptions
 from horovod_transformer.prepare.selection import BookTable
 from horovod_transformer.system.files import replacing
@@ -30,63 +31,65 @@ _NUMBERS = ("characters", "words", "bytes", "tokens")
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Consecutive parts of the source.
+class Shard:
+    """Consecutive ranges of the source's files, which one process tokenizes.
 
     Attributes:
-        parts: What is read, in order.
-        key: A hash of the parts and of how they are read.
+        ranges: What is read, in order.
+        key: A hash of the ranges and of how they are read.
     """
 
-    parts: tuple[Part, ...]
+    ranges: tuple[FileRange, ...]
     key: str
 
     @property
     def text_bytes(self) -> int:
         """About how much text there is."""
-        return sum(part.text_bytes for part in self.parts)
+        return sum(file_range.text_bytes for file_range in self.ranges)
 
 
-def make_units(parts: Sequence[Part], size: int, options: ReadOptions, min_characters: int) -> list[Unit]:
-    """Group small parts, so that a unit has about `size` bytes of text.
+def plan_shards(
+    ranges: Sequence[FileRange], size: int, options: ReadOptions, min_characters: int
+) -> list[Shard]:
+    """Group small ranges, so that a shard has about `size` bytes of text.
 
-    The same files and settings give the same units, whoever lists them.
+    The same files and settings give the same shards, whoever lists them.
     """
-    units: list[Unit] = []
-    together: list[Part] = []
+    shards: list[Shard] = []
+    together: list[FileRange] = []
     text = 0
     settings = {**asdict(options), "min_characters": min_characters, "version": _VERSION}
     del settings["skip_bad"]  # what is bad is listed either way
 
     def finish() -> None:
-        said = json.dumps([settings, [asdict(part) for part in together]], sort_keys=True)
-        units.append(Unit(tuple(together), hashlib.sha256(said.encode()).hexdigest()[:24]))
+        said = json.dumps([settings, [asdict(file_range) for file_range in together]], sort_keys=True)
+        shards.append(Shard(tuple(together), hashlib.sha256(said.encode()).hexdigest()[:24]))
         together.clear()
 
-    for part in parts:
-        if together and text + part.text_bytes > size * 3 // 2:
+    for file_range in ranges:
+        if together and text + file_range.text_bytes > size * 3 // 2:
             finish()
             text = 0
-        together.append(part)
-        text += part.text_bytes
+        together.append(file_range)
+        text += file_range.text_bytes
         if text >= size:
             finish()
             text = 0
     if together:
         finish()
-    return units
+    return shards
 
 
 @dataclass
-class UnitRecord:
-    """What a unit's books are, as they are read; packed, as there may be a million of them.
+class ShardRecord:
+    """What a shard's books are, as they are read; packed, as there may be a million of them.
 
     Attributes:
         digests: 32 bytes of each book.
         characters, words, bytes, tokens: See `BookTable`.
         reencoded: 1 for each book that was not UTF-8.
         titles: Titles.
-        details: Counts and lists of the whole unit: `unreadable` (how many), `first_unreadable` (origin and
+        details: Counts and lists of the whole shard: `unreadable` (how many), `first_unreadable` (origin and
             reason of the first of them), `first_reencoded` (place and origin), `cleaned` (of each step of
             cleaning how many books, and characters of them), `seconds` of each step.
     """
@@ -109,18 +112,18 @@ class UnitRecord:
     )
 
 
-class UnitFiles:
-    """The files of a unit in the folder of units.
+class ShardFiles:
+    """The files of a shard in the folder of shards.
 
     Args:
         folder: That folder.
-        unit: The unit.
+        shard: The shard.
         made_with: Tells tokenizers apart; empty for a survey, which has no tokens.
         dtype: Of a token.
     """
 
-    def __init__(self, folder: Path, unit: Unit, made_with: str, dtype: np.dtype) -> None:
-        stem = f"{unit.key}-{made_with[:12]}" if made_with else unit.key
+    def __init__(self, folder: Path, shard: Shard, made_with: str, dtype: np.dtype) -> None:
+        stem = f"{shard.key}-{made_with[:12]}" if made_with else shard.key
         self.books = folder / f"{stem}.arrow"
         self.tokens = folder / f"{stem}.tokens"
         self.lock = folder / f"{stem}.lock"
@@ -136,8 +139,8 @@ class UnitFiles:
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
             return False
 
-    def write_books(self, record: UnitRecord) -> None:
-        """Write the Arrow file: the last of the two, by which a unit is known to be finished."""
+    def write_books(self, record: ShardRecord) -> None:
+        """Write the Arrow file: the last of the two, by which a shard is known to be finished."""
         digests = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(32), len(record.characters), [None, pa.py_buffer(record.digests)]
         )
@@ -163,7 +166,7 @@ class UnitFiles:
             return [titles[place].as_py() for place in places]
 
     def read_into(self, table: BookTable, start: int) -> None:
-        """Copy what `BookTable` has of this unit's books to where they begin."""
+        """Copy what `BookTable` has of this shard's books to where they begin."""
         with pa.memory_map(str(self.books)) as source, pa.ipc.open_file(source) as file:
             for number in range(file.num_record_batches):
                 batch = file.get_record_batch(number)
@@ -181,11 +184,11 @@ class UnitFiles:
             return sum(file.get_record_batch(number).num_rows for number in range(file.num_record_batches))
 
 
-def read_books(files: Sequence[UnitFiles]) -> tuple[BookTable, np.ndarray]:
-    """Join what finished units say about their books.
+def read_books(files: Sequence[ShardFiles]) -> tuple[BookTable, np.ndarray]:
+    """Join what finished shards say about their books.
 
     Returns:
-        The books, and int64 [units + 1]: where each unit's books begin and the last one's end.
+        The books, and int64 [shards + 1]: where each shard's books begin and the last one's end.
     """
     starts = np.cumsum([0, *(one.count_books() for one in files)])
     total = int(starts[-1])

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from horovod_transformer.checkpoint.format import load_checkpoint
-from horovod_transformer.config import Config
 from horovod_transformer.data.manifest import MANIFEST, read_manifest
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable, user_path
@@ -22,13 +21,16 @@ from horovod_transformer.tokenizer import (
 TOKENIZER_FILE = "tokenizer.json"
 
 
-def chosen_tokenizer(config: Config) -> Tokenizer | None:
+def chosen_tokenizer(name: str, size: int) -> Tokenizer | None:
     """Return the tokenizer that `data.tokenizer` names; None for `bpe`, which is trained on the books.
+
+    Args:
+        name: `data.tokenizer`.
+        size: Ids that the model has room for, `model.vocab_size`.
 
     Raises:
         UserError: There is none at that path, or `model.vocab_size` does not fit.
     """
-    name, size = config.data.tokenizer, config.model.vocab_size
     if name == "bpe":
         if size < SMALLEST_VOCAB_SIZE:
             raise UserError(

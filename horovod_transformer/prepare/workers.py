@@ -1,4 +1,4 @@
-"""Processes that make units: each reads its parts, tokenizes them, and leaves tokens and book records.
+"""Processes that build shards: each reads its ranges, tokenizes them, and leaves tokens and book records.
 
 What a worker imports is imported once for each of them: nothing here may need torch.
 """
@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from horovod_transformer.books.parts import read_part
+from horovod_transformer.books.ranges import read_range
 from horovod_transformer.books.readers import ReadOptions, Unreadable
 from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.selection import describe_text
-from horovod_transformer.prepare.shards import Unit, UnitFiles, UnitRecord
+from horovod_transformer.prepare.shards import Shard, ShardFiles, ShardRecord
 from horovod_transformer.prepare.writer import join_books, token_dtype
 from horovod_transformer.system.files import PARTIAL, replacing
 from horovod_transformer.system.launch_environment import this_process
@@ -40,16 +40,16 @@ _made: dict[str, Tokenizer] = {}
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done with units; plain values, as it is sent to other processes.
+    """What is to be done with shards; plain values, as it is sent to other processes.
 
     Attributes:
-        folder: Where finished units lie.
+        folder: Where finished shards lie.
         options: How books are read.
         min_characters: Shorter books are not tokenized.
         tokenizer: `Tokenizer.to_dict` as JSON; empty for a survey, which has no tokens.
         fingerprint: The tokenizer's.
         vocab_size: Its number of ids.
-        threads: Threads that tokenize one unit.
+        threads: Threads that tokenize one shard.
     """
 
     folder: Path
@@ -67,40 +67,40 @@ class Job:
         _made.update({said: tokenizer})
         return cls(folder, options, min_characters, said, tokenizer.fingerprint, tokenizer.vocab_size)
 
-    def files_of(self, unit: Unit) -> UnitFiles:
-        """Return where this job's unit lies."""
-        return UnitFiles(self.folder, unit, self.fingerprint, token_dtype(self.vocab_size))
+    def files_of(self, shard: Shard) -> ShardFiles:
+        """Return where this job's shard lies."""
+        return ShardFiles(self.folder, shard, self.fingerprint, token_dtype(self.vocab_size))
 
 
-def make_units_on(
+def build_shards(
     job: Job,
-    units: Sequence[Unit],
+    shards: Sequence[Shard],
     workers: int,
     executor: Executor | None = None,
-    done: Callable[[Unit], None] = lambda unit: None,
-) -> list[Unit]:
-    """Make all units that are not there yet.
+    done: Callable[[Shard], None] = lambda shard: None,
+) -> list[Shard]:
+    """Build all shards that are not there yet.
 
     Args:
         job: What is done with them.
-        units: The units.
-        workers: Processes to do it with; with one, or for one unit, it is done in this process.
+        shards: The shards.
+        workers: Processes to do it with; with one, or for one shard, it is done in this process.
         executor: Does it instead; its processes must see the same files, and have this package.
-        done: Called when a unit is there.
+        done: Called when a shard is there.
 
     Returns:
-        Units that another process was at, and that it may not have finished.
+        Shards that another process was at, and that it may not have finished.
 
     Raises:
         UserError: A file has changed or holds no books, or a worker died.
         OSError: The disk is full, or cannot be written to.
     """
     missing = []
-    for unit in units:
-        if job.files_of(unit).finished():
-            done(unit)
+    for shard in shards:
+        if job.files_of(shard).finished():
+            done(shard)
         else:
-            missing.append(unit)
+            missing.append(shard)
     if not missing:
         return []
     if executor is not None:
@@ -114,21 +114,21 @@ def make_units_on(
         return _on_executor(pool, job, missing, done)
 
 
-def _in_this_process(job: Job, units: Sequence[Unit], done: Callable[[Unit], None]) -> list[Unit]:
+def _in_this_process(job: Job, shards: Sequence[Shard], done: Callable[[Shard], None]) -> list[Shard]:
     busy = []
-    for unit in units:
-        if make_unit(job, unit):
-            done(unit)
+    for shard in shards:
+        if build_shard(job, shard):
+            done(shard)
         else:
-            busy.append(unit)
+            busy.append(shard)
     return busy
 
 
 def _on_executor(
-    executor: Executor, job: Job, units: Sequence[Unit], done: Callable[[Unit], None]
-) -> list[Unit]:
+    executor: Executor, job: Job, shards: Sequence[Shard], done: Callable[[Shard], None]
+) -> list[Shard]:
     busy = []
-    waiting = {executor.submit(make_unit, job, unit): unit for unit in units}
+    waiting = {executor.submit(build_shard, job, shard): shard for shard in shards}
     try:
         for future in as_completed(waiting):
             if future.result():
@@ -169,16 +169,16 @@ def _start_worker(pipe: Connection) -> None:
     exit_with(pipe)
 
 
-def make_unit(job: Job, unit: Unit) -> bool:
-    """Make a unit if it is not there; return False if another process is at it.
+def build_shard(job: Job, shard: Shard) -> bool:
+    """Build a shard if it is not there; return False if another process is at it.
 
     Raises:
         UserError: A file has changed, or holds no books.
         OSError: The disk is full, or cannot be written to.
     """
-    files = job.files_of(unit)
+    files = job.files_of(shard)
     launch = this_process()
-    lock = FolderLock(files.lock, f"unit {unit.key}", launch.job, launch.attempt)
+    lock = FolderLock(files.lock, f"unit {shard.key}", launch.job, launch.attempt)
     try:
         lock.acquire()
     except UserError:
@@ -187,20 +187,20 @@ def make_unit(job: Job, unit: Unit) -> bool:
         if not files.finished():
             for path in files.books.parent.glob(f".{files.books.stem}.*{PARTIAL}-*"):
                 path.unlink(missing_ok=True)  # what a killed process was still writing
-            _fill(job, unit, files)
+            _fill(job, shard, files)
     finally:
         lock.release()
     return True
 
 
-def _fill(job: Job, unit: Unit, files: UnitFiles) -> None:
-    record = UnitRecord()
+def _fill(job: Job, shard: Shard, files: ShardFiles) -> None:
+    record = ShardRecord()
     if not job.tokenizer:
-        for _ in _useful_books(job, unit, record):
+        for _ in _useful_books(job, shard, record):
             pass
     else:
         with replacing(files.tokens) as file:
-            for texts, places in _batches(_useful_books(job, unit, record)):
+            for texts, places in _batches(_useful_books(job, shard, record)):
                 began = time.perf_counter()
                 ids, lengths = _encode(texts, job)
                 file.write(ids.tobytes())
@@ -210,12 +210,12 @@ def _fill(job: Job, unit: Unit, files: UnitFiles) -> None:
     files.write_books(record)
 
 
-def _useful_books(job: Job, unit: Unit, record: UnitRecord) -> Iterator[tuple[int, str]]:
-    """Read a unit's books and record each; yield place and text of those that may be kept."""
+def _useful_books(job: Job, shard: Shard, record: ShardRecord) -> Iterator[tuple[int, str]]:
+    """Read a shard's books and record each; yield place and text of those that may be kept."""
     seen: set[bytes] = set()
     details = record.details
-    for part in unit.parts:
-        for book in read_part(part, job.options):
+    for file_range in shard.ranges:
+        for book in read_range(file_range, job.options):
             if isinstance(book, Unreadable):
                 details["unreadable"] += 1
                 if len(details["first_unreadable"]) < _LISTED:
@@ -237,7 +237,7 @@ def _useful_books(job: Job, unit: Unit, record: UnitRecord) -> Iterator[tuple[in
                 books_before, characters_before = details["cleaned"].get(step, (0, 0))
                 details["cleaned"][step] = (books_before + 1, characters_before + characters)
             _add_seconds(record, "digest", began)
-            # A copy of a book of this unit is dropped, whatever other units hold.
+            # A copy of a book of this shard is dropped, whatever other shards hold.
             if words and len(book.text) >= job.min_characters and digest not in seen:
                 seen.add(digest)
                 yield place, book.text
@@ -273,6 +273,6 @@ def _tokenizer(description: str) -> Tokenizer:
     return _made[description]
 
 
-def _add_seconds(record: UnitRecord, step: str, began: float) -> None:
+def _add_seconds(record: ShardRecord, step: str, began: float) -> None:
     seconds: dict[str, Any] = record.details["seconds"]
     seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - began

@@ -138,7 +138,7 @@ def test_the_card_says_what_is_known_and_leaves_the_rest_open(exported):
 def test_what_discourages_repetition_goes_along(tiny_checkpoint, tmp_path):
     model, tokenizer, config = load_model_for_generation(tiny_checkpoint, device="cpu")
     settings = config.generation.model_copy(update={"repetition_penalty": 1.7})
-    write_folder(tmp_path / "to", model, config.model_copy(update={"generation": settings}), tokenizer, "")
+    write_folder(tmp_path / "to", model, config.model, settings, tokenizer, "")
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "to").repetition_penalty == 1.7
     # The same formula: what they write with it is what we write.
     library = transformers.AutoTokenizer.from_pretrained(tmp_path / "to")
@@ -158,7 +158,7 @@ def test_whole_or_absent(tiny_checkpoint, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface, "tokenizer_json", full)
     with pytest.raises(UserError, match=r"target: the disk \(or your quota\) is full; .* place \(--to\)$"):
-        write_folder(tmp_path / "target", model, config, tokenizer, "")
+        write_folder(tmp_path / "target", model, config.model, config.generation, tokenizer, "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,7 +169,7 @@ def test_weights_that_cannot_be_written_are_one_line(tiny_checkpoint, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # no file may be larger
         try:
             with pytest.raises(UserError, match=r"target: cannot be written: .*File too large.* \(--to\)$"):
-                write_folder(tmp_path / "target", model, config, tokenizer, "")
+                write_folder(tmp_path / "target", model, config.model, config.generation, tokenizer, "")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []

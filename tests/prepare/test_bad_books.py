@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -131,29 +130,6 @@ def test_damage_has_a_way_out_from_both_sides(library: Path, tmp_path: Path) -> 
         run(library, target, encoding="latin-1")
     run(library, target, force=True, encoding="latin-1")
     open_prepared_data(config)
-
-
-def test_damage_of_data_by_an_older_version_is_seen_by_prepare_too(library: Path, tmp_path: Path) -> None:
-    target = tmp_path / "v1"
-    run(library, target, encoding="latin-1")
-    manifest = json.loads((target / "manifest.json").read_text())
-    del manifest["sizes"]
-    (target / "manifest.json").write_text(json.dumps(manifest))
-    assert "sizes" not in run(library, target, encoding="latin-1")  # as it was, not made anew
-    table = next((target / "train").glob("*.arrow"))
-    table.write_bytes(table.read_bytes()[:600])
-    with pytest.raises(UserError, match="its split train is damaged; use --force"):
-        run(library, target, encoding="latin-1")
-
-
-def test_data_of_before_a_setting_existed_is_still_the_same(library: Path, tmp_path: Path) -> None:
-    for path in library.glob("latin*"):
-        path.unlink()
-    run(library, tmp_path / "v1")
-    manifest = json.loads((tmp_path / "v1" / "manifest.json").read_text())
-    del manifest["settings"]["data.encoding"]
-    (tmp_path / "v1" / "manifest.json").write_text(json.dumps(manifest))
-    assert "data.encoding" not in run(library, tmp_path / "v1")["settings"]  # as it was, not made anew
 
 
 def test_home_means_the_same_to_prepare_and_to_training(

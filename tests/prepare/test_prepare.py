@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import socket
@@ -20,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from horovod_transformer.books.readers import ReadOptions
-from horovod_transformer.books.sources import Books, open_books
+from horovod_transformer.books.sources import open_books
 from horovod_transformer.config import config_from_dict
-from horovod_transformer.data.manifest import find_prepared, first_difference, read_manifest, settings_of
+from horovod_transformer.data.manifest import find_prepared, read_manifest
 from horovod_transformer.errors import UserError
-from horovod_transformer.prepare.prepare import prepare
+from horovod_transformer.prepare.manifest import first_difference
+from horovod_transformer.prepare.prepare import prepare, settings_of
 from horovod_transformer.prepare.selection import (
     BookTable,
     choose_splits,
@@ -33,7 +32,7 @@ from horovod_transformer.prepare.selection import (
     describe_text,
     end_cut,
 )
-from horovod_transformer.tokenizer import tokenizer_from_dict, train_bpe
+from horovod_transformer.tokenizer import gpt2_tokenizer, tokenizer_from_dict, train_bpe
 
 WORDS = [
     "the",
@@ -471,30 +470,32 @@ def test_what_ranks_read_does_not_grow_with_the_files(library: Path, tmp_path: P
     assert len(manifest["source"]["files"]) == len(os.listdir(library))
     stored = read_manifest(tmp_path / "v1")
     assert "files" not in stored["source"] and stored["splits"] == manifest["splits"]
-    # Data of an older version has all in one file.
-    path = tmp_path / "v1" / "manifest.json"
-    files = tmp_path / "v1" / "source_files.json"
-    stored["source"]["files"] = json.loads(files.read_text())
-    del stored["sizes"]["source_files.json"]
-    files.unlink()
-    path.write_text(json.dumps(stored))
-    assert run_quietly(library, tmp_path / "v1")["fingerprint"] == manifest["fingerprint"]
     (library / "new.md").write_text("Another book. " * 50)
     assert "the source file new.md was not there" in refusal(library, tmp_path / "v1")
+
+
+def test_another_tokenizer_is_named_whether_or_not_it_is_trained() -> None:
+    settings = settings_of(config_for("x", Path("v1")).with_overrides({"data.tokenizer_characters": 5000}))
+    trained, chosen = settings.recorded(None), settings.recorded(gpt2_tokenizer())
+    trained["data.tokenizer"] = "bpe"
+    for had, wanted in ((trained, chosen), (chosen, trained)):
+        manifest = {"format_version": 1, "settings": had, "source": {"files": []}}
+        was, now = had["data.tokenizer"], wanted["data.tokenizer"]
+        assert first_difference(manifest, wanted, []) == f"data.tokenizer was {was}, now it is {now}"
 
 
 def test_a_hundred_thousand_files_are_compared_in_no_time() -> None:
     config = config_for("x", Path("v1"))
     files = [[f"books/{n}.txt", n, n] for n in range(100_000)]
-    manifest = {"format_version": 1, "settings": settings_of(config, None), "source": {"files": files}}
-    books = Books([list(entry) for entry in files], None, [], ReadOptions(), 1)
+    settings = settings_of(config).recorded(None)
+    manifest = {"format_version": 1, "settings": settings, "source": {"files": files}}
+    now = [list(entry) for entry in files]
     began = time.perf_counter()
-    assert first_difference(manifest, settings_of(config, None), books) is None
-    books.files[70_000][1] += 1
-    said = first_difference(manifest, settings_of(config, None), books)
-    assert said == "the source file books/70000.txt has changed"
-    del books.files[70_000]
-    assert first_difference(manifest, settings_of(config, None), books).endswith("70000.txt is gone")
+    assert first_difference(manifest, settings, now) is None
+    now[70_000][1] += 1
+    assert first_difference(manifest, settings, now) == "the source file books/70000.txt has changed"
+    del now[70_000]
+    assert first_difference(manifest, settings, now).endswith("70000.txt is gone")
     assert time.perf_counter() - began < 5
 
 

@@ -20,7 +20,7 @@ from horovod_transformer.config import Config, config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.assembly import assemble, select_books
 from horovod_transformer.prepare.preparation import Preparation
-from horovod_transformer.prepare.prepare import assemble_units, prepare, prepare_units
+from horovod_transformer.prepare.prepare import assemble_shards, prepare, prepare_shards, settings_of
 
 # What version 0.1.0 as of commit 2659593, in one process and without units, made of the 38 plays.
 RECORDED = "32466844913ee5e7a33b0535251548ffcd12ec91216ba2bae7a6ed8a3ce885ba"
@@ -92,18 +92,18 @@ def test_shares_on_several_nodes_give_the_same_bytes(plays: Path, tmp_path: Path
     config = sample(tmp_path / "v1")
     for shard in (2, 1):
         with pytest.raises(UserError, match=r"v1\.units: \d+ of \d+ units are missing .* run --units"):
-            assemble_units(config, progress=False, unit_bytes=900_000)
-        prepare_units(config, shard, 2, workers=1, unit_bytes=900_000)
+            assemble_shards(config, progress=False, unit_bytes=900_000)
+        prepare_shards(config, shard, 2, workers=1, unit_bytes=900_000)
     assert "share 2 of 2: 3 units tokenized" in capsys.readouterr().out
-    assemble_units(config, progress=False, unit_bytes=900_000)
+    assemble_shards(config, progress=False, unit_bytes=900_000)
     assert bytes_of(tmp_path / "v1") == bytes_of(plays)
     assert os.listdir(tmp_path) == ["v1"]
-    prepare_units(config, 1, 2, unit_bytes=900_000)
+    prepare_shards(config, 1, 2, unit_bytes=900_000)
     assert "already prepared" in capsys.readouterr().out and os.listdir(tmp_path) == ["v1"]
     # Data that are found damaged are made again the same way.
     for shard in (1, 2):
-        prepare_units(config, shard, 2, workers=1, unit_bytes=900_000, force=True)
-    assemble_units(config, progress=False, unit_bytes=900_000, force=True)
+        prepare_shards(config, shard, 2, workers=1, unit_bytes=900_000, force=True)
+    assemble_shards(config, progress=False, unit_bytes=900_000, force=True)
     assert bytes_of(tmp_path / "v1") == bytes_of(plays)
 
 
@@ -118,8 +118,8 @@ def test_shares_with_a_tokenizer_to_be_trained_are_done_twice(tmp_path: Path) ->
     more = {"progress": False, "unit_bytes": 3000}
     for expected in (None, dict):
         for shard in (1, 2, 3):
-            prepare_units(config, shard, 3, workers=1, **more)
-        made = assemble_units(config, **more)
+            prepare_shards(config, shard, 3, workers=1, **more)
+        made = assemble_shards(config, **more)
         assert type(made) is (expected or type(None))
     alone = prepare(config.with_overrides({"data.data_dir": str(tmp_path / "alone")}), progress=False)
     assert made["fingerprint"] == alone["fingerprint"] and made["tokenizer"] == alone["tokenizer"]
@@ -129,10 +129,10 @@ def test_shares_with_a_tokenizer_to_be_trained_are_done_twice(tmp_path: Path) ->
 def test_a_unit_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
     """Ours goes on with the others, and says so in the end rather than assembling half a corpus."""
     config = sample(tmp_path / "v1")
-    work = Preparation(config, False, 1, None, 2_000_000)
+    work = Preparation(settings_of(config), False, 1, None, 2_000_000)
     work.folder.mkdir()
     assert work.chosen is not None
-    files = work.tokenizing(work.chosen).files_of(work.units[1])
+    files = work.tokenizing(work.chosen).files_of(work.shards[1])
     owner = {"job": None, "attempt": 0, "host": os.uname().nodename, "pid": os.getppid(), "token": "x"}
     owner["started"] = psutil.Process(os.getppid()).create_time()
     files.lock.write_text(json.dumps(owner))
@@ -152,22 +152,22 @@ def test_tokens_that_were_lost_are_named_and_made_again(tmp_path: Path, left: in
     whole = prepare(
         config.with_overrides({"data.data_dir": str(tmp_path / "whole")}), progress=False, workers=1
     )
-    work = Preparation(config, False, 1, None, 8000)
+    work = Preparation(settings_of(config), False, 1, None, 8000)
     work.folder.mkdir()
     assert work.chosen is not None
     job = work.tokenizing(work.chosen)
-    assert work.make(job, work.units) == [] and len(work.units) > 1
-    selected = select_books(config, work.units, job)
-    tokens = job.files_of(work.units[1]).tokens
+    assert work.build(job, work.shards) == [] and len(work.shards) > 1
+    selected = select_books(work.settings, work.shards, job)
+    tokens = job.files_of(work.shards[1]).tokens
     if left is None:
         tokens.unlink()
     else:
         tokens.write_bytes(tokens.read_bytes()[:left])
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match=rf"{tokens.name}: is (gone|shorter).*; run `prep") as caught:
-        assemble(tmp_path / "out", config, selected, work.chosen)
+        assemble(tmp_path / "out", work.settings.block_size, selected, work.chosen)
     assert "\n" not in str(caught.value)
-    assert not job.files_of(work.units[1]).finished()
+    assert not job.files_of(work.shards[1]).finished()
     assert prepare(config, progress=False, workers=1, unit_bytes=8000)["fingerprint"] == whole["fingerprint"]
 
 

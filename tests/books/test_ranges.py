@@ -1,4 +1,4 @@
-"""Parts: whatever the cuts, they join to the books of the whole file; the files alone decide them."""
+"""Ranges: whatever the cuts, they join to the books of the whole file; the files alone decide them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from horovod_transformer.books.parts import Part
+from horovod_transformer.books.ranges import FileRange
 from horovod_transformer.books.readers import ReadOptions
 from horovod_transformer.books.sources import open_books
-from horovod_transformer.prepare.shards import make_units
+from horovod_transformer.prepare.shards import plan_shards
 
 
-def texts(path: Path, part_bytes: int | None = None, **options) -> tuple[list[str], list[Part]]:
-    books = open_books(str(path), ReadOptions(**options), part_bytes)
-    return [book.text for book in books], list(books.parts)
+def texts(path: Path, range_bytes: int | None = None, **options) -> tuple[list[str], list[FileRange]]:
+    books = open_books(str(path), ReadOptions(**options), range_bytes)
+    return [book.text for book in books], list(books.ranges)
 
 
 @pytest.mark.parametrize("separator", ["\n\n", "\n%%\n", "aa", "\na\n", "é\n", "a\na"])
@@ -30,10 +30,10 @@ def test_text_is_cut_where_the_reader_would_split_it(tmp_path: Path, separator: 
         path = tmp_path / f"{number}.txt"
         path.write_bytes("".join(chosen.choices(alphabet, k=200)).encode())
         whole, (one,) = texts(path, separator=separator)
-        for part_bytes in (1, 7, 30):
-            pieces, parts = texts(path, part_bytes, separator=separator)
+        for range_bytes in (1, 7, 30):
+            pieces, ranges = texts(path, range_bytes, separator=separator)
             assert pieces == whole
-            cuts += len(parts) - 1
+            cuts += len(ranges) - 1
         assert (one.start, one.stop) == (0, path.stat().st_size)
     assert cuts > 400
 
@@ -42,7 +42,7 @@ def test_text_is_not_cut_where_bytes_do_not_tell(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(("a %% b\n" * 99).encode("utf-16"))
     for encoding in ("utf-16", "shift-jis"):
-        assert len(open_books(str(path), ReadOptions(encoding=encoding, separator="%%"), 20).parts) == 1
+        assert len(open_books(str(path), ReadOptions(encoding=encoding, separator="%%"), 20).ranges) == 1
     path.write_bytes("né %% b\n".encode("latin-1") * 99)
     assert len(texts(path, 20, encoding="latin-1", separator="%%")[1]) > 20
     assert len(texts(path, 20, encoding="latin-1", separator="é")[1]) == 1
@@ -55,10 +55,10 @@ def test_json_lines_are_cut_at_line_ends(tmp_path: Path) -> None:
     path.write_text("\n\n".join(rows))
     whole, _ = texts(path)
     assert len(whole) == 200
-    for part_bytes in (1, 100, 999):
-        pieces, parts = texts(path, part_bytes)
-        assert pieces == whole and len(parts) > 1
-    books = list(open_books(str(path), part_bytes=999))
+    for range_bytes in (1, 100, 999):
+        pieces, ranges = texts(path, range_bytes)
+        assert pieces == whole and len(ranges) > 1
+    books = list(open_books(str(path), range_bytes=999))
     assert books[0].title == "line 1"
     place = int(books[-1].title.rpartition(" ")[2])
     line = int(books[-1].title.split()[1])
@@ -76,14 +76,16 @@ def test_parquet_is_cut_within_large_row_groups_and_across_small_ones(
     for group in (1000, 300, 11):
         pq.write_table(pa.table({"text": rows}), path, row_group_size=group, use_dictionary=False)
         whole, _ = texts(path, join_rows=join_rows)
-        for part_bytes in (5_000, 60_000):
-            pieces, parts = texts(path, part_bytes, join_rows=join_rows)
+        for range_bytes in (5_000, 60_000):
+            pieces, ranges = texts(path, range_bytes, join_rows=join_rows)
             assert pieces == whole
-            assert 1 < len(parts) <= (9 if group == 1000 else 40)
-            assert [part.stop for part in parts[:-1]] == [part.start for part in parts[1:]]
-            assert parts[-1].stop == 1000
+            assert 1 < len(ranges) <= (9 if group == 1000 else 40)
+            assert [file_range.stop for file_range in ranges[:-1]] == [
+                file_range.start for file_range in ranges[1:]
+            ]
+            assert ranges[-1].stop == 1000
             if join_rows:
-                assert not any(part.start % join_rows for part in parts)
+                assert not any(file_range.start % join_rows for file_range in ranges)
 
 
 def test_titles_and_bad_rows_keep_their_numbers_in_a_cut_table(tmp_path: Path) -> None:
@@ -91,7 +93,7 @@ def test_titles_and_bad_rows_keep_their_numbers_in_a_cut_table(tmp_path: Path) -
     raw = pa.array([b"caf\xe9" if n == 70 else b"plain text " * 20 for n in range(100)], pa.binary())
     column = pa.StringArray.from_buffers(100, raw.buffers()[1], raw.buffers()[2])
     pq.write_table(pa.table({"text": column}), path, use_dictionary=False)
-    found = list(open_books(str(path), part_bytes=4000).read())
+    found = list(open_books(str(path), range_bytes=4000).read())
     assert [getattr(one, "title", None) for one in found] == [
         None if n == 70 else f"row {n}" for n in range(100)
     ]
@@ -103,21 +105,20 @@ def test_small_files_are_taken_together_and_the_files_alone_decide(tmp_path: Pat
         (tmp_path / f"{n:02}.txt").write_text("x" * 100)
     (tmp_path / "big.txt").write_text("y" * 5000)
     options = ReadOptions()
-    units = []
+    shards = []
     for _ in range(2):
         books = open_books(str(tmp_path), options)
-        units.append(make_units(books.parts, 1000, options, 200))
-    assert units[0] == units[1]
-    assert [len(unit.parts) for unit in units[0]] == [10, 10, 10, 10, 10, 1]
-    assert [part for unit in units[0] for part in unit.parts] == list(books.parts)
-    keys = {unit.key for unit in units[0]}
+        shards.append(plan_shards(books.ranges, 1000, options, 200))
+    assert shards[0] == shards[1]
+    assert [len(shard.ranges) for shard in shards[0]] == [10, 10, 10, 10, 10, 1]
+    assert [file_range for shard in shards[0] for file_range in shard.ranges] == list(books.ranges)
+    keys = {shard.key for shard in shards[0]}
     assert len(keys) == 6
-    # What cannot be read is listed either way; everything else makes other units.
-    assert {unit.key for unit in make_units(books.parts, 1000, ReadOptions(skip_bad=True), 200)} == keys
-    assert (
-        not {unit.key for unit in make_units(books.parts, 1000, ReadOptions(encoding="latin-1"), 200)} & keys
-    )
-    assert not {unit.key for unit in make_units(books.parts, 1000, options, 100)} & keys
+    # What cannot be read is listed either way; everything else makes other shards.
+    assert {shard.key for shard in plan_shards(books.ranges, 1000, ReadOptions(skip_bad=True), 200)} == keys
+    latin = plan_shards(books.ranges, 1000, ReadOptions(encoding="latin-1"), 200)
+    assert not {shard.key for shard in latin} & keys
+    assert not {shard.key for shard in plan_shards(books.ranges, 1000, options, 100)} & keys
     (tmp_path / "07.txt").write_text("x" * 101)
-    changed = make_units(open_books(str(tmp_path), options).parts, 1000, options, 200)
-    assert len({unit.key for unit in changed} & keys) == 5
+    changed = plan_shards(open_books(str(tmp_path), options).ranges, 1000, options, 200)
+    assert len({shard.key for shard in changed} & keys) == 5

@@ -1,6 +1,6 @@
-"""Parts of the source: what one process reads at a time, cut so that all of them join to the whole.
+"""Ranges of the source's files: what one process reads at a time, cut so that all of them join to the whole.
 
-The parts of files follow from the files alone: neither the number of processes nor what was done before
+The ranges follow from the files alone: neither the number of processes nor what was done before
 moves a cut.
 """
 
@@ -29,7 +29,7 @@ _MARKDOWN_MARKS = str.maketrans("", "", "*_#")
 
 
 @dataclass(frozen=True)
-class Part:
+class FileRange:
     """A file, or a range of one.
 
     Attributes:
@@ -51,13 +51,13 @@ class Part:
     reason: str = ""
 
 
-def read_part(part: Part, options: ReadOptions) -> Iterator[Book | Unreadable]:
-    """Read and clean the books of a part and, in their places, name what cannot be read.
+def read_range(file_range: FileRange, options: ReadOptions) -> Iterator[Book | Unreadable]:
+    """Read and clean the books of a range and, in their places, name what cannot be read.
 
     Raises:
         UserError: The file has changed since it was listed, or is a table of sentences.
     """
-    for book in _read(part, options):
+    for book in _read(file_range, options):
         if isinstance(book, Book):
             text, cut = clean(book.text, options.clean)
             yield replace(book, text=text, cut=cut) if cut else book
@@ -65,27 +65,27 @@ def read_part(part: Part, options: ReadOptions) -> Iterator[Book | Unreadable]:
             yield book
 
 
-def _read(part: Part, options: ReadOptions) -> Iterator[Book | Unreadable]:
-    path = Path(part.path)
-    if part.kind == BAD:
-        yield Unreadable(readable(path), part.reason)
+def _read(file_range: FileRange, options: ReadOptions) -> Iterator[Book | Unreadable]:
+    path = Path(file_range.path)
+    if file_range.kind == BAD:
+        yield Unreadable(readable(path), file_range.reason)
         return
-    _require_unchanged(part)
-    if part.kind == ".parquet":
-        yield from read_parquet(path, options, part.start, part.stop)
-    elif part.kind.startswith(".jsonl"):
-        yield from read_json_lines(path, options, part.start, _stop(part))
-    elif part.kind == PLAY:
+    _require_unchanged(file_range)
+    if file_range.kind == ".parquet":
+        yield from read_parquet(path, options, file_range.start, file_range.stop)
+    elif file_range.kind.startswith(".jsonl"):
+        yield from read_json_lines(path, options, file_range.start, _stop(file_range))
+    elif file_range.kind == PLAY:
         yield from read_text(path, ReadOptions(), remove=_MARKDOWN_MARKS)
     else:
-        yield from read_text(path, options, part.start, _stop(part))
-    _require_unchanged(part)
+        yield from read_text(path, options, file_range.start, _stop(file_range))
+    _require_unchanged(file_range)
 
 
 def cut_file(
     path: Path, kind: str, status: os.stat_result, groups: RowGroups, options: ReadOptions, size: int
-) -> list[Part]:
-    """Cut a file into parts of about `size` bytes of text, where its kind allows it.
+) -> list[FileRange]:
+    """Cut a file into ranges of about `size` bytes of text, where its kind allows it.
 
     Args:
         path: The file.
@@ -105,7 +105,7 @@ def cut_file(
         factor = _UNPACKED if kind.endswith((".gz", ".zst")) else 1
         weights = [(stop - start) * factor for start, stop in _pairs(edges)]
     return [
-        Part(str(path), kind, start, stop, status.st_size, status.st_mtime_ns, weight)
+        FileRange(str(path), kind, start, stop, status.st_size, status.st_mtime_ns, weight)
         for (start, stop), weight in zip(_pairs(edges), weights, strict=True)
     ]
 
@@ -206,15 +206,15 @@ def _next_cut(content: mmap.mmap, pattern: re.Pattern[bytes], length: int, place
     return None
 
 
-def _stop(part: Part) -> int | None:
+def _stop(file_range: FileRange) -> int | None:
     """Where to stop; a compressed file's length unpacked is not known."""
-    return None if part.start == 0 and part.stop == part.size else part.stop
+    return None if file_range.start == 0 and file_range.stop == file_range.size else file_range.stop
 
 
-def _require_unchanged(part: Part) -> None:
+def _require_unchanged(file_range: FileRange) -> None:
     try:
-        status = os.stat(part.path)
+        status = os.stat(file_range.path)
     except OSError:
         return  # gone: reading it says so
-    if (status.st_size, status.st_mtime_ns) != (part.size, part.mtime_ns):
-        raise UserError(f"{readable(part.path)}: has changed while it was being prepared; run it again")
+    if (status.st_size, status.st_mtime_ns) != (file_range.size, file_range.mtime_ns):
+        raise UserError(f"{readable(file_range.path)}: has changed while it was being prepared; run it again")
