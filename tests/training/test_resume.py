@@ -13,7 +13,7 @@ import torch
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
-from horovod_transformer.config import Config, TrainingConfig
+from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import choose_precision
 from horovod_transformer.tokenizer import train_bpe
@@ -59,9 +59,8 @@ def start(
 ):
     fresh = TrainState(name or "20260101-000000", {**IDENTITY, **identity})
     data = SimpleNamespace(tokenizer=tokenizer, folder="here")
-    # Not all shapes that are asked for could be built.
-    config = Config(training=TrainingConfig(optimizer=optimizer)).model_copy(update={"model": model})
-    return find_start(fresh, folder, config, data, decay, StartRequest(resume, init_from, name), precision)
+    request = StartRequest(resume, init_from, name)
+    return find_start(fresh, folder, model, optimizer, data, decay, request, precision)
 
 
 def test_auto_resumes_everything(folder):

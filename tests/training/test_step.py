@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from horovod_transformer.config import TrainingConfig
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training.optim import muon
 from horovod_transformer.training.optim.optimizer import build_optimizer
@@ -24,7 +24,7 @@ def make_step(
     torch.manual_seed(0)
     model = build_model(TINY.model_copy(update={"dropout": dropout})).train()
     training = TrainingConfig(learning_rate=0.01, weight_decay=decay, optimizer=optimizer)
-    plan = UpdatePlan(BATCH, BLOCK, PADDING, BATCH, micro, 1, 1, 7)
+    plan = BatchPlan(BATCH, BLOCK, PADDING, BATCH, micro, 1, 1, 7)
     return UpdateStep(
         model, build_optimizer(model, training), plan, CPU, precision, clip, dropout > 0, compression
     )

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from horovod_transformer.config import Config
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.size import count_parameters
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.training.run_plan import RunPlan, checkpoint_bytes
+from horovod_transformer.training.run_summary import RunSummary, checkpoint_bytes
 from tests.conftest import TINY
 
 
@@ -41,12 +41,14 @@ def test_checkpoint_size_is_that_of_a_real_one(tmp_path):
     contents = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": {}}
     path = tmp_path / "x.pt"
     save_checkpoint(path, {**contents, "progress": {}, "config": {}, "tokenizer": None})
-    assert checkpoint_bytes(config) == pytest.approx(path.stat().st_size, rel=0.05)
+    assert checkpoint_bytes(config.model) == pytest.approx(path.stat().st_size, rel=0.05)
 
 
 def run_plan(blocks, block_size=512, **training):
     config = Config().with_overrides({f"training.{key}": value for key, value in training.items()})
-    return RunPlan.of(config, UpdatePlan.from_config(config, blocks, block_size, 0, 1))
+    return RunSummary.of(
+        config.model, config.training, BatchPlan.of(config.training, blocks, block_size, 0, 1)
+    )
 
 
 def test_the_default_run_on_the_sample_is_called_hopeless():
