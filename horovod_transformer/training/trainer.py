@@ -246,16 +246,16 @@ class Trainer:
         )
         self.recorder = UpdateRecorder(
             self.plan,
-            Every(training.log_interval, self.total),
-            self.total,
-            training.max_skipped_updates,
-            str(self.folder.checkpoints.folder / LAST),
-            state,
-            logger,
-            self.throughput,
-            self.timer,
-            self.device,
-            bytes_per_token.get("train"),
+            every=Every(training.log_interval, self.total),
+            total=self.total,
+            max_skipped=training.max_skipped_updates,
+            newest=str(self.folder.checkpoints.folder / LAST),
+            state=state,
+            logger=logger,
+            throughput=self.throughput,
+            timer=self.timer,
+            device=self.device,
+            bytes_per_token=bytes_per_token.get("train"),
         )
         held_out = validation_loader(
             self.data.validation,
@@ -270,11 +270,11 @@ class Trainer:
             held_out,
             self.device,
             state.precision,
-            Every(training.eval_interval, self.total),
-            state,
-            logger,
-            bytes_per_token.get("validation"),
-            beat,
+            every=Every(training.eval_interval, self.total),
+            state=state,
+            logger=logger,
+            bytes_per_token=bytes_per_token.get("validation"),
+            on_batch=beat,
         )
         self.samples = SampleWriter(
             self.model,
@@ -282,21 +282,21 @@ class Trainer:
             training.sample_prompts,
             config.generation,
             training.seed,
-            Every(training.sample_interval),
-            logger,
-            beat,
+            every=Every(training.sample_interval),
+            logger=logger,
+            on_wait=beat,
         )
         configuration = config.to_dict()
         self.checkpointer = Checkpointer(
             self.folder.checkpoints,
             self.folder.lock,
             self.model,
-            lambda: self._checkpoint_contents(configuration),
-            Every(training.save_interval, self.total),
-            training.on_checkpoint_failure == "stop",
-            self.timer,
-            beat,
-            logger.say,
+            contents=lambda: self._checkpoint_contents(configuration),
+            every=Every(training.save_interval, self.total),
+            stop_on_failure=training.on_checkpoint_failure == "stop",
+            timer=self.timer,
+            on_wait=beat,
+            say=logger.say,
         )
 
     def _checkpoint_contents(self, configuration: dict[str, Any]) -> dict[str, Any]:
