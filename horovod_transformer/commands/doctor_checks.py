@@ -237,14 +237,13 @@ def check_run(plan: Plan) -> Row:
 
 def check_disk(plan: Plan) -> Row:
     """Room for checkpoints, and the right to write them."""
-    from horovod_transformer.training.run_summary import checkpoint_bytes
+    from horovod_transformer.checkpoint.disk_space import checkpoint_bytes, run_bytes
 
     folder = existing_parent(plan.checkpoint_dir)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return Row("disk", "fail", f"{folder} cannot be written to", "another folder with --output_dir")
     one, kept = checkpoint_bytes(plan.config.model), plan.config.training.keep_checkpoints
-    # The newest is written before the oldest goes.
-    need = one * (kept + 2)
+    need = run_bytes(plan.config.model, kept)
     room, kind = _room(folder)
     found = (
         f"checkpoints in {plan.checkpoint_dir} take {_size(need)} ({kept} kept, the best, one being written, "

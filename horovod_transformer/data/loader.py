@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from horovod_transformer.config import Config, TrainingConfig
 from horovod_transformer.data.dataset import BlockDataset, open_prepared_data
 from horovod_transformer.data.sampler import BatchPlan, MicroBatchSampler, UpdateSampler
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.processes import exit_with
 
 
 def plan_batches(training: TrainingConfig, train: BlockDataset, world_size: int) -> BatchPlan:
@@ -172,9 +171,8 @@ def _follow_the_rank(rank: int, worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_rank_says, daemon=True).start()
-    with contextlib.suppress(AttributeError, OSError):  # Linux from 5.3 on
-        ends = os.pidfd_open(rank)
-        threading.Thread(target=_end_when_the_rank_is_gone, args=(ends,), daemon=True).start()
+    # torch looks every five seconds, and until then the other ranks see open connections.
+    exit_with(rank)
     if os.getppid() != rank:
         os._exit(1)  # it was killed just now: nobody would notice any more
 
@@ -183,12 +181,6 @@ def _end_when_the_rank_says() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def _end_when_the_rank_is_gone(ends: int) -> None:
-    """End at once; torch looks every five seconds, and until then the other ranks see open connections."""
-    select.select([ends], [], [])
-    os._exit(1)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from horovod_transformer.checkpoint.disk_space import run_bytes
 from horovod_transformer.config import ModelConfig, TrainingConfig
 from horovod_transformer.model.size import count_parameters
 from horovod_transformer.training.optim.schedule import warmup_updates
@@ -54,8 +55,7 @@ class RunSummary:
             tokens=updates * plan.global_batch_size * plan.block_size,
             parameters=count_parameters(model),
             warmup=warmup_updates(training, training.lr_decay_updates or updates),
-            # The newest is written before the oldest goes; the best is apart.
-            checkpoint_bytes=checkpoint_bytes(model) * (training.keep_checkpoints + 2),
+            checkpoint_bytes=run_bytes(model, training.keep_checkpoints),
             cut_short=updates < plan.total_updates,
         )
 
@@ -102,12 +102,3 @@ class RunSummary:
                 "take a smaller one (configs/laptop.yaml) or more books"
             )
         return found
-
-
-def checkpoint_bytes(model: ModelConfig) -> int:
-    """Size of one checkpoint: weights and the optimizer's moments, all float32.
-
-    AdamW keeps two moments of every parameter (Loshchilov & Hutter 2019, arXiv:1711.05101). Muon
-    keeps one of the blocks' matrices; it is counted like AdamW, as the most it can be.
-    """
-    return 3 * 4 * count_parameters(model)
