@@ -53,7 +53,7 @@ class TrainState:
         best_validation_loss: Lowest so far, nats; infinite before the first.
         validated_at: Update of the latest validation.
         loss_scale: State of the fp16 loss scale; empty where there is none.
-        precision: fp32, bf16 or fp16; empty in files of before it was kept.
+        precision: fp32, bf16 or fp16.
     """
 
     run_name: str
@@ -185,7 +185,7 @@ def find_start(
         aimed_at = contents["scheduler"]["decay_updates"]
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: its record of progress is not of this program's making") from None
-    _choose_precision(start, precision, before.training.precision, path)
+    _choose_precision(start, precision, path)
     require_same_run(start.state.data_fingerprint, fresh.data_fingerprint, path)
     require_same_optimizer(before.training.optimizer, optimizer, path)
     start.state.run_name = request.run_name or start.state.run_name
@@ -213,15 +213,12 @@ def find_start(
     return start
 
 
-def _choose_precision(start: Start, precision: PrecisionChoice, configured: str, path: Path) -> None:
+def _choose_precision(start: Start, precision: PrecisionChoice, path: Path) -> None:
     """Resume in the checkpoint's precision, unless another is asked for."""
-    before = start.state.precision or configured
-    if before not in (*DTYPES, "auto"):
+    before = start.state.precision
+    if before not in tuple(DTYPES):
         raise UserError(f"{path}: its record of progress is not of this program's making")
-    if before == "auto":
-        start.notes.append(f"{path} does not say which precision `auto` was; now it is {precision.name}")
-    else:
-        precision = precision.resuming(before, path)
+    precision = precision.resuming(before, path)
     start.state.precision, start.precision_reason = precision.name, precision.reason
 
 
