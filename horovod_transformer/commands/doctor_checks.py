@@ -223,14 +223,14 @@ def check_dataset(plan: Plan) -> Row:
 def check_run(plan: Plan) -> Row:
     """What training on this data would be, and whether it can learn."""
     from horovod_transformer.data.dataset import open_prepared_data
-    from horovod_transformer.data.loader import plan_updates
-    from horovod_transformer.training.run_plan import RunPlan
+    from horovod_transformer.data.loader import plan_batches
+    from horovod_transformer.training.run_summary import RunSummary
 
     try:
-        updates = plan_updates(plan.config, open_prepared_data(plan.config).train, 1)
+        updates = plan_batches(plan.config.training, open_prepared_data(plan.config).train, 1)
     except UserError:
         return Row("run", "warn", "not known before the data is there", "see dataset")
-    run = RunPlan.of(plan.config, updates)
+    run = RunSummary.of(plan.config.model, plan.config.training, updates)
     warnings = run.warnings()
     return Row("run", "warn" if warnings else "ok", run.describe(), "; ".join(warnings))
 

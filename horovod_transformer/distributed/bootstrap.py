@@ -10,8 +10,9 @@ import torch
 
 from horovod_transformer.distributed import collectives
 from horovod_transformer.distributed.collectives import get_local_rank, get_rank, get_world_size
-from horovod_transformer.distributed.devices import choose_device, set_threads
+from horovod_transformer.distributed.devices import choose_device
 from horovod_transformer.distributed.rendezvous import meet
+from horovod_transformer.distributed.threads import set_threads
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.launch_environment import Launch, this_process
 from horovod_transformer.system.processes import terminate_with_parent

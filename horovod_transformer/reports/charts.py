@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from horovod_transformer.reports.html import escape
+from markupsafe import Markup, escape
+
+from horovod_transformer.reports.formats import short_number
 
 WIDTH, HEIGHT = 480, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 24
@@ -58,12 +60,12 @@ class Chart:
     skipped: Sequence[float] = field(default_factory=list)
 
 
-def draw(chart: Chart) -> str:
+def draw(chart: Chart) -> Markup:
     """The chart as a `figure`; empty if it has no point."""
     drawn = [(curve, curve.points()) for curve in chart.curves]
     points = [point for _, found in drawn for point in found]
     if not points:
-        return ""
+        return Markup()
     xs, ys = [x for x, _ in points], [y for _, y in points]
     low, high = min(ys), max(ys)
     ticks = nice_ticks(low, high)
@@ -79,11 +81,13 @@ def draw(chart: Chart) -> str:
     for tick in ticks:
         _, y = place(first, tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(tick)}</text>')
     for tick in nice_ticks(first, last, 5):
         if first <= tick <= last:
             x, _ = place(tick, low)
-            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{short(tick)}</text>')
+            parts.append(
+                f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{short_number(tick)}</text>'
+            )
     for update in chart.restarts:
         x, _ = place(update, low)
         parts.append(f'<line class="restart" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
@@ -97,12 +101,7 @@ def draw(chart: Chart) -> str:
         parts.append(f'<polyline class="{curve.css}" stroke="{curve.colour}" points="{line}"/>')
         if curve.dots or len(places) == 1:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{curve.colour}"/>' for x, y in places]
-    inside = "".join(parts)
-    title = escape(chart.title)
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{inside}</svg>'
-        f"<figcaption>{title}</figcaption></figure>"
-    )
+    return figure(chart.title, HEIGHT, parts)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class Bars:
     by_factors: bool = False
 
 
-def draw_bars(bars: Bars) -> str:
+def draw_bars(bars: Bars) -> Markup:
     """The bars as a `figure`."""
     scale = math.log if bars.by_factors else float
     first, last = scale(max(bars.edges[0], 1e-9)), scale(bars.edges[-1])
@@ -141,10 +140,10 @@ def draw_bars(bars: Bars) -> str:
     for tick in ticks:
         y = up(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(tick)}</text>')
     for tick in _ticks_between(bars.edges[0], bars.edges[-1], bars.by_factors):
         parts.append(
-            f'<text x="{across(tick):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{short(tick)}</text>'
+            f'<text x="{across(tick):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{short_number(tick)}</text>'
         )
     for place, (left, right) in enumerate(zip(bars.edges, bars.edges[1:], strict=False)):
         below = 0
@@ -158,11 +157,7 @@ def draw_bars(bars: Bars) -> str:
                     f'fill="{colour}"/>'
                 )
             below += count
-    title = escape(bars.title)
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
-        f"<figcaption>{title}</figcaption></figure>"
-    )
+    return figure(bars.title, HEIGHT, parts)
 
 
 def _ticks_between(low: float, high: float, by_factors: bool) -> list[float]:
@@ -189,12 +184,13 @@ def nice_ticks(low: float, high: float, number: int = 4) -> list[float]:
     return [count * step for count in range(start, end + 1)]
 
 
-def short(value: float) -> str:
-    """A number for an axis: 1500 as 1.5k."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{letter}"
-    return f"{value:.3g}".replace("-", "−")
+def figure(title: str, height: int, parts: Sequence[str]) -> Markup:
+    """SVG elements as a `figure` with a title under it; of it all only the title is escaped here."""
+    label, inside = escape(title), "".join(parts)
+    return Markup(
+        f'<figure><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{inside}</svg>'
+        f"<figcaption>{label}</figcaption></figure>"
+    )
 
 
 def smoothed(values: Sequence[float | None], window: int = 15) -> list[float | None]:

@@ -17,7 +17,8 @@ from typing import Any
 from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.book_scores import BookScore
 from horovod_transformer.evaluation.text_quality import MEASURES, Measure, Sample, Value
-from horovod_transformer.reports.html import escape, page
+from horovod_transformer.reports.formats import any_value, number
+from horovod_transformer.reports.html import render
 from horovod_transformer.system.files import write_text
 from horovod_transformer.tokenizer import Tokenizer
 
@@ -122,7 +123,7 @@ def write_report(evaluation: Evaluation, tokenizer: Tokenizer, folder: Path) -> 
 
 def interval_text(prediction: dict[str, Any]) -> str:
     """The interval over books in words, with a comma before it; empty if there is none."""
-    ends = prediction.get("bits_per_byte_interval")
+    ends = prediction["bits_per_byte_interval"]
     return f", 95 % over books: {ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
 
 
@@ -149,100 +150,40 @@ def table_lines(values: dict[str, Any]) -> list[str]:
 
 def to_html(values: dict[str, Any]) -> str:
     """The page for what `to_json` returned."""
-    prediction, samples = values["prediction"], values["samples"]
-    shown = samples[:SHOWN_SAMPLES]
-    figures = [
-        ("bits per byte" + interval_text(prediction), _number(prediction["bits_per_byte"], 3)),
-        ("perplexity", _number(prediction["perplexity"], 1)),
-        ("loss, nats per token", _number(prediction["loss"], 3)),
-        ("accuracy", _number(100 * prediction["accuracy"], 1) + " %"),
+    facts = {**values["model"], **values["settings"]}
+    return render(
+        "evaluation.html.j2",
+        title=f"Evaluation of {values['model']['checkpoint']}",
+        model=values["model"],
+        prediction=values["prediction"],
+        scores=_scores(values["prediction"]),
+        groups=[(name, list(group)) for name, group in groupby(MEASURES, key=lambda m: m.quality)],
+        writers=("model", "human"),
+        quality=values["quality"],
+        samples=values["samples"],
+        shown=values["samples"][:SHOWN_SAMPLES],
+        json_name=JSON_NAME,
+        settings=[(name, [any_value(value, digits=None)]) for name, value in facts.items()],
+    )
+
+
+def _scores(prediction: dict[str, Any]) -> list[tuple[str, str]]:
+    """The numbers in large print, each with what it is."""
+    scores = [
+        (number(prediction["bits_per_byte"], 3), "bits per byte" + interval_text(prediction)),
+        (number(prediction["perplexity"], 1), "perplexity"),
+        (number(prediction["loss"], 3), "loss, nats per token"),
+        (number(100 * prediction["accuracy"], 1) + " %", "accuracy"),
     ]
     if prediction["xz_bits_per_byte"] is not None:
-        figures.insert(1, ("bits per byte of xz -9", _number(prediction["xz_bits_per_byte"], 3)))
-    cards = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for label, value in figures)
-    facts = {**values["model"], **values["settings"]}
-    rows = "".join(f"<tr><th>{escape(k)}</th><td>{escape(_shown(v))}</td></tr>" for k, v in facts.items())
-    body = f"""
-<h1>How good is this model?</h1>
-<p class="note">{escape(values["model"]["checkpoint"])}, {values["model"]["parameters"]:,} parameters, after
-{escape(values["model"]["updates"])} updates.</p>
-<h2>Predicting held-out books</h2>
-<div class="cards">{cards}</div>
-<p class="note">{prediction["books"]:,} whole book{"s" * (prediction["books"] > 1)},
-{prediction["tokens"]:,} tokens, {prediction["bytes"]:,} bytes; every token counts once, predicted from at
-least half a context wherever the book has so much before it. Bits per byte
-compare across tokenizers, and with compressors.</p>
-<h2>Writing, beside human text</h2>
-<p class="note">{len(samples)} prompts from the same books, each continued by the model and by the book, cut
-to equal length but for the last three rows. ± is one standard error of the mean. A model writes like the
-books where the two columns agree: higher is not always better.</p>
-<table class="quality">
-<thead><tr><th></th><th></th><th>model</th><th>human</th></tr></thead>
-<tbody>
-{_quality_rows(values["quality"])}
-</tbody></table>
-<details><summary>What the rows mean</summary><dl>
-{"".join(f"<dt>{escape(m.label)}</dt><dd>{escape(m.meaning)}</dd>" for m in MEASURES)}
-</dl></details>
-<h2>Samples</h2>
-{"".join(_sample_block(number, sample) for number, sample in enumerate(shown, 1))}
-<p class="note">{len(shown)} of {len(samples)}; the others are in {JSON_NAME}.</p>
-<h2>Settings</h2>
-<table class="facts">{rows}</table>
-"""
-    return page(f"Evaluation of {values['model']['checkpoint']}", body)
-
-
-def _quality_rows(quality: dict[str, Any]) -> str:
-    rows = []
-    for name, group in groupby(MEASURES, key=lambda measure: measure.quality):
-        measures = list(group)
-        for place, measure in enumerate(measures):
-            first = f'<th class="group" rowspan="{len(measures)}">{escape(name)}</th>' if not place else ""
-            cells = "".join(f"<td>{_cell(quality[w][measure.key], measure)}</td>" for w in ("model", "human"))
-            css = ' class="first"' if not place else ""
-            rows.append(
-                f'<tr{css}>{first}<th title="{escape(measure.meaning)}">{measure.label}</th>{cells}</tr>'
-            )
-    return "\n".join(rows)
-
-
-def _sample_block(number: int, sample: dict[str, Any]) -> str:
-    copied = sample.get("longest_copy")
-    note = (
-        ""
-        if copied is None
-        else f'<p class="note">Longest run copied from the training text: {copied} tokens.</p>'
-    )
-    columns = "".join(
-        f"<div><h4>{writer} <span>{sample[f'{writer}_tokens']} tokens{_ending(sample, writer)}</span></h4>"
-        f'<p class="text">{escape(sample[writer]) or "<i>nothing</i>"}</p></div>'
-        for writer in ("model", "human")
-    )
-    return (
-        f'<section><h3>Prompt {number}</h3><p class="text prompt">{escape(sample["prompt"])}</p>'
-        f'<div class="pair">{columns}</div>{note}</section>\n'
-    )
-
-
-def _ending(sample: dict[str, Any], writer: str) -> str:
-    return ", came to an end" if sample[f"{writer}_ended"] else ""
-
-
-def _cell(value: dict[str, Any], measure: Measure) -> str:
-    text, error = _number(value["value"], measure.decimals), value["standard_error"]
-    # The empty span keeps the numbers of a column below each other.
-    return f"{text} <span>{'' if error is None else f'± {_number(error, measure.decimals)}'}</span>"
+        scores.insert(1, (number(prediction["xz_bits_per_byte"], 3), "bits per byte of xz -9"))
+    return scores
 
 
 def _plain(value: dict[str, Any], measure: Measure) -> str:
-    text = _number(value["value"], measure.decimals)
+    text = number(value["value"], measure.decimals)
     error = value["standard_error"]
-    return text if error is None else f"{text} ± {_number(error, measure.decimals)}"
-
-
-def _number(value: float | None, decimals: int) -> str:
-    return "–" if value is None else f"{value:,.{decimals}f}".replace("-", "−")
+    return text if error is None else f"{text} ± {number(error, measure.decimals)}"
 
 
 def _finite_pair(pair: tuple[float, float] | None) -> list[float] | None:
@@ -251,7 +192,3 @@ def _finite_pair(pair: tuple[float, float] | None) -> list[float] | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from horovod_transformer.errors import UserError
 from horovod_transformer.reports.charts import COLOURS, Chart, Curve, draw, smoothed
-from horovod_transformer.reports.html import escape, page
+from horovod_transformer.reports.formats import any_value, duration, number, seconds_and_share
+from horovod_transformer.reports.html import render
 from horovod_transformer.reports.run_records import RunRecords, read_run
 from horovod_transformer.reports.shares import draw_shares
 from horovod_transformer.system.files import write_text
@@ -49,33 +51,24 @@ def write_run_report(runs: Sequence[str | Path], target: str | Path) -> Path:
 
 def run_page(runs: Sequence[RunRecords]) -> str:
     """The page, as HTML."""
-    names = [escape(run.name) for run in runs]
-    title = f"Training run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} training runs"
-    key = "".join(
-        f'<i style="background:{COLOURS[place % len(COLOURS)]}"></i>{name}'
-        for place, name in enumerate(names)
+    shown = [{"name": run.name, "summary": _summary(run), "samples": _spread_samples(run)} for run in runs]
+    return render(
+        "runs.html.j2",
+        title=f"Training run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} training runs",
+        runs=shown,
+        colours=COLOURS,
+        charts=[*(draw(chart) for chart in _charts(runs)), *_time_shares(runs)],
+        restarted=any(run.restarts for run in runs),
+        skipped=any(run.skipped for run in runs),
+        timed=any("time_forward" in run.train for run in runs),
+        figures=_rows(runs, _figures),
+        evaluations=_rows(runs, _evaluated),
+        differences=_differences(runs),
+        sampled=any(run.samples for run in runs),
+        environment=_rows(runs, _environment),
+        config=_rows(runs, lambda run: run.config),
+        citation=_citation(runs),
     )
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        "".join(f'<p class="note">{_sentence(run)}</p>' for run in runs),
-        "<h2>Curves</h2>",
-        f'<p class="note key">{key}</p>' if len(runs) > 1 else "",
-        f'<div class="charts">{"".join(draw(chart) for chart in _charts(runs))}{_time_shares(runs)}</div>',
-        f'<p class="note">{_legend(runs)}</p>',
-        "<h2>Figures</h2>",
-        _table(runs, _figures),
-    ]
-    if any(run.evaluation for run in runs):
-        parts += ["<h2>Evaluation on whole held-out books</h2>", _table(runs, _evaluated)]
-    if len(runs) > 1:
-        parts += ["<h2>Where the configs differ</h2>", _differences(runs)]
-    if any(run.samples for run in runs):
-        parts += ["<h2>Samples through training</h2>", *(_samples(run, len(runs) > 1) for run in runs)]
-    parts += ["<h2>Environment</h2>", _table(runs, _environment)]
-    if len(runs) == 1:
-        parts += ["<h2>Config</h2>", _table(runs, lambda run: run.config)]
-    parts += ["<h2>How to cite</h2>", f"<pre>{escape(_citation(runs))}</pre>"]
-    return page(title, "\n".join(parts))
 
 
 def _last(column: Sequence[float | None] | None) -> float | None:
@@ -92,23 +85,20 @@ def _best(run: RunRecords) -> tuple[float | None, float | None]:
     return loss, run.validation["update"][place]
 
 
-def _sentence(run: RunRecords) -> str:
-    """What a run is, in a sentence."""
+def _summary(run: RunRecords) -> str:
+    """What a run is, in a sentence that follows its name."""
     shape, world = run.config, run.environment.get("world_size")
-    model = (
-        f"a model of {shape.get('model.n_layers')} layers, width {shape.get('model.d_model')} and a "
-        f"context of {shape.get('model.max_seq_len')} tokens"
-    )
     where = f" on {world} process{'es' if world != 1 else ''}" if world else ""
+    updates, tokens = _last(run.train["update"]), _last(run.train.get("tokens"))
     loss, update = _best(run)
     reached = (
         f"; its lowest validation loss is {loss:.4f}, at update {update:,.0f}" if loss is not None else ""
     )
     return (
-        f"<b>{escape(run.name)}</b>: {escape(model)}, trained with {escape(shape.get('training.optimizer'))} "
-        f"for {_number(_last(run.train['update']), 0)} updates and "
-        f"{_number(_last(run.train.get('tokens')), 0)} tokens in {_duration(run.seconds)}"
-        f"{escape(where)}{reached}."
+        f"a model of {shape.get('model.n_layers')} layers, width {shape.get('model.d_model')} and a context "
+        f"of {shape.get('model.max_seq_len')} tokens, trained with {shape.get('training.optimizer')} "
+        f"for {number(updates)} updates and {number(tokens)} tokens in {duration(run.seconds)}"
+        f"{where}{reached}"
     )
 
 
@@ -138,9 +128,9 @@ def _charts(runs: Sequence[RunRecords]) -> list[Chart]:
     return charts
 
 
-def _time_shares(runs: Sequence[RunRecords]) -> str:
+def _time_shares(runs: Sequence[RunRecords]) -> list[Markup]:
     """Where each run's time went, for runs whose tables have the columns."""
-    charts = ""
+    charts = []
     for run in runs:
         columns = {
             column.removeprefix("time_").replace("_", " "): values
@@ -150,7 +140,7 @@ def _time_shares(runs: Sequence[RunRecords]) -> str:
         # What computes below, what waits above it.
         parts = {name: columns.pop(name) for name in _COMPUTING if name in columns} | columns
         title = "where the time goes, on rank 0" + (f": {run.name}" if len(runs) > 1 else "")
-        charts += draw_shares(title, run.train["update"], parts)
+        charts.append(draw_shares(title, run.train["update"], parts))
     return charts
 
 
@@ -158,38 +148,24 @@ def _colours(runs: Sequence[RunRecords]) -> list[str]:
     return [COLOURS[place % len(COLOURS)] for place in range(len(runs))]
 
 
-def _legend(runs: Sequence[RunRecords]) -> str:
-    text = "Across: optimizer updates."
-    if any(run.restarts for run in runs):
-        text += " Dashed: the run was started again there."
-    if any(run.skipped for run in runs):
-        text += " Red at the foot: an update that was skipped, its gradients were not finite."
-    if any("time_forward" in run.train for run in runs):
-        text += (
-            " Of the time, forward includes the loss and its gradient at the head, gradient wait is what the "
-            "sum over the ranks took beyond the backward pass, other is validation, sample texts and records."
-        )
-    return text
-
-
 def _figures(run: RunRecords) -> dict[str, str]:
     loss, update = _best(run)
     bits = [value for value in run.validation.get("bits_per_byte", []) if value is not None]
     validating = sum(value or 0 for value in run.validation.get("seconds", []))
     return {
-        "updates": _number(_last(run.train["update"]), 0),
-        "tokens": _number(_last(run.train.get("tokens")), 0),
-        "epochs": _number(_last(run.train.get("epoch")), 2),
-        "last training loss": _number(_last(run.train.get("loss")), 4),
-        "lowest validation loss": f"{_number(loss, 4)} (update {_number(update, 0)})" if update else "–",
-        "lowest bits per byte": _number(min(bits, default=None), 4),
-        "time training": _duration(run.seconds),
-        "of it validating": _share(validating, run.seconds),
-        "of it held up by checkpoints": "not known" if run.stall is None else _share(*run.stall),
-        "tokens per second, median": _number(_median(run.train.get("tokens_per_second", [])), 0),
-        "most memory": f"{_number(_last(run.train.get('memory_gib')), 2)} GiB",
+        "updates": number(_last(run.train["update"])),
+        "tokens": number(_last(run.train.get("tokens"))),
+        "epochs": number(_last(run.train.get("epoch")), 2),
+        "last training loss": number(_last(run.train.get("loss")), 4),
+        "lowest validation loss": f"{number(loss, 4)} (update {number(update)})" if update else "–",
+        "lowest bits per byte": number(min(bits, default=None), 4),
+        "time training": duration(run.seconds),
+        "of it validating": seconds_and_share(validating, run.seconds),
+        "of it held up by checkpoints": "not known" if run.stall is None else seconds_and_share(*run.stall),
+        "tokens per second, median": number(_median(run.train.get("tokens_per_second", []))),
+        "most memory": f"{number(_last(run.train.get('memory_gib')), 2)} GiB",
         "started again": {0: "never", 1: "once"}.get(len(run.restarts), f"{len(run.restarts)} times"),
-        "skipped updates": _number(_last(run.train.get("skipped_updates")), 0),
+        "skipped updates": number(_last(run.train.get("skipped_updates"))),
     }
 
 
@@ -199,7 +175,9 @@ def _evaluated(run: RunRecords) -> dict[str, str]:
         return {}
     keys = ("bits_per_byte", "loss", "perplexity", "accuracy", "xz_bits_per_byte", "books", "bytes")
     return {
-        key.replace("_", " "): _shown(prediction.get(key)) for key in keys if prediction.get(key) is not None
+        key.replace("_", " "): any_value(prediction.get(key))
+        for key in keys
+        if prediction.get(key) is not None
     }
 
 
@@ -210,44 +188,33 @@ def _environment(run: RunRecords) -> dict[str, str]:
         values["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     if isinstance(values.get("command"), list):
         values["command"] = " ".join(map(str, values["command"]))
-    return {key.replace("_", " "): _shown(value) for key, value in values.items() if value not in (None, [])}
+    return {
+        key.replace("_", " "): any_value(value) for key, value in values.items() if value not in (None, [])
+    }
 
 
-def _differences(runs: Sequence[RunRecords]) -> str:
+def _differences(runs: Sequence[RunRecords]) -> list[tuple[str, list[str]]]:
     keys = {key for run in runs for key in run.config}
     differing = sorted(key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1)
-    if not differing:
-        return '<p class="note">They do not.</p>'
-    return _table(runs, lambda run: {key: run.config.get(key) for key in differing})
+    return _rows(runs, lambda run: {key: run.config.get(key) for key in differing})
 
 
-def _table(runs: Sequence[RunRecords], rows_of: Callable[[RunRecords], dict[str, Any]]) -> str:
-    """A row for each fact, a column for each run."""
-    columns = [rows_of(run) for run in runs]
-    keys = list(dict.fromkeys(key for column in columns for key in column))
-    head = ""
-    if len(runs) > 1:
-        head = "<tr><th></th>" + "".join(f"<td><b>{escape(run.name)}</b></td>" for run in runs) + "</tr>"
-    rows = "".join(
-        f"<tr><th>{escape(key)}</th>"
-        + "".join(f"<td>{escape(_shown(column.get(key, '–')))}</td>" for column in columns)
-        + "</tr>"
-        for key in keys
-    )
-    return f'<table class="facts">{head}{rows}</table>'
+def _rows(
+    runs: Sequence[RunRecords], facts_of: Callable[[RunRecords], dict[str, Any]]
+) -> list[tuple[str, list[str]]]:
+    """For each fact its name and its value in each run."""
+    columns = [facts_of(run) for run in runs]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    return [(name, [any_value(column.get(name, "–")) for column in columns]) for name in names]
 
 
-def _samples(run: RunRecords, named: bool) -> str:
+def _spread_samples(run: RunRecords) -> list[tuple[int, str, str]]:
+    """Some of a run's samples, from the first to the last."""
     number = len(run.samples)
-    places = sorted(
-        {round(i * (number - 1) / (SHOWN_SAMPLES - 1)) for i in range(SHOWN_SAMPLES)} if number else []
+    places = (
+        {round(i * (number - 1) / (SHOWN_SAMPLES - 1)) for i in range(SHOWN_SAMPLES)} if number else set()
     )
-    name = f"{run.name}, " if named else ""
-    return "".join(
-        f"<section><h3>{escape(name)}update {update:,}, prompt {escape(prompt)}</h3>"
-        f'<p class="text">{escape(text)}</p></section>'
-        for update, prompt, text in (run.samples[place] for place in places)
-    )
+    return [run.samples[place] for place in sorted(places)]
 
 
 def _citation(runs: Sequence[RunRecords]) -> str:
@@ -263,29 +230,6 @@ def _citation(runs: Sequence[RunRecords]) -> str:
     )
 
 
-def _number(value: float | None, decimals: int) -> str:
-    return "–" if value is None else f"{value:,.{decimals}f}".replace("-", "−")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    if value is None or isinstance(value, bool | list):
-        return json.dumps(value)  # as a config file has it
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def _median(values: Sequence[float | None]) -> float | None:
     known = sorted(value for value in values if value is not None)
     return known[len(known) // 2] if known else None
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{part:,.2f} s, {part / whole:.2%}" if whole else f"{part:,.2f} s"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from horovod_transformer.reports.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, nice_ticks, short
-from horovod_transformer.reports.html import escape
+from markupsafe import Markup, escape
+
+from horovod_transformer.reports.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, figure, nice_ticks
+from horovod_transformer.reports.formats import short_number
 
 # Neighbours differ in lightness, so that a print in grey can still be read.
 COLOURS = ("#2f6f9f", "#a8cbe6", "#3a9d5d", "#f2c14e", "#d9782d", "#a04fb0", "#b9c0c7")
@@ -16,7 +18,7 @@ LEGEND_ROW, LEGEND_COLUMNS = 18, 3
 
 def draw_shares(
     title: str, updates: Sequence[float | None], parts: Mapping[str, Sequence[float | None]]
-) -> str:
+) -> Markup:
     """Draw how a sum is made up, as a `figure`; empty where there is nothing to add up.
 
     Args:
@@ -29,7 +31,7 @@ def draw_shares(
     whole = sum(totals.values())
     shown = [name for name in parts if totals[name] > 0]
     if not shown:
-        return ""
+        return Markup()
     first, last = steps[0][0], steps[-1][1]
 
     def across(update: float) -> float:
@@ -62,7 +64,9 @@ def draw_shares(
     for tick in nice_ticks(first, last, 5):
         if first <= tick <= last:
             x = across(tick)
-            inside.append(f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{short(tick)}</text>')
+            inside.append(
+                f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{short_number(tick)}</text>'
+            )
     for place, name in enumerate(shown):
         row, column = divmod(place, LEGEND_COLUMNS)
         x = LEFT + column * (WIDTH - LEFT - RIGHT) / LEGEND_COLUMNS
@@ -72,11 +76,7 @@ def draw_shares(
         inside.append(f'<rect fill="{colour}" x="{x:.1f}" y="{y + 4}" width="12" height="10"/>')
         inside.append(f'<text x="{x + 17:.1f}" y="{y + 13}">{words}</text>')
     height = HEIGHT + -(-len(shown) // LEGEND_COLUMNS) * LEGEND_ROW
-    label = escape(title)
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(inside)}</svg>'
-        f"<figcaption>{label}</figcaption></figure>"
-    )
+    return figure(title, height, inside)
 
 
 def _steps(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from horovod_transformer.config import Config
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.size import count_parameters
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.training.run_plan import RunPlan
+from horovod_transformer.training.run_summary import RunSummary
 from tests.conftest import TINY
 
 
@@ -31,7 +31,9 @@ def test_parameters_of_the_default_model():
 
 def run_plan(blocks, block_size=512, **training):
     config = Config().with_overrides({f"training.{key}": value for key, value in training.items()})
-    return RunPlan.of(config, UpdatePlan.from_config(config, blocks, block_size, 0, 1))
+    return RunSummary.of(
+        config.model, config.training, BatchPlan.of(config.training, blocks, block_size, 0, 1)
+    )
 
 
 def test_the_default_run_on_the_sample_is_called_hopeless():
