@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,16 +21,8 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Export as the command line says."""
-    parser = CommandParser(
-        prog="horovod-transformer export",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--checkpoint", default="checkpoints/best_model.pt", metavar="FILE", help="default: %(default)s"
-    )
+    parser = CommandParser("horovod-transformer export", DESCRIPTION, EXAMPLES)
+    parser.add_checkpoint()
     parser.add_argument("--to", required=True, metavar="DIR", help="the folder to make; must not exist")
     options, overrides = parse_options(parser, arguments)
     if overrides:

@@ -15,7 +15,7 @@ from horovod_transformer.commands.command_line import (
     read_text,
     whole_number,
 )
-from horovod_transformer.config import Config, GenerationConfig
+from horovod_transformer.config import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import interactive_generation, load_model_for_generation
 from horovod_transformer.generation.prompts_file import (
@@ -25,6 +25,7 @@ from horovod_transformer.generation.prompts_file import (
 )
 from horovod_transformer.generation.quantization import PRECISIONS, pack_weights
 from horovod_transformer.generation.terminal import print_texts
+from horovod_transformer.generation.text import DEFAULTS
 from horovod_transformer.system.console import replace_unshowable
 
 _EXAMPLES = """\
@@ -125,9 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stop", metavar="TEXT", action="append", help="end before this string; may be given several times"
     )
-    defaults = Config().generation
     for key, text in helps.items():
         parser.add_argument(
-            f"--{key}", metavar="N", help=f"{text} (config: generation.{key}, {getattr(defaults, key)})"
+            f"--{key}", metavar="N", help=f"{text} (config: generation.{key}, {getattr(DEFAULTS, key)})"
         )
     return parser

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,13 +22,7 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Import as the command line says."""
-    parser = CommandParser(
-        prog="horovod-transformer import",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("horovod-transformer import", DESCRIPTION, EXAMPLES)
     parser.add_argument("--from", required=True, dest="folder", metavar="DIR", help="the Hugging Face folder")
     parser.add_argument("--to", required=True, metavar="FILE", help="the checkpoint to write")
     options, overrides = parse_options(parser, arguments)
