@@ -47,9 +47,10 @@ from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import autocast, bf16_unit, set_arithmetic
 from horovod_transformer.system.machine import installed_version
-from horovod_transformer.training.metrics.logger import describe_environment
+from horovod_transformer.training.metrics.environment import describe_environment
 from horovod_transformer.training.metrics.throughput import peak_flops
-from horovod_transformer.training.step import StartedUpdate, UpdateStep
+from horovod_transformer.training.results import DeferredResults
+from horovod_transformer.training.step import UpdateStep
 
 WINDOWS = 3
 
@@ -151,13 +152,10 @@ class Bench(Checks):
         batches = [list(self.batches(step.plan, number)) for number in range(self.updates_per_window(case))]
 
         def window() -> None:
-            unread: list[StartedUpdate] = []
+            results = DeferredResults(step.defers_results)
             for number, its in enumerate(batches):
-                unread.append(step.start(number, iter(its), RATE))
-                while len(unread) > step.reads_late:
-                    unread.pop(0).result()
-            while unread:
-                unread.pop().result()
+                started = step.start(number, iter(its), RATE)
+                results.add(number, 0, started, needed_now=number + 1 == len(batches))
 
         return self._seconds(window) / len(batches)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from horovod_transformer import distributed
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.config import ModelConfig, TrainingConfig
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.distributed import weights_digest
 from horovod_transformer.launch.launcher import Launcher
 from horovod_transformer.model.transformer import build_model
@@ -68,7 +68,7 @@ class Checks:
         training = TrainingConfig(optimizer=case.optimizer, learning_rate=RATE)  # type: ignore[arg-type]
         ranks = distributed.get_world_size()
         blocks, micro = case.batch * case.micro_batches, -(-case.batch // ranks)
-        plan = UpdatePlan(blocks, case.block_size, 0, blocks, micro, ranks, 10**6, 1337)
+        plan = BatchPlan(blocks, case.block_size, 0, blocks, micro, ranks, 10**6, 1337)
         optimizer = distributed.distribute_optimizer(
             build_optimizer(model, training), model.named_parameters(), plan.micro_batches, gradient_groups=4
         )
@@ -78,7 +78,7 @@ class Checks:
         """Make these updates on random blocks, the same for the same number; return the losses."""
         return [step.run(number, self.batches(step.plan, number), RATE).loss for number in updates]
 
-    def batches(self, plan: UpdatePlan, number: int) -> Iterator[dict[str, Tensor]]:
+    def batches(self, plan: BatchPlan, number: int) -> Iterator[dict[str, Tensor]]:
         """This rank's micro-batches of one update: random tokens, in pinned memory as training has them."""
         generator = torch.Generator().manual_seed(number)
         size = (plan.global_batch_size, plan.block_size)

@@ -26,7 +26,7 @@ from scaling import SHAPE, shape_link, start_on_two_hosts
 from horovod_transformer import distributed
 from horovod_transformer.config import load_config
 from horovod_transformer.data.dataset import open_prepared_data
-from horovod_transformer.data.loader import plan_updates, training_loader
+from horovod_transformer.data.loader import plan_batches, training_loader
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.prepare.prepare import prepare
 from horovod_transformer.training.optim.optimizer import build_optimizer
@@ -53,7 +53,7 @@ def main() -> None:
         config = load_config("configs/quickstart.yaml")
     distributed.run_on_rank0(lambda: prepare(config, progress=False) and None)
     data = open_prepared_data(config)
-    plan = plan_updates(config, data.train, world_size)
+    plan = plan_batches(config.training, data.train, world_size)
     torch.manual_seed(0)
     steps = {}
     for kind, groups in (("one group", 1), ("four groups", 4), ("Horovod's order", None)):
@@ -68,7 +68,7 @@ def main() -> None:
     per_round = max(2, options.updates // ROUNDS)
     for _ in range(ROUNDS):
         for kind, step in steps.items():
-            batches = iter(training_loader(config, data.train, plan, rank, range(per_round)))
+            batches = iter(training_loader(data.train, plan, rank, range(per_round)))
             for update in range(per_round):
                 began = time.perf_counter()
                 step.run(update, batches, 1e-3)

@@ -56,7 +56,7 @@ def ours(folder: Path, workers: int, cold: bool = False, ahead: bool = False) ->
     """One round of this package; see `timed`."""
     from horovod_transformer.config import config_from_dict
     from horovod_transformer.data.dataset import open_prepared_data
-    from horovod_transformer.data.loader import plan_updates, training_loader
+    from horovod_transformer.data.loader import plan_batches, training_loader
     from horovod_transformer.data.page_cache import reading_ahead
 
     if cold:
@@ -64,8 +64,8 @@ def ours(folder: Path, workers: int, cold: bool = False, ahead: bool = False) ->
     values = {"data_dir": str(folder), "num_workers": workers}
     config = config_from_dict({"data": values, "training": {"per_gpu_batch_size": BATCH}}, "benchmark")
     data = open_prepared_data(config)
-    plan = plan_updates(config, data.train, 1)
-    loader = training_loader(config, data.train, plan, 0, range(plan.total_updates))
+    plan = plan_batches(config.training, data.train, 1)
+    loader = training_loader(data.train, plan, 0, range(plan.total_updates), workers)
     with reading_ahead(data.train.files) if ahead else nullcontext():
         return timed(loader)
 

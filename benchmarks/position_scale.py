@@ -17,7 +17,7 @@ import torch
 
 from horovod_transformer.config import load_config
 from horovod_transformer.data.dataset import open_prepared_data
-from horovod_transformer.data.loader import plan_updates, training_loader, validation_loader
+from horovod_transformer.data.loader import plan_batches, training_loader, validation_loader
 from horovod_transformer.metrics import bits_per_byte
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.prepare.prepare import prepare
@@ -57,14 +57,16 @@ def train(factor: float, seed: int, updates: int) -> float:
     torch.manual_seed(seed)
     model = build_model(config.model)
     model.position_table *= factor
-    plan = plan_updates(config, data.train, world_size=1)
+    plan = plan_batches(config.training, data.train, world_size=1)
     step = UpdateStep(
         model, build_optimizer(model, config.training), plan, CPU, "fp32", 1.0, uses_dropout=False
     )
-    batches = iter(training_loader(config, data.train, plan, 0, range(updates)))
+    batches = iter(training_loader(data.train, plan, 0, range(updates)))
     for update in range(updates):
         step.run(update, batches, learning_rate(update, config.training, updates))
-    figures = validate(model, validation_loader(config, data.validation, 0, 1), CPU, "fp32")
+    figures = validate(
+        model, validation_loader(data.validation, plan, 0, config.training.eval_blocks), CPU, "fp32"
+    )
     result = bits_per_byte(figures.loss, data.bytes_per_token["validation"])
     assert result is not None
     return result

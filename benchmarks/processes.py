@@ -21,7 +21,7 @@ from update import RATE
 
 from horovod_transformer import distributed
 from horovod_transformer.config import DistributedConfig, TrainingConfig
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
@@ -47,7 +47,7 @@ def our_rank(model: TransformerLM, tokens: Tensor) -> Callable[[], object]:
     size, rank, _, _ = distributed.setup_horovod(flops_per_update=2 * 6 * parameters * tokens.numel())
     tokens = tokens.roll(rank)
     batch, length = tokens.shape
-    plan = UpdatePlan(size * batch, length, 0, size * batch, batch, size, 10**6, 1337)
+    plan = BatchPlan(size * batch, length, 0, size * batch, batch, size, 10**6, 1337)
     optimizer = distributed.distribute_optimizer(
         build_optimizer(model, TrainingConfig(learning_rate=RATE)),
         list(model.named_parameters()),

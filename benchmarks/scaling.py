@@ -127,7 +127,7 @@ def run_rank(rates: Sequence[int], compression: str, updates: int) -> None:
     from horovod_transformer import distributed
     from horovod_transformer.config import load_config
     from horovod_transformer.data.dataset import open_prepared_data
-    from horovod_transformer.data.loader import plan_updates, training_loader
+    from horovod_transformer.data.loader import plan_batches, training_loader
     from horovod_transformer.distributed.collectives import gather_objects
     from horovod_transformer.model.transformer import build_model
     from horovod_transformer.prepare.prepare import prepare
@@ -138,14 +138,14 @@ def run_rank(rates: Sequence[int], compression: str, updates: int) -> None:
     config = load_config("configs/config.yaml", {key: str(value) for key, value in SHAPE.items()})
     distributed.run_on_rank0(lambda: prepare(config, progress=False) and None)
     data = open_prepared_data(config)
-    plan = plan_updates(config, data.train, world_size)
+    plan = plan_batches(config.training, data.train, world_size)
     torch.manual_seed(0)
     model = build_model(config.model)
     optimizer = distributed.distribute_optimizer(
         build_optimizer(model, config.training), model.named_parameters(), plan.micro_batches, compression
     )
     step = UpdateStep(model, optimizer, plan, torch.device("cpu"), "fp32", 1.0, False, compression)
-    batches = iter(training_loader(config, data.train, plan, rank, range(len(rates) * updates)))
+    batches = iter(training_loader(data.train, plan, rank, range(len(rates) * updates)))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     for number, rate in enumerate(rates):
         gather_objects(rate, "before the link changes")

@@ -20,7 +20,7 @@ from side_by_side import GPT2_30M, GPT2_124M, TINY, OwnProcess, Row, hugging_fac
 from torch import Tensor, nn
 
 from horovod_transformer.config import ModelConfig, TrainingConfig
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.losses import IGNORED_LABEL
 from horovod_transformer.model.size import count_parameters, flops_per_token
 from horovod_transformer.model.transformer import TransformerLM, build_model
@@ -40,7 +40,7 @@ def our_update(
     """What training does for one update of these tokens, int64 (B, T)."""
     batch, length = tokens.shape
     optimizer = build_optimizer(model, TrainingConfig(learning_rate=RATE))
-    plan = UpdatePlan(batch, length, 0, batch, batch, 1, 10**6, 1337)
+    plan = BatchPlan(batch, length, 0, batch, batch, 1, 10**6, 1337)
     step = UpdateStep(
         model, optimizer, plan, torch.device("cpu"), precision, 1.0, uses_dropout=shape.dropout > 0
     )

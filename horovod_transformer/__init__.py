@@ -13,6 +13,10 @@ The public names, each loaded when it is first asked for (torch takes seconds to
 from importlib import import_module
 from typing import Any
 
+from horovod_transformer.system.openmp import wait_briefly
+
+wait_briefly()  # before anything here imports torch
+
 _HOMES = {
     "Config": "config",
     "load_config": "config",

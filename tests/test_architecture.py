@@ -27,7 +27,7 @@ LAYERS = (
     ("data",),
     ("books", "checkpoint", "distributed", "launch", "model"),
     ("model.cpu",),
-    ("config", "metrics", "precision", "tokenizer"),
+    ("config", "metrics", "nested", "precision", "tokenizer"),
     ("errors", "system"),
 )
 

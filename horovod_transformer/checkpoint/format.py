@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.nested import convert_all
 from horovod_transformer.system.files import replacing
 
 FORMAT_VERSION = 1
@@ -142,7 +143,9 @@ def load_checkpoint(
     if not isinstance(expected, str) or expected != actual:
         raise UserError(f"{path}: its checksum does not match: the file was damaged or altered")
     contents = {key: contents[key] for key in KEYS if with_optimizer or key != "optimizer"}
-    return contents if str(map_location) == "cpu" else _moved(contents, map_location)
+    if str(map_location) == "cpu":
+        return contents
+    return convert_all(contents, Tensor, lambda tensor: tensor.to(map_location))
 
 
 def _without_optimizer(contents: dict[str, Any]) -> dict[str, Any]:
@@ -197,16 +200,14 @@ def _require_smaller(tensor: Tensor, largest: int) -> None:
 
 def _copied(value: Any, largest: int) -> Any:
     """Copy tensors from a mapped file to memory: the file may be pruned while they are in use."""
-    if isinstance(value, Tensor):
-        _require_smaller(value, largest)
-        copy = value.clone()
-        _forget_pages(value)
-        return copy
-    if isinstance(value, dict):
-        return {key: _copied(item, largest) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(item, largest) for item in value)
-    return value
+
+    def copy(tensor: Tensor) -> Tensor:
+        _require_smaller(tensor, largest)
+        copied = tensor.clone()
+        _forget_pages(tensor)
+        return copied
+
+    return convert_all(value, Tensor, copy)
 
 
 def _forget_pages(tensor: Tensor) -> None:
@@ -222,13 +223,3 @@ def _forget_pages(tensor: Tensor) -> None:
             ctypes.CDLL(None).madvise(
                 ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED
             )
-
-
-def _moved(value: Any, device: str | torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_moved(item, device) for item in value)
-    return value

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,8 +22,8 @@ from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoi
 from horovod_transformer.checkpoint.snapshot import Snapshots
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.files import (
-    NO_LINKS,
     archive_path,
+    link_or_copy,
     make_writable,
     partial_of,
     remove_partials,
@@ -299,14 +298,7 @@ def _give_second_name(path: Path, name: Path) -> None:
     partial = partial_of(name)
     partial.unlink(missing_ok=True)
     try:
-        try:
-            os.link(path, partial)
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            shutil.copyfile(path, partial)
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
+        link_or_copy(path, partial)
         os.replace(partial, name)
     finally:
         partial.unlink(missing_ok=True)

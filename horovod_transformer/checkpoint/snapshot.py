@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Path = tuple[Any, ...]
-"""Where a tensor is: the keys and places that lead to it."""
+from horovod_transformer.nested import convert_all
 
 
 def snapshot(value: Any) -> Any:
     """Copy nested state to ordinary memory, and wait until that is done."""
-    return _mapped(value, lambda tensor, _: tensor.to("cpu", copy=True), ())
+    return convert_all(value, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
 
 
 class Snapshots:
@@ -39,7 +38,7 @@ class Snapshots:
     ) -> None:
         self._is_far = is_far
         self._new_buffer, self._new_event = new_buffer or _pinned_like, new_event or torch.cuda.Event
-        self._buffers: dict[Path, Tensor] = {}
+        self._buffers: list[Tensor] = []
 
     def take(self, value: Any) -> tuple[Any, Callable[[], None]]:
         """Begin to copy nested state; what was taken before is overwritten.
@@ -47,33 +46,25 @@ class Snapshots:
         Returns:
             The copy, and a function that waits, in any thread, until it is whole.
         """
-        before, self._buffers = self._buffers, {}
+        before, self._buffers = iter(self._buffers), []
 
-        def copy(tensor: Tensor, path: Path) -> Tensor:
+        def copy(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach()
             if not self._is_far(tensor):
                 return tensor.to("cpu", copy=True)
-            buffer = before.get(path)
+            # State of the same structure has its tensors in the same order.
+            buffer = next(before, None)
             if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
                 buffer = self._new_buffer(tensor)
-            self._buffers[path] = buffer
+            self._buffers.append(buffer)
             return buffer.copy_(tensor, non_blocking=True)
 
-        copied = _mapped(value, copy, ())
+        copied = convert_all(value, Tensor, copy)
         if not self._buffers:
             return copied, lambda: None
         event = self._new_event()
         event.record()
         return copied, event.synchronize
-
-
-def _mapped(value: Any, copy: Callable[[Tensor, Path], Tensor], path: Path) -> Any:
-    if isinstance(value, Tensor):
-        return copy(value.detach(), path)
-    if isinstance(value, dict):
-        return {key: _mapped(item, copy, (*path, key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_mapped(item, copy, (*path, place)) for place, item in enumerate(value))
-    return value
 
 
 def _pinned_like(tensor: Tensor) -> Tensor:

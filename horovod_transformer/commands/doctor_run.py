@@ -46,28 +46,27 @@ def check_dataset(context: CheckContext) -> Row:
 def check_run(context: CheckContext) -> Row:
     """What training on this data would be, and whether it can learn."""
     from horovod_transformer.data.dataset import open_prepared_data
-    from horovod_transformer.data.loader import plan_updates
-    from horovod_transformer.training.run_plan import RunPlan
+    from horovod_transformer.data.loader import plan_batches
+    from horovod_transformer.training.run_summary import RunSummary
 
     try:
-        updates = plan_updates(context.config, open_prepared_data(context.config).train, 1)
+        updates = plan_batches(context.config.training, open_prepared_data(context.config).train, 1)
     except UserError:
         return Row("run", "warn", "not known before the data is there", "see dataset")
-    run = RunPlan.of(context.config, updates)
+    run = RunSummary.of(context.config.model, context.config.training, updates)
     warnings = run.warnings()
     return Row("run", "warn" if warnings else "ok", run.describe(), "; ".join(warnings))
 
 
 def check_disk(context: CheckContext) -> Row:
     """Room for checkpoints, and the right to write them."""
-    from horovod_transformer.training.run_plan import checkpoint_bytes
+    from horovod_transformer.checkpoint.disk_space import checkpoint_bytes, run_bytes
 
     folder = existing_parent(context.checkpoint_dir)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return Row("disk", "fail", f"{folder} cannot be written to", "another folder with --output_dir")
-    one, kept = checkpoint_bytes(context.config), context.config.training.keep_checkpoints
-    # The newest is written before the oldest goes.
-    need = one * (kept + 2)
+    one, kept = checkpoint_bytes(context.config.model), context.config.training.keep_checkpoints
+    need = run_bytes(context.config.model, kept)
     room, kind = free_bytes(folder)
     found = (
         f"checkpoints in {context.checkpoint_dir} take {byte_size(need)} ({kept} kept, the best, one being "

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,36 +15,54 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from horovod_transformer import distributed
-from horovod_transformer.config import Config
+from horovod_transformer.config import Config, TrainingConfig
 from horovod_transformer.data.dataset import BlockDataset, open_prepared_data
-from horovod_transformer.data.sampler import MicroBatchSampler, UpdatePlan, UpdateSampler
+from horovod_transformer.data.sampler import BatchPlan, MicroBatchSampler, UpdateSampler
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.processes import exit_with
 
 
-def plan_updates(config: Config, train: BlockDataset, world_size: int) -> UpdatePlan:
-    """Plan a run over this training split; see `UpdatePlan.from_config`."""
-    return UpdatePlan.from_config(config, len(train), train.block_size, train.padding, world_size)
+def plan_batches(training: TrainingConfig, train: BlockDataset, world_size: int) -> BatchPlan:
+    """Plan a run over this training split; see `BatchPlan.of`."""
+    return BatchPlan.of(training, len(train), train.block_size, train.padding, world_size)
 
 
 def training_loader(
-    config: Config, train: BlockDataset, plan: UpdatePlan, rank: int, updates: range
+    train: BlockDataset,
+    plan: BatchPlan,
+    rank: int,
+    updates: range,
+    workers: int = 0,
+    pin_memory: bool = False,
 ) -> DataLoader:
-    """Load a rank's micro-batches of these updates, `plan.micro_batches` for each."""
+    """Load a rank's micro-batches of these updates, `plan.micro_batches` for each; see `BlockLoader`."""
     batches = MicroBatchSampler(UpdateSampler(train, plan, rank, updates))
-    return BlockLoader(train, batches, config.data.num_workers, _goes_to_a_gpu(config))
+    return BlockLoader(train, batches, workers, pin_memory)
 
 
-def validation_loader(config: Config, validation: BlockDataset, rank: int, world_size: int) -> DataLoader:
-    """Load a rank's share of the validation blocks: at most `training.eval_blocks` of all, evenly spread."""
-    number = min(len(validation), config.training.eval_blocks or len(validation))
-    chosen = (np.arange(number) * len(validation) // number)[rank::world_size].tolist()
-    size = config.training.per_gpu_batch_size
+def validation_loader(
+    validation: BlockDataset,
+    plan: BatchPlan,
+    rank: int,
+    most_blocks: int | None = None,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Load a rank's share of the validation blocks; see `BlockLoader`.
+
+    Args:
+        validation: All of them.
+        plan: Gives the number of ranks and the blocks of a forward pass.
+        rank: This process's.
+        most_blocks: Take at most this many of all, evenly spread; None takes all.
+        workers: Number of loader processes.
+        pin_memory: As for `BlockLoader`.
+    """
+    number = min(len(validation), most_blocks or len(validation))
+    chosen = (np.arange(number) * len(validation) // number)[rank :: plan.world_size].tolist()
+    size = plan.micro_batch_size
     batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
-    return BlockLoader(validation, batches, config.data.num_workers, _goes_to_a_gpu(config))
-
-
-def _goes_to_a_gpu(config: Config) -> bool:
-    return config.training.device != "cpu" and torch.cuda.is_available()
+    return BlockLoader(validation, batches, workers, pin_memory)
 
 
 def iterate_batches(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
@@ -84,11 +100,13 @@ def get_dataloaders(
     rank = distributed.get_rank() if rank is None else rank
     world_size = distributed.get_world_size() if world_size is None else world_size
     data = open_prepared_data(config)
-    plan = plan_updates(config, data.train, world_size)
+    plan = plan_batches(config.training, data.train, world_size)
     updates = range(min(plan.total_updates, config.training.max_updates or plan.total_updates))
+    workers = config.data.num_workers
+    pin_memory = config.training.device != "cpu" and torch.cuda.is_available()
     return (
-        training_loader(config, data.train, plan, rank, updates),
-        validation_loader(config, data.validation, rank, world_size),
+        training_loader(data.train, plan, rank, updates, workers, pin_memory),
+        validation_loader(data.validation, plan, rank, config.training.eval_blocks, workers, pin_memory),
     )
 
 
@@ -153,9 +171,8 @@ def _follow_the_rank(rank: int, worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_rank_says, daemon=True).start()
-    with contextlib.suppress(AttributeError, OSError):  # Linux from 5.3 on
-        ends = os.pidfd_open(rank)
-        threading.Thread(target=_end_when_the_rank_is_gone, args=(ends,), daemon=True).start()
+    # torch looks every five seconds, and until then the other ranks see open connections.
+    exit_with(rank)
     if os.getppid() != rank:
         os._exit(1)  # it was killed just now: nobody would notice any more
 
@@ -164,12 +181,6 @@ def _end_when_the_rank_says() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def _end_when_the_rank_is_gone(ends: int) -> None:
-    """End at once; torch looks every five seconds, and until then the other ranks see open connections."""
-    select.select([ends], [], [])
-    os._exit(1)
 
 
 def _as_it_is(batch: Any) -> Any:

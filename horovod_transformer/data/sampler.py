@@ -19,12 +19,12 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
-from horovod_transformer.config import Config
+from horovod_transformer.config import TrainingConfig
 from horovod_transformer.errors import UserError
 
 
 @dataclass(frozen=True)
-class UpdatePlan:
+class BatchPlan:
     """Which blocks each rank contributes to each optimizer update.
 
     Attributes:
@@ -48,15 +48,14 @@ class UpdatePlan:
     seed: int
 
     @classmethod
-    def from_config(
-        cls, config: Config, blocks: int, block_size: int, padding: int, world_size: int
-    ) -> UpdatePlan:
+    def of(
+        cls, training: TrainingConfig, blocks: int, block_size: int, padding: int, world_size: int
+    ) -> BatchPlan:
         """Work out the plan of a run; see `training.global_batch_size` in configs/config.yaml.
 
         Raises:
             UserError: There are more ranks than blocks in an update.
         """
-        training = config.training
         steps = training.gradient_accumulation_steps
         if steps is not None:
             global_batch = training.per_gpu_batch_size * steps * world_size
@@ -140,7 +139,7 @@ class UpdateSampler(DistributedSampler):
         updates: Updates to sample, counted from 0.
     """
 
-    def __init__(self, blocks: Dataset, plan: UpdatePlan, rank: int, updates: range) -> None:
+    def __init__(self, blocks: Dataset, plan: BatchPlan, rank: int, updates: range) -> None:
         super().__init__(blocks, num_replicas=plan.world_size, rank=rank, seed=plan.seed)
         self.plan = plan
         self.updates = updates

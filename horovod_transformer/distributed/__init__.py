@@ -32,8 +32,9 @@ from horovod_transformer.distributed.collectives import (
     stop_timeline,
     synchronize,
 )
-from horovod_transformer.distributed.devices import choose_device, common_precision, set_threads
+from horovod_transformer.distributed.devices import choose_device, common_precision
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
+from horovod_transformer.distributed.threads import set_threads
 
 __all__ = [
     "allgather",

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
-import signal
-import sys
 from typing import Any
 
 import torch
 
 from horovod_transformer.distributed import collectives
 from horovod_transformer.distributed.collectives import get_local_rank, get_rank, get_world_size
-from horovod_transformer.distributed.devices import choose_device, set_threads
+from horovod_transformer.distributed.devices import choose_device
 from horovod_transformer.distributed.rendezvous import meet
+from horovod_transformer.distributed.threads import set_threads
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.launch_environment import Launch, this_process
+from horovod_transformer.system.processes import terminate_with_parent
 
 # Horovod's background thread wakes this often (milliseconds) to look for work, and ranks wait that long for
 # each other. On CPUs it competes with the ranks for the cores: its default of 1 ms takes a quarter of a run's
@@ -122,7 +121,10 @@ def _start_horovod(launch: Launch) -> Any:
     os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
     meeting = None
     if launch.launcher == "torchrun":
-        _end_with_parent()
+        # torchrun's agent cannot end its ranks when it is killed. By SIGTERM: they save what they have.
+        # The parent may also be a shell that the user has put in between, and that dies of the same signal
+        # which asks this rank to stop.
+        terminate_with_parent()
     if launch.launcher != "horovodrun":
         meeting = meet(launch)
         os.environ.update(meeting.variables)
@@ -137,14 +139,3 @@ def _start_horovod(launch: Launch) -> Any:
         hvd.barrier()  # nobody needs the server any more
         meeting.close()
     return hvd
-
-
-def _end_with_parent() -> None:
-    """Let Linux end this rank when torchrun's agent is killed, which cannot end its ranks any more.
-
-    By SIGTERM: it saves what it has. The parent may also be a shell that the user has put in between, and
-    that dies of the same signal which asks this rank to stop.
-    """
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import threading
 import time
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from horovod_transformer.errors import LostRankError, UserError
+from horovod_transformer.nested import convert_all
 
 T = TypeVar("T")
 
@@ -231,29 +231,22 @@ class _Slot:
 
 def _outline(value: Any, tensors: list[Tensor]) -> Any:
     """Replace every tensor by a slot, and put it on the list."""
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return _Slot(value)
-    return _rebuild(value, lambda item: _outline(item, tensors))
+
+    def take(tensor: Tensor) -> _Slot:
+        tensors.append(tensor)
+        return _Slot(tensor)
+
+    return convert_all(value, Tensor, take)
 
 
 def _with_room(outline: Any, tensors: list[Tensor]) -> Any:
     """Replace every slot by an empty tensor, and put that on the list: in the order of `_outline`'s."""
-    if isinstance(outline, _Slot):
-        tensors.append(torch.empty(outline.shape, dtype=outline.dtype))
+
+    def make(slot: _Slot) -> Tensor:
+        tensors.append(torch.empty(slot.shape, dtype=slot.dtype))
         return tensors[-1]
-    return _rebuild(outline, lambda item: _with_room(item, tensors))
 
-
-def _rebuild(value: Any, convert: Callable[[Any], Any]) -> Any:
-    """Convert what a dict, list, tuple or dataclass holds; anything else stays what it is."""
-    if isinstance(value, dict):
-        return {key: convert(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(convert(item) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **{name: convert(item) for name, item in vars(value).items()})
-    return value
+    return convert_all(outline, _Slot, make)
 
 
 def _wait(handle: Any, device: torch.device) -> Tensor:

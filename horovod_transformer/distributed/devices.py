@@ -1,4 +1,4 @@
-"""What each rank computes on: a GPU of its own, or its share of the cores; decided by all together."""
+"""What each rank computes on, a GPU of its own or a CPU; decided by all together."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ import torch
 from horovod_transformer.distributed.collectives import (
     gather_objects,
     get_local_rank,
-    get_local_size,
     lacks_nccl,
 )
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import PrecisionChoice, bf16_unit, choose_precision
-from horovod_transformer.system.launch_environment import this_process
-from horovod_transformer.system.machine import usable_cores
 
 # Slurm says by these that it granted GPUs to this process.
 SLURM_GPU_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
@@ -164,18 +161,3 @@ def require_own_devices(uuids: Sequence[str]) -> None:
                 f"ranks {first} and {rank} would share one GPU; start one process per GPU, and if you set "
                 "CUDA_VISIBLE_DEVICES yourself, give each rank another one"
             )
-
-
-def set_threads(threads: int | None) -> None:
-    """Set torch's CPU threads of this rank; None shares the cores out among the machine's ranks.
-
-    `OMP_NUM_THREADS` in the environment wins over the sharing, an explicit number over both.
-    """
-    if threads is None:
-        if os.environ.get("OMP_NUM_THREADS"):
-            return
-        # What srun starts has cores of its own, if it said how many. Other ranks share the machine's, or what
-        # the one task has that started them.
-        alone = this_process().launcher == "srun" and "SLURM_CPUS_PER_TASK" in os.environ
-        threads = usable_cores() // (1 if alone else get_local_size())
-    torch.set_num_threads(max(1, threads))

@@ -9,7 +9,6 @@ sinusoidal position table becomes GPT-2's learned one, `wpe`, as it is.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.export.tokenizers import read_tokenizer, tokenizer_json
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.model.weights import empty_model
-from horovod_transformer.system.files import partial_of, sync_folder, sync_tree
+from horovod_transformer.system.folders import new_folder
 from horovod_transformer.tokenizer import END_OF_TEXT, Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -64,18 +63,8 @@ def write_folder(folder: Path, model: TransformerLM, config: Config, tokenizer: 
         UserError: The folder exists, or cannot be written.
     """
     require_absent(folder)
-    partial = partial_of(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        _write_files(partial, model, config, tokenizer, card)
-        sync_tree(partial)
-        partial.rename(folder)
-        sync_folder(folder.parent)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(folder, "--to") as unfinished:
+        _write_files(unfinished, model, config, tokenizer, card)
 
 
 def require_absent(target: Path) -> None:
@@ -94,7 +83,10 @@ def _write_files(folder: Path, model: TransformerLM, config: Config, tokenizer: 
         f"transformer.{theirs}": _oriented(ours[name], name).detach().cpu().contiguous()
         for theirs, name in _names(len(model.blocks)).items()
     }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # it makes these of what the system says, a full disk for example
+        raise OSError(str(error)) from None
     files = {
         "config.json": _their_config(model, config, tokenizer),
         "generation_config.json": _their_generation(config.generation, tokenizer),

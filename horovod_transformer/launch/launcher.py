@@ -22,6 +22,7 @@ from types import FrameType
 from horovod_transformer.errors import EXIT_MISTAKE, EXIT_START_AGAIN, UserError
 from horovod_transformer.launch.processes import RankProcesses
 from horovod_transformer.system.console import tell
+from horovod_transformer.system.signals import handling, not_ignored
 
 HOST = "127.0.0.1"
 PAUSE_S = 2.0  # before another start: ports and devices of the last one are free by then
@@ -62,9 +63,11 @@ class Launcher:
 
     def run(self) -> int:
         """Start the ranks until they end well, or for good; return the exit code."""
-        for number in PASSED_ON:
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, self._pass_on)
+        always = [number for number in PASSED_ON if number != signal.SIGHUP]
+        with handling([*always, *not_ignored([signal.SIGHUP])], self._pass_on):
+            return self._start_until_done()
+
+    def _start_until_done(self) -> int:
         for attempt in range(self._max_restarts + 1):
             with tempfile.TemporaryDirectory(prefix="launch-") as logs:
                 code, told = self._run_once(attempt, logs)

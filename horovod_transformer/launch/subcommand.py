@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 from horovod_transformer.errors import EXIT_START_AGAIN, StoppedError, UserError
+from horovod_transformer.system.signals import handling, not_ignored
 
 
 def run_subcommand(processes: int, name: str, arguments: Sequence[str]) -> None:
@@ -51,13 +52,5 @@ def _stops_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
         # Of Ctrl-C a terminal tells the process itself, and a second one means "at once": not sent again.
         process.send_signal(signal.SIGTERM)
 
-    before = {}
-    with suppress(ValueError):  # only the main thread may handle signals
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                before[number] = signal.signal(number, pass_on)
-    try:
+    with handling(not_ignored((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), pass_on):
         yield stops
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

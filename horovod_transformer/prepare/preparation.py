@@ -189,7 +189,8 @@ class Preparation:
     def assemble(self, tokenizer: Tokenizer, lock: FolderLock, started: float) -> dict[str, Any]:
         """Put finished units together, into their place, and remove them; return the manifest."""
         selected = select_books(self.config, self.units, self.tokenizing(tokenizer))
-        with new_folder(self.data_dir, find_prepared(self.data_dir) is not None, lock.require) as folder:
+        replace = find_prepared(self.data_dir) is not None
+        with new_folder(self.data_dir, "data.data_dir", replace, lock.require) as folder:
             with self._bar("assembling", self.units) as done:
                 described = assemble(folder, self.config, selected, tokenizer, done)
             manifest = {

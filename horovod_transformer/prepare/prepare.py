@@ -63,8 +63,8 @@ def prepare(
         work.say(f"{work.data_dir}: already prepared with these settings")
         return existing
     work.say_what_is_read()
-    with lock_for(work.data_dir, work.say) as lock:
-        clear_leftovers(work.data_dir, work.say)
+    with lock_for(work.data_dir, "data.data_dir", work.say) as lock:
+        clear_leftovers(work.data_dir, "data.data_dir", work.say)
         # Another process may have been at work until now, or a killed one's data has come back.
         existing = work.usable(force)
         if existing:
@@ -114,7 +114,7 @@ def prepare_units(
         work.say(f"{work.data_dir}: already prepared with these settings")
         return
     work.say_what_is_read()
-    with explained(work.data_dir):
+    with explained(work.data_dir, "data.data_dir"):
         work.folder.mkdir(exist_ok=True)
         work.check_disk()
         tokenizer = work.known_tokenizer()
@@ -145,8 +145,8 @@ def assemble_units(
     """
     started = time.monotonic()
     work = Preparation(config, progress, None, None, unit_bytes)
-    with lock_for(work.data_dir, work.say) as lock:
-        clear_leftovers(work.data_dir, work.say)
+    with lock_for(work.data_dir, "data.data_dir", work.say) as lock:
+        clear_leftovers(work.data_dir, "data.data_dir", work.say)
         existing = work.usable(force)
         if existing:
             shutil.rmtree(work.folder, ignore_errors=True)  # of a try that was killed when all else was done

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -31,6 +29,7 @@ from horovod_transformer.prepare.writer import join_books, token_dtype
 from horovod_transformer.system.files import PARTIAL, replacing
 from horovod_transformer.system.launch_environment import this_process
 from horovod_transformer.system.locks import FolderLock
+from horovod_transformer.system.processes import exit_with
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
 
 # Characters encoded at a time: enough to keep all threads busy, little enough to forget.
@@ -154,7 +153,7 @@ def _process_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     reader, writer = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(processes, context, _end_with_parent, (reader,))
+    pool = ProcessPoolExecutor(processes, context, _start_worker, (reader,))
     try:
         yield pool
         pool.shutdown()
@@ -165,15 +164,9 @@ def _process_pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _end_with_parent(pipe: Connection) -> None:
-    """End this process when a pipe's other end is closed; leave a terminal's interrupt to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def wait() -> None:
-        pipe.poll(None)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True, name="parent").start()
+def _start_worker(pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's interrupt is for the parent
+    exit_with(pipe)
 
 
 def make_unit(job: Job, unit: Unit) -> bool:

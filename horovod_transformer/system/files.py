@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import IO
 
 PARTIAL = ".partial"
 # What a file system says that knows no second names for a file, or none across two of them.
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV)
 
 
 def make_writable(folder: Path) -> None:
@@ -71,6 +72,26 @@ def remove_partials(folder: Path) -> None:
     """Remove what killed processes were still writing into a folder."""
     for path in folder.glob(f".*{PARTIAL}-*"):
         path.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name that nobody has: by a hard link, or by a copy where there are no links.
+
+    With a link the file is there whole or not at all.
+
+    Raises:
+        FileExistsError: Somebody has the name.
+        OSError: The copy could not be written; a part of it may be there.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with open(source, "rb") as file, open(target, "xb") as copy:
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """A folder that is whole or absent: filled under another name, then renamed into place.
 
-with new_folder(Path("data/v1"), replace=False) as unfinished:
+with new_folder(Path("data/v1"), "data.data_dir") as unfinished:
     ...write into `unfinished`...
 # here data/v1 is complete on disk; after an exception there is no trace
 """
@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +23,17 @@ import psutil
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.files import sync_folder, sync_tree
 from horovod_transformer.system.launch_environment import this_process
-from horovod_transformer.system.locks import FolderLock, living_process
+from horovod_transformer.system.locks import FolderLock
+from horovod_transformer.system.processes import living_process
+from horovod_transformer.system.signals import handling
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def new_folder(target: Path, replace: bool, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
+def new_folder(
+    target: Path, option: str, replace: bool = False, check: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Give a folder to fill, and put it in the place of `target` when the block ends well.
 
     While it is filled it lies beside the target, named after machine and process. When the block
@@ -38,6 +41,7 @@ def new_folder(target: Path, replace: bool, check: Callable[[], None] = lambda: 
 
     Args:
         target: Where the folder goes. Missing parents are made; an empty folder there is fine.
+        option: The config key or option that names it, for messages.
         replace: Whether a filled folder at the target goes; it does only after the new one is complete.
         check: Called right before the new folder takes its place; what it raises keeps it from that.
 
@@ -47,8 +51,8 @@ def new_folder(target: Path, replace: bool, check: Callable[[], None] = lambda: 
     target = target.resolve()
     mark = f"{socket.gethostname()}-{os.getpid()}"
     unfinished = target.with_name(f"{target.name}.unfinished-{mark}")
-    with _explained(target), _terminate_as_exception() as signals:
-        _make_parents(target)
+    with _explained(target, option), _terminate_as_exception() as signals:
+        _make_parents(target, option)
         unfinished.mkdir()
         try:
             yield unfinished
@@ -63,16 +67,21 @@ def new_folder(target: Path, replace: bool, check: Callable[[], None] = lambda: 
 
 
 @contextmanager
-def lock_for(target: Path, say: Callable[[str], None]) -> Iterator[FolderLock]:
+def lock_for(target: Path, option: str, say: Callable[[str], None]) -> Iterator[FolderLock]:
     """Keep other processes from making the same folder while the block runs.
+
+    Args:
+        target: The folder.
+        option: The config key or option that names it, for messages.
+        say: Told in a line if a silent owner is waited for, or a lock is taken over.
 
     Raises:
         UserError: One is at it, or the place cannot be written to.
     """
     target = target.resolve()
     # The target itself appears only when it is complete: the lock lies beside it.
-    with _explained(target), _terminate_as_exception():
-        _make_parents(target)
+    with _explained(target, option), _terminate_as_exception():
+        _make_parents(target, option)
         launch = this_process()
         lock = FolderLock(target.with_name(f".{target.name}.lock"), str(target), launch.job, launch.attempt)
         lock.acquire(say)
@@ -83,31 +92,32 @@ def lock_for(target: Path, say: Callable[[str], None]) -> Iterator[FolderLock]:
 
 
 @contextmanager
-def explained(target: Path) -> Iterator[None]:
+def explained(target: Path, option: str) -> Iterator[None]:
     """Make the folder's parents, and turn what the file system refuses in the block into one line.
 
     Raises:
         UserError: The place cannot be written to, or the disk is full.
     """
-    with _explained(target), _terminate_as_exception():
-        _make_parents(target.resolve())
+    with _explained(target, option), _terminate_as_exception():
+        _make_parents(target.resolve(), option)
         yield
 
 
-def clear_leftovers(target: Path, say: Callable[[str], None]) -> None:
+def clear_leftovers(target: Path, option: str, say: Callable[[str], None]) -> None:
     """Tidy up after tries that were killed: remove what is unfinished, bring back what was archived.
 
     What another machine left (on a shared file system) may still be in use: it stays.
 
     Args:
         target: The folder that those tries were to make.
+        option: The config key or option that names it, for messages.
         say: Told in a line what was found.
 
     Raises:
         UserError: The leftovers cannot be removed.
     """
     target = target.resolve()
-    with _explained(target):
+    with _explained(target, option):
         for kind in ("replaced", "unfinished"):
             for leftover in sorted(target.parent.glob(f"{glob.escape(target.name)}.{kind}-*")):
                 host, _, pid = leftover.name.rpartition(f".{kind}-")[2].rpartition("-")
@@ -121,11 +131,11 @@ def clear_leftovers(target: Path, say: Callable[[str], None]) -> None:
                     say(f"{leftover}: removed, an earlier try was cut short")
 
 
-def _make_parents(target: Path) -> None:
+def _make_parents(target: Path, option: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{target}: a part of this path is a file (data.data_dir)") from None
+        raise UserError(f"{target}: a part of this path is a file ({option})") from None
 
 
 def _put_in_place(unfinished: Path, target: Path, replace: bool, mark: str) -> None:
@@ -146,7 +156,7 @@ def _put_in_place(unfinished: Path, target: Path, replace: bool, mark: str) -> N
 
 
 @contextmanager
-def _explained(target: Path) -> Iterator[None]:
+def _explained(target: Path, option: str) -> Iterator[None]:
     """Turn the file system's refusals into one line."""
     try:
         yield
@@ -159,7 +169,7 @@ def _explained(target: Path) -> Iterator[None]:
             reason = "something else has been put here meanwhile; nothing was changed, run it again"
         else:
             reason = f"cannot be written: {error.strerror or error}; choose another place"
-        raise UserError(f"{target}: {reason} (data.data_dir)") from error
+        raise UserError(f"{target}: {reason} ({option})") from error
 
 
 @contextmanager
@@ -173,15 +183,8 @@ def _terminate_as_exception() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
+    with handling((signal.SIGTERM, signal.SIGINT), leave):
         yield came
-        return
-    before = [(number, signal.signal(number, leave)) for number in (signal.SIGTERM, signal.SIGINT)]
-    try:
-        yield came
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def _runs(pid: int) -> bool:

@@ -8,7 +8,9 @@
     lock.release()
 
 The lock is one small file that names job, host and process of its owner, and is touched while the
-owner runs.
+owner runs. The package `filelock` holds a lock by the system's flock, which many shared file systems lack or
+keep to one machine. And it knows no owner: a refusal could not name one, and a lock that a dead machine or an
+earlier start of the same job left could not be taken over.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from typing import Any
 import psutil
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.files import NO_LINKS
+from horovod_transformer.system.files import link_or_copy
+from horovod_transformer.system.processes import living_process
 
 # The owner touches its lock this often. One on another machine that has not for SILENCE_S is dead.
 TOUCH_EVERY_S = 5.0
@@ -146,7 +149,7 @@ class FolderLock:
         if self._read(stale) == owner:
             say(f"{self.what}: taken over from {_described(owner)}, which has ended")
         else:
-            _put_in_place(stale, self.path)  # somebody was quicker, and this is theirs
+            link_or_copy(stale, self.path)  # somebody was quicker, and this is theirs
         stale.unlink()
 
     def _create(self) -> bool:
@@ -154,7 +157,7 @@ class FolderLock:
         own = self.path.with_name(f"{self.path.name}-{self._mine['token']}")
         try:
             own.write_text(json.dumps(self._mine))
-            _put_in_place(own, self.path)
+            link_or_copy(own, self.path)  # nobody reads it half written
         except FileExistsError:
             return False
         finally:
@@ -205,21 +208,6 @@ class FolderLock:
                 os.utime(self.path)
 
 
-def _put_in_place(source: Path, path: Path) -> None:
-    """Give a file a second name that nobody has; by a link, so that nobody reads it half written.
-
-    Raises:
-        FileExistsError: Somebody has the name.
-    """
-    try:
-        os.link(source, path)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        with open(path, "xb", buffering=0) as file:
-            file.write(source.read_bytes())
-
-
 def _described(owner: dict[str, Any]) -> str:
     job = f"job {owner['job']}, " if owner["job"] else ""
     return f"{job}process {owner['pid']} on {owner['host']}"
@@ -234,19 +222,3 @@ def _lives(owner: dict[str, Any]) -> bool:
         return False
     except psutil.Error:
         return True
-
-
-def living_process(pid: int) -> psutil.Process | None:
-    """Return the process of this machine that has this number and may still write; None if none does.
-
-    One that has ended keeps its number until its parent asks how. In a container whose first process
-    never asks, that is for ever.
-
-    Raises:
-        psutil.Error: There is one, and no more can be known.
-    """
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD) else process
-    except (psutil.NoSuchProcess, ValueError):
-        return None

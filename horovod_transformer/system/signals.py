@@ -1,13 +1,39 @@
-"""A signal becomes a request to stop at the next update, so that a checkpoint can be written."""
+"""Signals handled for a while; and one that becomes a request to stop at the next update."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
 # SIGTERM: Slurm's and horovodrun's goodbye. SIGUSR1: Slurm's warning (`--signal=USR1@300`).
 # SIGINT: the user's Ctrl-C; a second one ends the process as usual.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@contextmanager
+def handling(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], None] | signal.Handlers
+) -> Iterator[None]:
+    """Within this context signals call a handler; afterwards they do what they did before.
+
+    Only the main thread may handle signals: in another one nothing changes.
+    """
+    before = {}
+    with suppress(ValueError):
+        for number in numbers:
+            before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def not_ignored(numbers: Iterable[int]) -> list[int]:
+    """Those of some signals that this process was not started to ignore, as `nohup` has it with SIGHUP."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class StopRequest:
@@ -19,25 +45,19 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        self._previous: dict[int, object] = {}
+        self._handling = handling(SIGNALS, self._remember)
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
 
     def __enter__(self) -> StopRequest:
-        try:
-            for number in SIGNALS:
-                self._previous[number] = signal.signal(number, self._remember)
-        except ValueError:
-            # Only the main thread may handle signals; in another one there is nothing to catch.
-            self._previous.clear()
+        self._handling.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._handling.__exit__(kind, error, trace)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name:

@@ -11,20 +11,27 @@ from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.system.locks import FolderLock
+from horovod_transformer.training.due import Every
+from horovod_transformer.training.metrics.phase_timer import PhaseTimer
 
 
-class Checkpointing:
+class Checkpointer:
     """The checkpoints of a run in progress, seen from every rank.
 
     Args:
         manager: The run's folder of checkpoints.
         lock: Rank 0's right to write into it; None on other ranks.
         model: What is saved; compared over the ranks first.
+        contents: Makes what a checkpoint holds; called on rank 0.
+        every: When `update_N.pt` and `last.pt` are due.
+        stop_on_failure: A write that fails asks the run to stop.
+        timer: Of the run; what checkpoints cost is a phase of its own.
         on_wait: Called on every rank while the writer is waited for.
         say: Told in a line when a checkpoint could not be written.
 
     Attributes:
         stall: Seconds that training was held up so far.
+        reason_to_stop: Why the run should stop, on rank 0; None if it should not.
     """
 
     def __init__(
@@ -32,44 +39,38 @@ class Checkpointing:
         manager: CheckpointManager,
         lock: FolderLock | None,
         model: TransformerLM,
+        contents: Callable[[], dict[str, Any]],
+        every: Every,
+        stop_on_failure: bool,
+        timer: PhaseTimer,
         on_wait: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
-        self._manager, self._lock, self._model = manager, lock, model
-        self._on_wait, self._say = on_wait, say
+        self._manager, self._lock, self._model, self._contents = manager, lock, model, contents
+        self.every, self._stop_on_failure = every, stop_on_failure
+        self._timer, self._on_wait, self._say = timer, on_wait, say
         self.stall = 0.0
+        self.reason_to_stop: str | None = None
 
-    def save(
-        self, contents: Callable[[], dict[str, Any]], update: int, periodic: bool, best: bool
-    ) -> str | None:
-        """Write a checkpoint if all ranks hold the same weights. *Collective.*
+    def save_if_due(self, update: int, best: bool, now: bool = False) -> None:
+        """Write what is due after an update, in the background. *Collective.*
 
         Args:
-            contents: Makes what the checkpoint holds; called on rank 0.
             update: Updates done.
-            periodic: Write `update_N.pt` and `last.pt`.
-            best: Write `best_model.pt`.
-
-        Returns:
-            On rank 0, why the write before this one failed, if it did.
+            best: The model is the best so far: write `best_model.pt`.
+            now: Write `update_N.pt` and `last.pt` whatever the interval says.
 
         Raises:
             RuntimeError: The ranks' weights differ.
             LockLostError: The folder is another process's by now.
         """
-        began = time.monotonic()
-        distributed.require_equal_weights(self._model, f"update {update}")
-        # The writer may still be at the checkpoint before; the others wait without timing out.
-        failure = distributed.run_on_rank0(self._wait_for_writer, self._on_wait)
-        if distributed.is_main_process():
-            self._manager.save(contents(), update, periodic, best)
-        self.stall += time.monotonic() - began
-        return self._tell(failure, update)
-
-    def poll(self, update: int) -> str | None:
-        """Look whether the last write failed, and say so; on rank 0, the others have none."""
+        periodic = now or self.every.is_due(update)
+        if periodic or best:
+            self._timer.enter("checkpoint")
+            self._save(update, periodic, best)
+            self._timer.enter("other")
         failure = self._manager.poll()
-        return self._tell(None if failure is None else str(failure), update)
+        self._report(None if failure is None else str(failure), update)
 
     def finish(self, update: int) -> None:
         """Wait for the last checkpoint. *Collective.*
@@ -88,15 +89,27 @@ class Checkpointing:
 
         distributed.run_on_rank0(wait, self._on_wait)
 
+    def _save(self, update: int, periodic: bool, best: bool) -> None:
+        began = time.monotonic()
+        distributed.require_equal_weights(self._model, f"update {update}")
+        # The checkpoint before may still be being written; the others wait without timing out.
+        failure = distributed.run_on_rank0(self._wait_for_writer, self._on_wait)
+        if distributed.is_main_process():
+            self._manager.save(self._contents(), update, periodic, best)
+        self.stall += time.monotonic() - began
+        self._report(failure, update)
+
     def _wait_for_writer(self) -> str | None:
         assert self._lock is not None
         failure = self._manager.wait()
         self._lock.require()
         return None if failure is None else str(failure)
 
-    def _tell(self, failure: str | None, update: int) -> str | None:
+    def _report(self, failure: str | None, update: int) -> None:
+        """Say on rank 0 that a write failed, and ask the run to stop if that is wanted."""
         if failure is None or not distributed.is_main_process():
-            return None
+            return
         text = f"a checkpoint could not be written: {failure}"
         self._say(f"update {update}: {text}; earlier checkpoints are untouched")
-        return text
+        if self._stop_on_failure:
+            self.reason_to_stop = text

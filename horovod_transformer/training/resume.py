@@ -5,8 +5,8 @@ What makes a resumed run the same, bit for bit, as one that was never stopped:
 - restored from the checkpoint: weights, the optimizer's state (`Start.optimizer`), and `TrainState`:
   updates and tokens done, the fp16 loss scale, the best validation loss, which validation came last;
 - derived from (seed, update), hence not saved: which blocks an update has and who computes them
-  (`data.sampler.UpdatePlan`), the learning rate (`training.schedule`), the seeds of dropout
-  (`UpdatePlan.dropout_seed`), the seeds of sample texts;
+  (`data.sampler.BatchPlan`), the learning rate (`training.schedule`), the seeds of dropout
+  (`BatchPlan.dropout_seed`), the seeds of sample texts;
 - kept unless the config asks for another: the precision (`PrecisionChoice.resuming`);
 - refused if it is not the same: model shape, seed, global batch, data, tokenizer, optimizer (this
   file calls every check);
@@ -27,9 +27,9 @@ from typing import Any
 
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
-from horovod_transformer.config import Config, ModelConfig, config_from_dict
+from horovod_transformer.config import ModelConfig, config_from_dict
 from horovod_transformer.data.dataset import PreparedData
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import DTYPES, PrecisionChoice
 from horovod_transformer.system.paths import readable
@@ -53,7 +53,7 @@ class TrainState:
         best_validation_loss: Lowest so far, nats; infinite before the first.
         validated_at: Update of the latest validation.
         loss_scale: State of the fp16 loss scale; empty where there is none.
-        precision: fp32, bf16 or fp16; empty in files of before it was kept.
+        precision: fp32, bf16 or fp16.
     """
 
     run_name: str
@@ -124,7 +124,7 @@ class StartRequest:
         return replace(self, resume="auto", init_from=None) if again else self
 
 
-def data_fingerprint(plan: UpdatePlan, data: PreparedData) -> dict[str, Any]:
+def data_fingerprint(plan: BatchPlan, data: PreparedData) -> dict[str, Any]:
     """What decides which data each update sees, and so must not change in mid-run."""
     return {
         "seed": plan.seed,
@@ -136,7 +136,8 @@ def data_fingerprint(plan: UpdatePlan, data: PreparedData) -> dict[str, Any]:
 def find_start(
     fresh: TrainState,
     manager: CheckpointManager,
-    config: Config,
+    model: ModelConfig,
+    optimizer: str,
     data: PreparedData,
     decay_updates: int,
     request: StartRequest,
@@ -150,7 +151,8 @@ def find_start(
     Args:
         fresh: State of a run that begins now.
         manager: The run's checkpoints.
-        config: Of the run: the shape that the weights must fit, and the optimizer.
+        model: The shape that the weights must fit.
+        optimizer: As `training.optimizer`.
         data: What the run trains on.
         decay_updates: Where the learning rate schedule ends now.
         request: What was asked for.
@@ -167,7 +169,7 @@ def find_start(
     path, contents = _read(manager, request, start.notes)
     if contents is not None:
         before = config_from_dict(contents["config"], str(path))
-        require_same_model(before.model, config.model, path)
+        require_same_model(before.model, model, path)
         require_same_tokenizer(contents["tokenizer"], data, path)
         start.model = contents["model"]
     if contents is None or request.init_from:
@@ -183,9 +185,9 @@ def find_start(
         aimed_at = contents["scheduler"]["decay_updates"]
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: its record of progress is not of this program's making") from None
-    _choose_precision(start, precision, before.training.precision, path)
+    _choose_precision(start, precision, path)
     require_same_run(start.state.data_fingerprint, fresh.data_fingerprint, path)
-    require_same_optimizer(before.training.optimizer, config.training.optimizer, path)
+    require_same_optimizer(before.training.optimizer, optimizer, path)
     start.state.run_name = request.run_name or start.state.run_name
     start.optimizer = contents["optimizer"]
     start.notes.append(f"resuming after update {start.state.update} from {path}")
@@ -211,15 +213,12 @@ def find_start(
     return start
 
 
-def _choose_precision(start: Start, precision: PrecisionChoice, configured: str, path: Path) -> None:
+def _choose_precision(start: Start, precision: PrecisionChoice, path: Path) -> None:
     """Resume in the checkpoint's precision, unless another is asked for."""
-    before = start.state.precision or configured
-    if before not in (*DTYPES, "auto"):
+    before = start.state.precision
+    if before not in tuple(DTYPES):
         raise UserError(f"{path}: its record of progress is not of this program's making")
-    if before == "auto":
-        start.notes.append(f"{path} does not say which precision `auto` was; now it is {precision.name}")
-    else:
-        precision = precision.resuming(before, path)
+    precision = precision.resuming(before, path)
     start.state.precision, start.precision_reason = precision.name, precision.reason
 
 

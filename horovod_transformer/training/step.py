@@ -11,8 +11,7 @@ token however the blocks are shared out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -21,64 +20,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from horovod_transformer import distributed
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import autocast
-from horovod_transformer.training.metrics.deferred import LateReader
+from horovod_transformer.training.metrics.deferred import DeferredReader
 from horovod_transformer.training.metrics.phase_timer import PhaseTimer
 from horovod_transformer.training.optim.loss_scale import LossScale
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """What one update did, the same on every rank.
-
-    Attributes:
-        loss: Mean loss per token over all ranks and micro-batches, nats.
-        accuracy: Share of tokens predicted right.
-        tokens: Tokens predicted.
-        gradient_norm: Global norm before clipping; not finite if the update was skipped.
-        skipped: The gradients were not finite and the weights stayed as they were.
-        stop_requested: Some rank asked to stop.
-    """
-
-    loss: float
-    accuracy: float
-    tokens: int
-    gradient_norm: float
-    skipped: bool
-    stop_requested: bool
-
-
-class StartedUpdate:
-    """An update whose result has not been read yet.
-
-    Args:
-        tokens: Predicted in it, over all ranks.
-        learning_rate: Of it.
-        read: Waits for its numbers: loss, right predictions and stop requests, summed, and the norm.
-        loss_scale: Learns whether the gradients were finite.
-    """
-
-    def __init__(
-        self, tokens: int, learning_rate: float, read: Callable[[], list[float]], loss_scale: LossScale
-    ) -> None:
-        self.tokens, self.learning_rate = tokens, learning_rate
-        self._read, self._loss_scale = read, loss_scale
-
-    def result(self) -> UpdateResult:
-        """Wait for what the update did; to be called once, in the order of the updates."""
-        loss, correct, stops, gradient_norm = self._read()
-        finite = gradient_norm < float("inf")  # false for NaN, too
-        self._loss_scale.update(finite)
-        return UpdateResult(
-            loss=loss / self.tokens,
-            accuracy=correct / self.tokens,
-            tokens=self.tokens,
-            gradient_norm=gradient_norm,
-            skipped=not finite,
-            stop_requested=stops > 0,
-        )
+from horovod_transformer.training.results import StartedUpdate, UpdateResult
 
 
 class UpdateStep:
@@ -96,7 +44,7 @@ class UpdateStep:
         timer: Told which phase of an update begins; None makes one of its own.
 
     Attributes:
-        reads_late: The next update may be started before the result of this one is known. Only on a GPU,
+        defers_results: The next update may be started before the result of this one is known. Only on a GPU,
             where it keeps the host from waiting, and not with a loss scale, which follows from the result.
     """
 
@@ -104,7 +52,7 @@ class UpdateStep:
         self,
         model: TransformerLM,
         optimizer: Optimizer,
-        plan: UpdatePlan,
+        plan: BatchPlan,
         device: torch.device,
         precision: str,
         max_grad_norm: float,
@@ -122,8 +70,8 @@ class UpdateStep:
         self.timer = timer or PhaseTimer(device)
         # Gradients divided by all tokens of an update are mostly too small for fp16.
         self.loss_scale = LossScale(dynamic="fp16" in (precision, compression))
-        self.reads_late = device.type == "cuda" and not self.loss_scale.dynamic
-        self._reader = LateReader(device, 4)
+        self.defers_results = device.type == "cuda" and not self.loss_scale.dynamic
+        self._reader = DeferredReader(device, 4)
         self._parameters = list(model.parameters())
         self.optimizer.precision = precision  # type: ignore[attr-defined]  # Muon multiplies, too
 
@@ -212,7 +160,7 @@ class UpdateStep:
         shrink = torch.full_like(norm, 1.0 / self.loss_scale.factor)
         if self.max_grad_norm:
             shrink = torch.where(norm > self.max_grad_norm, shrink * (self.max_grad_norm / norm), shrink)
-        # A look costs nothing on a CPU, and saves a pass over all gradients; a GPU would be waited for.
+        # `.item()` is free on a CPU and saves a pass over all gradients; it would synchronize a GPU.
         if shrink.device.type == "cpu" and shrink.item() == 1.0:
             return
         torch._foreach_mul_(gradients, shrink.float())

@@ -1,7 +1,8 @@
-"""Loss on held-out blocks, shared out among all ranks."""
+"""Loss on held-out blocks, shared out among all ranks; and when a run computes it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,13 +11,17 @@ from torch.utils.data import DataLoader
 
 from horovod_transformer import distributed
 from horovod_transformer.data.loader import iterate_batches
-from horovod_transformer.metrics import perplexity
+from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import autocast
+from horovod_transformer.training.due import Every
+from horovod_transformer.training.metrics.logger import MetricLogger
+from horovod_transformer.training.metrics.rows import ValidationMetrics
+from horovod_transformer.training.resume import TrainState
 
 
 @dataclass(frozen=True)
-class Validation:
+class HeldOutLoss:
     """Figures over all ranks' blocks, each token counting the same.
 
     Attributes:
@@ -42,7 +47,7 @@ def validate(
     device: torch.device,
     precision: str,
     on_batch: Callable[[], None] = lambda: None,
-) -> Validation:
+) -> HeldOutLoss:
     """Score the blocks of `loader`, each rank its own share. *Collective.*
 
     Args:
@@ -65,4 +70,67 @@ def validate(
         on_batch()
     model.train(was_training)
     loss_sum, tokens, right = distributed.allreduce(totals, "validation").tolist()
-    return Validation(loss_sum / max(1, tokens), right / max(1, tokens), int(tokens))
+    return HeldOutLoss(loss_sum / max(1, tokens), right / max(1, tokens), int(tokens))
+
+
+class Validator:
+    """Validates a run when that is due, and knows whether its model is the best so far.
+
+    Args:
+        model: The model.
+        loader: This rank's share of the held-out blocks.
+        device: Where the model is.
+        precision: fp32, bf16 or fp16.
+        every: When validation is due.
+        state: The best loss and the update of the last validation are kept here.
+        logger: Records the figures.
+        bytes_per_token: Of the validation text, or None.
+        on_batch: Called after each batch.
+    """
+
+    def __init__(
+        self,
+        model: TransformerLM,
+        loader: DataLoader,
+        device: torch.device,
+        precision: str,
+        every: Every,
+        state: TrainState,
+        logger: MetricLogger,
+        bytes_per_token: float | None,
+        on_batch: Callable[[], None],
+    ) -> None:
+        self._model, self._loader, self._device, self._precision = model, loader, device, precision
+        self.every, self._state, self._logger = every, state, logger
+        self._bytes_per_token, self._on_batch = bytes_per_token, on_batch
+
+    def validate_if_due(self) -> bool:
+        """Validate if it is due after the state's update, and was not done there already. *Collective.*
+
+        Returns:
+            Whether the loss is the lowest so far.
+
+        Raises:
+            RuntimeError: The ranks' weights differ.
+        """
+        state, began = self._state, time.monotonic()
+        if state.validated_at == state.update or not self.every.is_due(state.update):
+            return False
+        distributed.require_equal_weights(self._model, f"update {state.update}")
+        figures = validate(self._model, self._loader, self._device, self._precision, self._on_batch)
+        state.validated_at = state.update
+        best = figures.loss < state.best_validation_loss  # false for NaN
+        if best:
+            state.best_validation_loss = figures.loss
+        self._logger.log_validation(
+            ValidationMetrics(
+                update=state.update,
+                loss=figures.loss,
+                perplexity=figures.perplexity,
+                bits_per_byte=bits_per_byte(figures.loss, self._bytes_per_token),
+                accuracy=figures.accuracy,
+                tokens=figures.tokens,
+                seconds=time.monotonic() - began,
+            )
+        )
+        return best

@@ -73,7 +73,7 @@ def test_memory_of_what_is_gone_is_given_up():
     snapshots, buffers = make()
     snapshots.take(state(1.0))
     snapshots.take({"n": 1})
-    assert snapshots._buffers == {}
+    assert snapshots._buffers == []
     snapshots.take(state(1.0))
     assert len(buffers) == 4
 

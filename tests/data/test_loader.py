@@ -18,7 +18,7 @@ import yaml
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.data import dataset
 from horovod_transformer.data import loader as loader_module
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.errors import UserError
 
 BLOCK, VOCAB = 6, 50
@@ -66,8 +66,10 @@ def test_an_impossible_token_is_told_in_one_line(prepared, workers, bad):
     rows[6, 2] = bad
     config = prepared(split_of(rows), data__num_workers=workers)
     data = dataset.open_prepared_data(config)
-    plan = loader_module.plan_updates(config, data.train, 1)
-    loader = loader_module.training_loader(config, data.train, plan, 0, range(plan.total_updates))
+    plan = loader_module.plan_batches(config.training, data.train, 1)
+    loader = loader_module.training_loader(
+        data.train, plan, 0, range(plan.total_updates), config.data.num_workers
+    )
     told, for_all = None, None
     try:  # `pytest.raises` would keep the loader's processes alive with the traceback
         list(loader_module.iterate_batches(loader))
@@ -89,14 +91,16 @@ def test_the_training_loader_follows_the_plan(prepared, workers):
     data = dataset.open_prepared_data(config)
     seen = []
     for rank in range(2):
-        plan = loader_module.plan_updates(config, data.train, 2)
-        loader = loader_module.training_loader(config, data.train, plan, rank, range(1, plan.total_updates))
+        plan = loader_module.plan_batches(config.training, data.train, 2)
+        loader = loader_module.training_loader(
+            data.train, plan, rank, range(1, plan.total_updates), config.data.num_workers
+        )
         batches = list(loader_module.iterate_batches(loader))
         assert len(batches) == len(loader) == 4 * plan.micro_batches
         seen.append([batch["input_ids"].tolist() for batch in batches])
     # From the second update on, both ranks' blocks are the line of the plan.
     merged = [row for update in zip(*seen, strict=True) for share in update for row in share]
-    line = UpdatePlan.from_config(config, 10, BLOCK, 0, 1).block_indices(range(4, 20))
+    line = BatchPlan.of(config.training, 10, BLOCK, 0, 1).block_indices(range(4, 20))
     assert merged == rows[line].tolist()
 
 
@@ -105,10 +109,13 @@ def test_validation_blocks_are_shared_out_once_each(prepared, eval_blocks, expec
     rows = rows_of(11)
     config = prepared(split_of(rows_of(4)), split_of(rows), training__eval_blocks=eval_blocks)
     data = dataset.open_prepared_data(config)
+    plan = loader_module.plan_batches(config.training, data.train, 3)
     seen = [
         row
         for rank in range(3)
-        for batch in loader_module.validation_loader(config, data.validation, rank, 3)
+        for batch in loader_module.validation_loader(
+            data.validation, plan, rank, config.training.eval_blocks, config.data.num_workers
+        )
         for row in batch["input_ids"].tolist()
     ]
     assert len(seen) == len({tuple(row) for row in seen}) == expected
@@ -117,7 +124,8 @@ def test_validation_blocks_are_shared_out_once_each(prepared, eval_blocks, expec
 def test_more_ranks_than_validation_blocks(prepared):
     config = prepared(split_of(rows_of(4)), split_of(rows_of(1)))
     data = dataset.open_prepared_data(config)
-    assert list(loader_module.validation_loader(config, data.validation, 1, 2)) == []
+    plan = loader_module.plan_batches(config.training, data.train, 2)
+    assert list(loader_module.validation_loader(data.validation, plan, 1)) == []
 
 
 def test_get_dataloaders_end_with_max_updates(prepared):

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from horovod_transformer.config import config_from_dict
-from horovod_transformer.data.sampler import UpdatePlan, derive_seed
+from horovod_transformer.data.sampler import BatchPlan, derive_seed
 from horovod_transformer.errors import UserError
 
 
 def make_plan(blocks=23, batch=5, micro=2, world=1, epochs=3, padding=4, seed=9):
-    return UpdatePlan(blocks, 16, padding, batch, micro, world, epochs, seed)
+    return BatchPlan(blocks, 16, padding, batch, micro, world, epochs, seed)
 
 
 def update_of(plan, update):
@@ -107,19 +107,19 @@ def test_seeds_and_orders_are_the_same_for_ever():
     assert make_plan(seed=1337).block_indices(range(6)) == [16, 13, 12, 7, 20, 22]
 
 
-def from_config(world, **training):
+def plan_of(world, **training):
     config = config_from_dict({"training": {"per_gpu_batch_size": 4, **training}}, "test")
-    return UpdatePlan.from_config(config, 100, 16, 0, world)
+    return BatchPlan.of(config.training, 100, 16, 0, world)
 
 
 def test_the_batch_is_the_configs():
-    assert from_config(2, global_batch_size=24).global_batch_size == 24
-    assert from_config(2, global_batch_size=24).micro_batches == 3
-    assert from_config(3, gradient_accumulation_steps=2).global_batch_size == 24
-    assert from_config(3, gradient_accumulation_steps=2).micro_batches == 2
+    assert plan_of(2, global_batch_size=24).global_batch_size == 24
+    assert plan_of(2, global_batch_size=24).micro_batches == 3
+    assert plan_of(3, gradient_accumulation_steps=2).global_batch_size == 24
+    assert plan_of(3, gradient_accumulation_steps=2).micro_batches == 2
 
 
 def test_more_processes_than_blocks_are_refused():
-    assert from_config(5, global_batch_size=5).micro_batches == 1
+    assert plan_of(5, global_batch_size=5).micro_batches == 1
     with pytest.raises(UserError, match="training.global_batch_size = 5: 6 processes cannot share"):
-        from_config(6, global_batch_size=5)
+        plan_of(6, global_batch_size=5)

@@ -86,7 +86,7 @@ def mishap(scene: dict[str, Any]) -> type[UpdateStep]:
         def __init__(self, *arguments: Any, **more: Any) -> None:
             super().__init__(*arguments, **more)
             if scene.get("late"):
-                self.reads_late, self._reader = True, fake_reader()
+                self.defers_results, self._reader = True, fake_reader()
 
         def start(self, update: int, *arguments: Any, **more: Any) -> Any:
             parameter = self.model.blocks[0].feed_forward.expand.bias

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from horovod_transformer.distributed import collectives, devices
+from horovod_transformer.distributed import collectives
 from horovod_transformer.distributed.devices import (
     SLURM_GPU_VARIABLES,
     RankDevice,
@@ -12,10 +12,8 @@ from horovod_transformer.distributed.devices import (
     local_device_index,
     require_alike,
     require_own_devices,
-    set_threads,
 )
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.launch_environment import Launch
 
 
 @pytest.mark.parametrize("local_rank", range(4))
@@ -91,30 +89,3 @@ def test_a_gpu_that_slurm_granted_and_torch_does_not_see(
     ):
         choose_device("auto")
     assert choose_device("cpu")[0].type == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("launcher", "given", "threads"),
-    [
-        ("horovodrun", None, 4),
-        # One task of Slurm's that has started all ranks itself: they share its cores.
-        ("torchrun", "16", 4),
-        ("srun", "16", 16),
-        # srun did not say how many: the ranks share what there is.
-        ("srun", None, 4),
-    ],
-)
-def test_ranks_share_the_cores_that_they_may_use(
-    monkeypatch: pytest.MonkeyPatch, launcher: str, given: str | None, threads: int
-) -> None:
-    chosen: list[int] = []
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    if given:
-        monkeypatch.setenv("SLURM_CPUS_PER_TASK", given)
-    monkeypatch.setattr(devices, "this_process", lambda: Launch(launcher, 4))
-    monkeypatch.setattr(devices, "get_local_size", lambda: 4)
-    monkeypatch.setattr(devices, "usable_cores", lambda: 16)  # of 64, by a container's quota or Slurm
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    set_threads(None)
-    assert chosen == [threads]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from horovod_transformer.export.huggingface import read_folder, write_folder
 from horovod_transformer.export.tokenizers import tokenizer_json
 from horovod_transformer.generation import continue_prompt, generate_text, load_model_for_generation
 from horovod_transformer.model.transformer import build_model
+from horovod_transformer.system.signals import handling
 from horovod_transformer.tokenizer import gpt2_tokenizer
 from tests.conftest import TINY, tiny_checkpoint_contents
 
@@ -154,8 +157,21 @@ def test_whole_or_absent(tiny_checkpoint, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(huggingface, "tokenizer_json", full)
-    with pytest.raises(UserError, match="target: cannot be written: No space left"):
+    with pytest.raises(UserError, match=r"target: the disk \(or your quota\) is full; .* place \(--to\)$"):
         write_folder(tmp_path / "target", model, config, tokenizer, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_cannot_be_written_are_one_line(tiny_checkpoint, tmp_path):
+    model, tokenizer, config = load_model_for_generation(tiny_checkpoint, device="cpu")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with handling([signal.SIGXFSZ], signal.SIG_IGN):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # no file may be larger
+        try:
+            with pytest.raises(UserError, match=r"target: cannot be written: .*File too large.* \(--to\)$"):
+                write_folder(tmp_path / "target", model, config, tokenizer, "")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -169,7 +169,7 @@ def test_a_second_prepare_is_refused_while_the_first_is_at_work(library: Path, t
     from horovod_transformer.system.folders import lock_for
 
     with (
-        lock_for(tmp_path / "v1", print),
+        lock_for(tmp_path / "v1", "data.data_dir", print),
         pytest.raises(UserError, match=r"v1: process \d+ on .* is writing here"),
     ):
         run(library, tmp_path / "v1", encoding="latin-1")

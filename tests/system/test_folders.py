@@ -26,7 +26,8 @@ RECORDED = "32466844913ee5e7a33b0535251548ffcd12ec91216ba2bae7a6ed8a3ce885ba"
 
 def test_two_tries_at_once_do_not_mix(tmp_path: Path) -> None:
     target = tmp_path / "v1"
-    with pytest.raises(UserError, match="put here meanwhile"), new_folder(target, replace=False) as folder:
+    refused = pytest.raises(UserError, match=r"put here meanwhile.*\(--to\)$")
+    with refused, new_folder(target, "--to") as folder:
         (folder / "slow").touch()
         target.mkdir()
         (target / "quick").touch()
@@ -37,11 +38,11 @@ def test_a_failed_replacement_keeps_the_old(tmp_path: Path) -> None:
     target = tmp_path / "v1"
     target.mkdir()
     (target / "old").touch()
-    with pytest.raises(ZeroDivisionError), new_folder(target, replace=True):
+    with pytest.raises(ZeroDivisionError), new_folder(target, "data.data_dir", replace=True):
         raise ZeroDivisionError
     assert os.listdir(target) == ["old"] and os.listdir(tmp_path) == ["v1"]
     before = signal.getsignal(signal.SIGTERM)
-    with new_folder(target, replace=True) as folder:
+    with new_folder(target, "data.data_dir", replace=True) as folder:
         (folder / "new").touch()
         assert os.listdir(target) == ["old"]
     assert os.listdir(target) == ["new"] and os.listdir(tmp_path) == ["v1"]

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from horovod_transformer.system.signals import SIGNALS, StopRequest
+from horovod_transformer.system.signals import SIGNALS, StopRequest, handling, not_ignored
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -56,3 +56,19 @@ def test_another_thread_is_left_alone():
     thread.join()
     assert seen == [False]
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_handlers_of_a_while_lie_over_each_other():
+    came = []
+    before = signal.getsignal(signal.SIGUSR1)
+    with handling([signal.SIGUSR1], lambda number, frame: came.append("outer")):
+        with handling([signal.SIGUSR1], lambda number, frame: came.append("inner")):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert came == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_what_is_ignored_is_known():
+    with handling([signal.SIGUSR1], signal.SIG_IGN):
+        assert not_ignored([signal.SIGUSR1, signal.SIGTERM]) == [signal.SIGTERM]

@@ -20,7 +20,6 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from horovod_transformer.checkpoint.manager import CheckpointManager
-from horovod_transformer.config import Config
 from horovod_transformer.precision import choose_precision
 from horovod_transformer.training.resume import StartRequest, TrainState, find_start
 from tests.conftest import TINY
@@ -52,7 +51,8 @@ def resume(folder: Path, wanted: str, kill_before: int | None, report: Path) -> 
         found = find_start(
             fresh,
             CheckpointManager(folder),
-            Config(model=TINY),
+            TINY,
+            "adamw",
             SimpleNamespace(),
             20,
             StartRequest(resume=wanted),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from horovod_transformer.config import TrainingConfig, config_from_dict
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.transformer import build_model
@@ -27,7 +27,7 @@ def make_step(compiled, precision="fp32", **shape):
         model.compile_blocks()
     training = TrainingConfig(learning_rate=0.01)
     # Micro-batches of 4 and 2 blocks.
-    plan = UpdatePlan(6, 16, 0, 6, 4, 1, 100, 7)
+    plan = BatchPlan(6, 16, 0, 6, 4, 1, 100, 7)
     optimizer = build_optimizer(model, training)
     return UpdateStep(model, optimizer, plan, CPU, precision, 1.0, shape.get("dropout", 0) > 0)
 

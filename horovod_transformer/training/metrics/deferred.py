@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class LateReader:
+class DeferredReader:
     """Copies numbers to the host in the background, to be read when they are wanted.
 
     On a GPU they go through pinned memory: only whoever reads them waits, and only until the GPU has

@@ -17,6 +17,8 @@ from horovod_transformer.errors import UserError
 class WandbTracker:
     """Sends metrics to Weights & Biases through its own client; a failure never stops the run.
 
+    A `MetricWriter`.
+
     Args:
         folder: Where the client writes.
         run_name: Names the run there, and makes a resumed run go on with the same curve.
@@ -48,10 +50,15 @@ class WandbTracker:
 
         self._try(start)
 
-    def log(self, group: str, update: int, values: dict[str, Any]) -> None:
+    def log(self, group: str, row: dict[str, Any]) -> None:
         """Record one row of `train` or `validation`."""
-        known = {f"{group}/{key}": value for key, value in values.items() if value is not None}
-        self._try(lambda: self._run and self._run.log(known, step=update))
+        known = {
+            f"{group}/{key}": value for key, value in row.items() if key != "update" and value is not None
+        }
+        self._try(lambda: self._run and self._run.log(known, step=row["update"]))
+
+    def log_text(self, update: int, prompt: str, text: str) -> None:
+        """Sample texts stay in the run's own folder."""
 
     def close(self) -> None:
         """End the run there."""

@@ -41,12 +41,7 @@ class LossScale:
         return {"factor": self.factor, "good_updates": self._good_updates} if self.dynamic else {}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Resume from `state_dict()`.
-
-        A run that had no scale and now has one begins with the default. Early checkpoints of such
-        runs hold a factor of 1, from which it would take tens of thousands of updates to recover.
-        """
-        without = {"factor": 1.0, "good_updates": 0}
-        if self.dynamic and state and state != without:
+        """Resume from `state_dict()`; a run that had no scale and now has one begins with the default."""
+        if self.dynamic and state:
             self.factor = float(state["factor"])
             self._good_updates = int(state["good_updates"])

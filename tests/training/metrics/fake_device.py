@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from horovod_transformer.training.metrics.deferred import LateReader
+from horovod_transformer.training.metrics.deferred import DeferredReader
 
 CPU = torch.device("cpu")
 
@@ -22,6 +22,6 @@ class FakeEvent:
         self.waited += 1
 
 
-def fake_reader(length: int = 4) -> LateReader:
+def fake_reader(length: int = 4) -> DeferredReader:
     """A reader with buffers, as for a GPU."""
-    return LateReader(CPU, length, lambda n: torch.full((n,), -1.0, dtype=torch.float64), FakeEvent)
+    return DeferredReader(CPU, length, lambda n: torch.full((n,), -1.0, dtype=torch.float64), FakeEvent)

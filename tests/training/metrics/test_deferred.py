@@ -12,7 +12,7 @@ import torch
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.metrics.logger import CLOCK_COLUMNS
+from horovod_transformer.training.metrics.rows import CLOCK_COLUMNS
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.trainer import Trainer
 from tests.distributed.conftest import make_config, write_corpus
@@ -31,7 +31,7 @@ def train(corpus, folder, late, bad=(), stop_at=None, resume=None, **dotted):
     trainer = Trainer(config, StartRequest(resume, None, "run"))
     try:
         if late:
-            trainer.step.reads_late, trainer.step._reader = True, fake_reader()
+            trainer.step.defers_results, trainer.step._reader = True, fake_reader()
 
         def spoil(gradient):
             if trainer.state.update == stop_at:

@@ -11,14 +11,14 @@ import yaml
 
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.metrics.logger import (
+from horovod_transformer.training.metrics.logger import MetricLogger
+from horovod_transformer.training.metrics.rows import (
     TRAIN_COLUMNS,
     VALIDATION_COLUMNS,
-    CsvTable,
-    MetricLogger,
     UpdateMetrics,
     ValidationMetrics,
 )
+from horovod_transformer.training.metrics.tables import CsvTable
 
 COLUMNS = ["update", "loss", "seconds"]
 
@@ -91,7 +91,7 @@ def row_of(columns, update):
 
 def test_a_run_leaves_its_records_and_resumes_them(config, tmp_path, capsys):
     for start in (0, 2):
-        logger = MetricLogger(config, "r", start, 9)
+        logger = MetricLogger(config.paths, "r", start, 9, config.to_dict())
         for update in (start + 1, start + 2, start + 3):
             logger.log_update(UpdateMetrics(**row_of(TRAIN_COLUMNS, update)))
         logger.log_validation(ValidationMetrics(**row_of(VALIDATION_COLUMNS, start + 3)))
@@ -113,4 +113,4 @@ def test_a_run_leaves_its_records_and_resumes_them(config, tmp_path, capsys):
 def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):
     (tmp_path / "log_dir").write_text("a file")
     with pytest.raises(UserError, match=r"log_dir: cannot write the run's records: "):
-        MetricLogger(config, "r", 0, 9)
+        MetricLogger(config.paths, "r", 0, 9, config.to_dict())

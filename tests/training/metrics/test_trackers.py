@@ -9,7 +9,8 @@ import pytest
 
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.metrics.logger import MetricLogger, ValidationMetrics
+from horovod_transformer.training.metrics.logger import MetricLogger
+from horovod_transformer.training.metrics.rows import ValidationMetrics
 from horovod_transformer.training.metrics.trackers import WandbTracker
 
 ROW = ValidationMetrics(
@@ -58,7 +59,7 @@ def write(tmp_path, trackers):
         },
         "test",
     )
-    logger = MetricLogger(config, "run", 0, 10)
+    logger = MetricLogger(config.paths, "run", 0, 10, config.to_dict(), trackers)
     logger.log_validation(ROW)
     logger.log_validation(ROW)
     logger.close()

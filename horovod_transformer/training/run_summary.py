@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from horovod_transformer.config import Config
+from horovod_transformer.checkpoint.disk_space import run_bytes
+from horovod_transformer.config import ModelConfig, TrainingConfig
 from horovod_transformer.model.size import count_parameters
 from horovod_transformer.training.optim.schedule import warmup_updates
 
-if TYPE_CHECKING:  # doctor reckons checkpoint sizes where torch is missing
-    from horovod_transformer.data.sampler import UpdatePlan
+if TYPE_CHECKING:  # doctor works out checkpoint sizes where torch is missing
+    from horovod_transformer.data.sampler import BatchPlan
 
 # A run of fewer updates has hardly begun to learn, whatever its corpus: the loss of a small model is
 # still falling fast after a few hundred.
@@ -23,8 +24,8 @@ FEW_TOKENS = 0.1
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """A run in figures.
+class RunSummary:
+    """A run in figures, known before it begins.
 
     Attributes:
         updates: Optimizer updates.
@@ -45,18 +46,16 @@ class RunPlan:
     cut_short: bool = False
 
     @classmethod
-    def of(cls, config: Config, plan: UpdatePlan) -> RunPlan:
+    def of(cls, model: ModelConfig, training: TrainingConfig, plan: BatchPlan) -> RunSummary:
         """Work a run out from its config and the blocks there are."""
-        updates = run_updates(config, plan)
-        decay = config.training.lr_decay_updates or updates
+        updates = min(plan.total_updates, training.max_updates or plan.total_updates)
         return cls(
             updates=updates,
             epochs=updates * plan.global_batch_size / plan.blocks,
             tokens=updates * plan.global_batch_size * plan.block_size,
-            parameters=count_parameters(config.model),
-            warmup=warmup_updates(config.training, decay),
-            # The newest is written before the oldest goes; the best is apart.
-            checkpoint_bytes=checkpoint_bytes(config) * (config.training.keep_checkpoints + 2),
+            parameters=count_parameters(model),
+            warmup=warmup_updates(training, training.lr_decay_updates or updates),
+            checkpoint_bytes=run_bytes(model, training.keep_checkpoints),
             cut_short=updates < plan.total_updates,
         )
 
@@ -69,13 +68,13 @@ class RunPlan:
             f"{self.checkpoint_bytes / 1e9:.1f} GB"
         )
 
-    def introduction(self, config: Config, plan: UpdatePlan) -> list[str]:
+    def introduction(self, training: TrainingConfig, plan: BatchPlan) -> list[str]:
         """What a run says of itself before its first update, a line each."""
         lines = [
             f"an update: {plan.global_batch_size} blocks of {plan.block_size} tokens = "
             f"{plan.micro_batches} micro-batch(es) of up to {plan.micro_batch_size} per process"
         ]
-        if config.training.gradient_accumulation_steps is not None:
+        if training.gradient_accumulation_steps is not None:
             lines.append(
                 f"training.gradient_accumulation_steps ties the update to the {plan.world_size} process(es): "
                 "another number of them is another global batch and another curve"
@@ -103,17 +102,3 @@ class RunPlan:
                 "take a smaller one (configs/laptop.yaml) or more books"
             )
         return found
-
-
-def run_updates(config: Config, plan: UpdatePlan) -> int:
-    """Updates of a run: all of its epochs, or `training.max_updates` if that is less."""
-    return min(plan.total_updates, config.training.max_updates or plan.total_updates)
-
-
-def checkpoint_bytes(config: Config) -> int:
-    """Size of one checkpoint: weights and the optimizer's moments, all float32.
-
-    AdamW keeps two moments of every parameter (Loshchilov & Hutter 2019, arXiv:1711.05101). Muon
-    keeps one of the blocks' matrices; it is counted like AdamW, as the most it can be.
-    """
-    return 3 * 4 * count_parameters(config.model)

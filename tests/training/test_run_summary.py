@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from horovod_transformer.config import Config
-from horovod_transformer.data.sampler import UpdatePlan
+from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.size import count_parameters
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.training.run_plan import RunPlan, checkpoint_bytes
+from horovod_transformer.training.run_summary import RunSummary
 from tests.conftest import TINY
 
 
@@ -30,23 +29,11 @@ def test_parameters_of_the_default_model():
     assert count_parameters(Config().model) == 123_653_376
 
 
-def test_checkpoint_size_is_that_of_a_real_one(tmp_path):
-    from horovod_transformer.checkpoint.format import save_checkpoint
-
-    config = Config(model=wider(d_model=128, d_ff=512))
-    model = build_model(config.model)
-    optimizer = torch.optim.AdamW(model.parameters())
-    model.loss_sums(*[torch.zeros(1, 8, dtype=torch.long)] * 2)[0].backward()
-    optimizer.step()
-    contents = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": {}}
-    path = tmp_path / "x.pt"
-    save_checkpoint(path, {**contents, "progress": {}, "config": {}, "tokenizer": None})
-    assert checkpoint_bytes(config) == pytest.approx(path.stat().st_size, rel=0.05)
-
-
 def run_plan(blocks, block_size=512, **training):
     config = Config().with_overrides({f"training.{key}": value for key, value in training.items()})
-    return RunPlan.of(config, UpdatePlan.from_config(config, blocks, block_size, 0, 1))
+    return RunSummary.of(
+        config.model, config.training, BatchPlan.of(config.training, blocks, block_size, 0, 1)
+    )
 
 
 def test_the_default_run_on_the_sample_is_called_hopeless():

@@ -1,0 +1,61 @@
+"""The folder of a run's checkpoints: who may write there, and what the run starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from horovod_transformer import distributed
+from horovod_transformer.checkpoint.manager import CheckpointManager
+from horovod_transformer.errors import UserError
+from horovod_transformer.system.console import tell
+from horovod_transformer.system.locks import FolderLock
+from horovod_transformer.training.restarts import require_progress
+from horovod_transformer.training.resume import Start, StartRequest
+
+
+class RunFolder:
+    """A run's checkpoints, and the right to write them, which rank 0 holds from `claim` to `release`.
+
+    Args:
+        checkpoints: In this folder.
+
+    Attributes:
+        checkpoints: As given.
+        lock: Rank 0's; None on other ranks, and before `claim`.
+    """
+
+    def __init__(self, checkpoints: CheckpointManager) -> None:
+        self.checkpoints = checkpoints
+        self.lock: FolderLock | None = None
+
+    def claim(self, request: StartRequest, find_start: Callable[[StartRequest], Start]) -> Start:
+        """Make and lock the folder, and find what the run starts from; on rank 0.
+
+        Args:
+            request: What the user asked for. A later start of the same launch resumes what the first
+                one began.
+            find_start: Reads what such a request names; called while the folder is locked.
+
+        Raises:
+            UserError: Nothing can be written there, somebody else is writing there, what is to be resumed is
+                not there or does not fit, or two starts in a row have brought nothing.
+        """
+        launch, attempt = distributed.launch_id(), distributed.attempt()
+        self.checkpoints.make_folder()
+        folder = self.checkpoints.folder
+        lock = FolderLock(folder / ".lock", str(folder), launch, attempt)
+        try:
+            lock.acquire(tell)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot lock this folder: {error.strerror}") from None
+        self.lock = lock
+        again = attempt > 0 and self.checkpoints.launch == launch
+        start = find_start(request.on_attempt(again))
+        self.checkpoints.record_launch(launch)
+        require_progress(folder, launch, attempt, start.state.update)
+        return start
+
+    def release(self) -> None:
+        """Give the folder up."""
+        if self.lock is not None:
+            self.lock.release()

@@ -1,0 +1,28 @@
+"""What stands in nested values is converted, in order; all else stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from horovod_transformer.nested import convert_all
+
+
+@dataclass
+class Point:
+    x: object
+    y: object
+
+
+def test_all_of_a_type_are_converted_in_order():
+    seen = []
+
+    def convert(text: str) -> int:
+        seen.append(text)
+        return len(text)
+
+    value = {"a": ["one", 2.0, ("three", None)], "b": Point("four", {"c": "five!"}), "d": Point}
+    converted = convert_all(value, str, convert)
+    assert converted == {"a": [3, 2.0, (5, None)], "b": Point(4, {"c": 5}), "d": Point}
+    assert seen == ["one", "three", "four", "five!"]
+    assert value["a"] == ["one", 2.0, ("three", None)], "the original stays as it is"
+    assert value["b"] == Point("four", {"c": "five!"})
