@@ -6,6 +6,7 @@ An import inside a function counts like any other. docs/architecture.md describe
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -48,6 +49,10 @@ FORBIDDEN = {
     "training": ("pandas", "torch._dynamo"),
 }
 HOROVOD_HOME = "distributed"
+# Rooms whose functions take a section of the config, or plain values, but never the whole of it: what is
+# read where would be hard to see. Excepted are promised names.
+WITHOUT_WHOLE_CONFIG = ("evaluation", "generation", "reports")
+TAKES_WHOLE_CONFIG = {"interactive_generation"}
 
 LEVELS = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
@@ -131,6 +136,16 @@ def imports_any(path: Path, packages: Iterable[str]) -> list[str]:
     ]
 
 
+def takers_of_a_whole_config(source: str) -> Iterable[str]:
+    """The functions with a parameter that is a `Config`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            written = [ast.unparse(each.annotation) for each in arguments if each.annotation]
+            if any(re.search(r"\bConfig\b", annotation) for annotation in written):
+                yield node.name
+
+
 def find_circle(graph: Graph) -> list[str]:
     """Return modules that import each the next, the last being the first again; empty if there are none."""
     finished: set[str] = set()
@@ -195,6 +210,23 @@ def test_horovod_is_imported_in_one_room(root: Path) -> None:
         if (root / PACKAGE / HOROVOD_HOME) not in path.parents:
             found = imports_any(path, ["horovod"])
             assert not found, f"{path.relative_to(root)} imports {found}; Horovod's home is {HOROVOD_HOME}/"
+
+
+@pytest.mark.parametrize("room", WITHOUT_WHOLE_CONFIG)
+def test_a_room_takes_no_whole_config(root: Path, room: str) -> None:
+    for path in sorted((root / PACKAGE / room).rglob("*.py")):
+        found = set(takers_of_a_whole_config(path.read_text(encoding="utf-8"))) - TAKES_WHOLE_CONFIG
+        assert not found, f"{path.relative_to(root)}: {found} take a Config; hand them what they need of it"
+
+
+def test_takers_of_a_whole_config_are_found() -> None:
+    source = """
+class Page:
+    def __init__(self, *, config: Config | None = None): pass
+def draw(settings: GenerationConfig) -> Config: pass
+def write(x, config: "Config"): pass
+"""
+    assert set(takers_of_a_whole_config(source)) == {"__init__", "write"}
 
 
 def test_forwarding_files_forward_and_do_nothing_else(root: Path) -> None:

@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
     _heading("5/5  Text")
     from horovod_transformer.generation import write_passages
 
-    write_passages(checkpoint, config, PROMPTS)
+    write_passages(checkpoint, config.generation, PROMPTS)
     print(f"\nMore:  .venv/bin/python -m src.generate --checkpoint {checkpoint} --config {options.config} \\")
     print('         --prompt "O Romeo" --max_new_tokens 200')
     return 0

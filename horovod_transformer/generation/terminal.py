@@ -97,13 +97,15 @@ def _obey(line: str, settings: GenerationConfig) -> GenerationConfig:
     return settings
 
 
-def write_passages(checkpoint_path: str | Path, config: Config, prompts: Sequence[str]) -> list[str]:
-    """Continue each prompt as `config.generation` says; print and return the passages."""
+def write_passages(
+    checkpoint_path: str | Path, settings: GenerationConfig, prompts: Sequence[str]
+) -> list[str]:
+    """Continue each prompt once; print and return the passages."""
     model, tokenizer, _ = load_model_for_generation(checkpoint_path)
-    settings = config.generation.model_copy(update={"num_samples": 1})
+    one = settings.model_copy(update={"num_samples": 1})
     passages = []
     for seed, prompt in enumerate(prompts):
-        (text,) = continue_prompt(model, tokenizer, prompt, settings, seed)
+        (text,) = continue_prompt(model, tokenizer, prompt, one, seed)
         print(f"\n--- {prompt or '(no prompt)'} ---\n{text.strip()}")
         passages.append(text)
     return passages

@@ -249,6 +249,7 @@ def workspace(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Who runs a command that a document's bash fence shows. A new command in a document fails the tests until
 # it is listed here, and run there.
 RUN_BY = {
+    "git clone <this repository> horovod_transformer && cd horovod_transformer": "tests/docs/test_readme.py",
     "make demo": ".ci/run",
     "make test": ".ci/run",
     "source .venv/bin/activate": ".ci/run",  # `make install` makes what is activated
