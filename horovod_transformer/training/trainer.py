@@ -172,7 +172,7 @@ class Trainer:
         self.model.to(self.device).train()
         compiles, note = distributed.raise_on_all_ranks(lambda: choose_compile(training.compile, self.device))
         if compiles:
-            self.model.compile_blocks()
+            self.model.compile_layers()
         self.notes += [note] if note else []
         return start
 
