@@ -10,7 +10,7 @@ A checkpoint is a dict saved by `torch.save`, with these keys:
     config          nested dicts of the whole configuration
     tokenizer       dict for `tokenizer_from_dict`, or None
     checksum_without_optimizer
-                    SHA-256 over all of the above but `optimizer`, as hex; older files have none
+                    SHA-256 over all of the above but `optimizer`, as hex
     checksum        SHA-256 over all of the above, as hex
 """
 
@@ -97,7 +97,7 @@ def load_checkpoint(
         path: The file.
         map_location: Device to put tensors on.
         with_optimizer: False leaves out the optimizer's state, two thirds of a file: it is neither
-            read nor checked. (It is, where an older file has one checksum for all.)
+            read nor checked.
 
     Returns:
         The keys of this module's docstring but the checksums.
@@ -127,14 +127,13 @@ def load_checkpoint(
             f"{path}: has checkpoint format {shown}, newer than the {FORMAT_VERSION} this version reads; "
             "update horovod_transformer"
         )
-    missing = [key for key in (*KEYS, "checksum") if key not in contents]
+    missing = [key for key in (*KEYS, PART_CHECKSUM, "checksum") if key not in contents]
     if missing:
         raise UserError(f"{path}: lacks {', '.join(missing)}; it is damaged or was made by something else")
-    expected = contents["checksum"]
+    expected = contents["checksum" if with_optimizer else PART_CHECKSUM]
     size = path.stat().st_size
     try:
-        if not with_optimizer and PART_CHECKSUM in contents:
-            expected = contents[PART_CHECKSUM]
+        if not with_optimizer:
             contents = _copied(_without_optimizer(contents), size)
         actual = checksum(contents, largest_tensor=size)
     except Exception:
