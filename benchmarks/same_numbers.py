@@ -131,12 +131,12 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, metavar="FILE")
     options = parser.parse_args()
     old, new = options.old.resolve(), options.new.resolve()
-    commit = commit_of(old)
+    commit, this_file = commit_of(old), Path(__file__).read_text(encoding="utf-8")
     known = json.loads(options.cache.read_text()) if options.cache and options.cache.exists() else {}
     differences = 0
     with tempfile.TemporaryDirectory() as scratch:
         for number, (name, outcome_of) in enumerate(all_cases(old, Path(scratch), options.cases)):
-            key = digest([commit, name, repr(BASE), COMMANDS.get(name), torch.__version__])
+            key = digest([commit, name, torch.__version__, this_file])
             if key not in known:
                 known[key] = outcome_of(old, Path(scratch, f"old-{number}"))
                 if options.cache and not commit.endswith("-dirty"):
@@ -206,7 +206,8 @@ def train(tree: Path, folder: Path, data: Path, case: Case) -> dict[str, Any]:
 
 def use(tree: Path, folder: Path, checkpoint: Path, words: list[object]) -> dict[str, Any]:
     """Give a checkpoint to a command; return what it printed and digests of the files it wrote."""
-    arguments = [folder if word == "REPORT" else word for word in words]
+    # A model card bears its folder's name.
+    arguments = [folder / "report" if word == "REPORT" else word for word in words]
     printed = run(tree, 1, *arguments, "--checkpoint", checkpoint)
     return {"printed": printed.replace(str(folder), ""), "files": digests(folder, "*")}
 

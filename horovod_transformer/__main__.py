@@ -1,4 +1,4 @@
-"""The table of verbs: `horovod-transformer VERB ...`, or `python -m horovod_transformer VERB ...`."""
+"""The table of subcommands: `horovod-transformer NAME ...`, or `python -m horovod_transformer NAME ...`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.errors import UserError
 
-# Verb -> what it does; its code is the module of that name in horovod_transformer.commands.
-VERBS = {
+# Subcommand -> what it does; its code is the module of that name in horovod_transformer.commands.
+SUBCOMMANDS = {
     "doctor": "what this machine has and lacks, and the command that fixes it",
     "prepare": "turn books into fixed blocks of tokens on disk",
     "data": "check prepared data, look into it, count what is there",
@@ -27,26 +27,26 @@ VERBS = {
 
 
 def _usage() -> str:
-    rows = "\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items())
-    return f"usage: horovod-transformer VERB ...\n\n{rows}\n\nhorovod-transformer VERB --help tells more."
+    rows = "\n".join(f"  {name:<10} {what}" for name, what in SUBCOMMANDS.items())
+    program = "horovod-transformer SUBCOMMAND"
+    return f"usage: {program} ...\n\n{rows}\n\n{program} --help tells more."
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
-    verb, *rest = arguments
-    if verb not in VERBS:
-        raise UserError(f"no such verb: {verb}; there are {', '.join(VERBS)}")
-    # Verbs load torch and datasets: import only the one that was asked for.
+    name, *rest = arguments
+    if name not in SUBCOMMANDS:
+        raise UserError(f"no such subcommand: {name}; there are {', '.join(SUBCOMMANDS)}")
+    # They load torch and datasets: import only the one that was asked for.
     # `import` is Python's own word: its module has an underscore more.
-    name = f"{verb}_" if keyword.iskeyword(verb) else verb
-    module = importlib.import_module(f"horovod_transformer.commands.{name}")
-    return module.main(rest)
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return importlib.import_module(f"horovod_transformer.commands.{module}").main(rest)
 
 
 def main() -> int:
-    """Run the verb named on the command line and return its exit code."""
+    """Run the subcommand named on the command line and return its exit code."""
     return run_command(_dispatch)
 
 

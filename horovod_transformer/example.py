@@ -94,7 +94,7 @@ class TransformerTrainingExample:
         """Write and print a passage for each prompt."""
         from horovod_transformer.generation import write_passages
 
-        return write_passages(checkpoint_path, self.config, PROMPTS)
+        return write_passages(checkpoint_path, self.config.generation, PROMPTS)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -121,7 +121,7 @@ GENERATE = ["generate", "--checkpoint", "{w}/run/checkpoints/last.pt"]
 # name: (command line, what the line must say)
 CASES: dict[str, tuple[list[str], list[str]]] = {
     # the command line
-    "unknown verb": (["trian"], ["trian", "train"]),
+    "unknown subcommand": (["trian"], ["trian", "train"]),
     "unknown option": ([*TRAIN, "--epochs", "3"], ["--epochs"]),
     "override without value": ([*TRAIN, "--training.seed"], ["--training.seed", "value"]),
     "stray word": ([*TRAIN, "configs"], ["configs"]),

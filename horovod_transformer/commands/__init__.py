@@ -1,1 +1,1 @@
-"""The verbs: one file per command, each with `main(arguments) -> exit code`. Nothing imports a verb."""
+"""The subcommands: one file each with `main(arguments) -> exit code`, which nothing else imports."""

@@ -73,7 +73,24 @@ def describe_config_keys() -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like every other mistake's."""
+    """A parser whose complaints are one line, like every other mistake's; options are not abbreviated.
+
+    Args:
+        prog: The command's name.
+        description: Above the options in its help, laid out as it is.
+        epilog: Below them, likewise.
+        usage: Replaces the usage that argparse makes up.
+    """
+
+    def __init__(self, prog: str, description: str, epilog: str = "", usage: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            usage=usage,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print below its usage.
@@ -83,37 +100,27 @@ class CommandParser(argparse.ArgumentParser):
         """
         raise UserError(f"{message}; --help tells more")
 
+    def add_checkpoint(self) -> None:
+        """Add `--checkpoint`, the file to read."""
+        self.add_argument(
+            "--checkpoint", default="checkpoints/best_model.pt", metavar="FILE", help="default: %(default)s"
+        )
 
-def config_parser(prog: str, description: str, examples: str = "") -> argparse.ArgumentParser:
+
+def config_parser(prog: str, description: str, examples: str = "") -> CommandParser:
     """Make a parser with `--config` and help that teaches the dotted overrides."""
     overrides = OVERRIDES_HELP + describe_config_keys()
-    parser = CommandParser(
-        prog=prog,
-        description=description,
-        epilog=f"{examples}\n{overrides}" if examples else overrides,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(prog, description, f"{examples}\n{overrides}" if examples else overrides)
     parser.add_argument(
         "--config", default="configs/config.yaml", metavar="FILE", help="YAML config (default: %(default)s)"
     )
     return parser
 
 
-def checkpoint_parser(
-    prog: str, description: str, examples: str, config_help: str
-) -> argparse.ArgumentParser:
-    """Make a parser for commands that read a checkpoint: `--checkpoint`, `--config`, `--device`, `--seed`."""
-    parser = CommandParser(
-        prog=prog,
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--checkpoint", default="checkpoints/best_model.pt", metavar="FILE", help="default: %(default)s"
-    )
+def checkpoint_parser(prog: str, description: str, examples: str, config_help: str) -> CommandParser:
+    """Make a parser for commands that run a model: `--checkpoint`, `--config`, `--device`, `--seed`."""
+    parser = CommandParser(prog, description, examples)
+    parser.add_checkpoint()
     parser.add_argument("--config", metavar="FILE", help=config_help)
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)"

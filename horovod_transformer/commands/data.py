@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -28,13 +27,7 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Verify, show or count prepared data as the command line says; 2 if something is wrong with it."""
-    parser = CommandParser(
-        prog="horovod-transformer data",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("horovod-transformer data", DESCRIPTION, EXAMPLES)
     parser.add_argument("what", choices=("verify", "show", "stats"), help="what to do")
     parser.add_argument("folder", metavar="DIR", help="prepared data")
     parser.add_argument(

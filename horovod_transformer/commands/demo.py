@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
     _heading("5/5  Text")
     from horovod_transformer.generation import write_passages
 
-    write_passages(checkpoint, config, PROMPTS)
+    write_passages(checkpoint, config.generation, PROMPTS)
     print(f"\nMore:  .venv/bin/python -m src.generate --checkpoint {checkpoint} --config {options.config} \\")
     print('         --prompt "O Romeo" --max_new_tokens 200')
     return 0
@@ -115,14 +114,15 @@ def _train(processes: int, shared: list[str], folder: Path, updates: int, *more:
 
 
 def _affordable_updates(config: Config, processes: int, minutes: float, shared: list[str]) -> int:
-    """Measure the speed of this machine on a few updates, and reckon how many fit."""
+    """Measure the speed of this machine on a few updates, and work out how many fit."""
+    from horovod_transformer.reports.tables import read_table
+
     with tempfile.TemporaryDirectory(prefix="horovod-transformer-demo-") as name:
         folder = Path(name)
         few = ("--training.eval_blocks", "1", "--training.log_interval", "1")
         _train(processes, shared, folder, CALIBRATION_UPDATES, *few)
-        table = config.with_paths_in(folder).paths.tables_of("demo") / "train.csv"
-        with table.open(newline="", encoding="utf-8") as file:
-            seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+        table = read_table(config.with_paths_in(folder).paths.tables_of("demo") / "train.csv")
+    seconds = [value for value in table["seconds"] if value is not None]
     middle = len(seconds) // 3
     per_update = (seconds[-1] - seconds[middle]) / (len(seconds) - 1 - middle)
     return max(20, int(minutes * 60 / per_update))
@@ -130,18 +130,14 @@ def _affordable_updates(config: Config, processes: int, minutes: float, shared: 
 
 def _score(config: Config, checkpoint: Path) -> None:
     from horovod_transformer.data.dataset import open_prepared_data
-    from horovod_transformer.evaluation.book_scores import books_of, score_books, xz_bits_per_byte
+    from horovod_transformer.evaluation.book_scores import books_of, score_books, xz_given_training_text
     from horovod_transformer.generation import load_model_for_generation
 
     model, tokenizer, _ = load_model_for_generation(checkpoint)
     data = open_prepared_data(config)
     held_out = books_of(data.validation, tokenizer)
     score = score_books(model, held_out, tokenizer)
-    known, new = (
-        b"".join(tokenizer.decode_bytes(book.tolist()) for book in books)
-        for books in (books_of(data.train, tokenizer), held_out)
-    )
-    xz = xz_bits_per_byte(known, new)
+    xz = xz_given_training_text(data.train, held_out, tokenizer)
     titles = ", ".join(data.manifest.get("validation_books", []))
     print(f"held out: {len(held_out)} plays, {score.bytes:,} bytes ({titles})")
     print(f"  this model                     {score.bits_per_byte:.3f}")

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from horovod_transformer.commands.command_line import config_parser, parse_with_config
-from horovod_transformer.commands.doctor_checks import Plan, examine
+from horovod_transformer.commands.doctor_checks import CheckContext, Row
+from horovod_transformer.commands.doctor_machine import (
+    check_compiler,
+    check_home,
+    check_horovod,
+    check_host_name,
+    check_packages,
+    check_python,
+    check_slurm,
+    check_torch,
+)
+from horovod_transformer.commands.doctor_run import check_dataset, check_disk, check_run, check_tokenizer
+from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\
 Look over this machine before a training run: what it has, what it lacks, and the command that fixes
@@ -19,13 +31,30 @@ examples:
   horovod-transformer doctor --output_dir /scratch/run1 --training.keep_checkpoints 5
 """
 
+# A check fails only where training could not run, even as a single process; what costs speed, several
+# processes or a later surprise is a warning.
+CHECKS: dict[str, Callable[[CheckContext], Row]] = {
+    "Python": check_python,
+    "packages": check_packages,
+    "compiler": check_compiler,
+    "PyTorch": check_torch,
+    "Horovod": check_horovod,
+    "tokenizer": check_tokenizer,
+    "dataset": check_dataset,
+    "run": check_run,
+    "disk": check_disk,
+    "home": check_home,
+    "host name": check_host_name,
+    "Slurm": check_slurm,
+}
+
 
 def main(arguments: Sequence[str]) -> int:
     """Print a table and say whether training could run."""
     parser = config_parser("horovod-transformer doctor", DESCRIPTION, EXAMPLES)
     parser.add_argument("--output_dir", default=".", metavar="DIR", help="as for train (default: here)")
     options, config = parse_with_config(parser, arguments)
-    rows = examine(Plan(config, options.config, Path(options.output_dir)))
+    rows = examine(CheckContext(config, options.config, Path(options.output_dir)))
     width = max(len(row.name) for row in rows)
     for row in rows:
         print(f"{row.state:<5} {row.name:<{width}}  {row.found}")
@@ -34,3 +63,23 @@ def main(arguments: Sequence[str]) -> int:
     failed = [row.name for row in rows if row.state == "fail"]
     print(f"\ntraining cannot run here: {', '.join(failed)}" if failed else "\ntraining can run here")
     return 1 if failed else 0
+
+
+def examine(context: CheckContext) -> list[Row]:
+    """Run all checks; one that breaks is a row of its own."""
+    return [run_check(name, check, context) for name, check in CHECKS.items()]
+
+
+def run_check(name: str, check: Callable[[CheckContext], Row], context: CheckContext) -> Row:
+    """Run one check and make a row even of its failure."""
+    try:
+        return check(context)
+    except UserError as error:
+        return Row(name, "fail", str(error))
+    except ModuleNotFoundError as error:
+        return Row(name, "fail", f"cannot be looked at: no module {error.name}", "make install")
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1] or [""]
+        return Row(
+            name, "fail", f"this check crashed: {type(error).__name__}: {reason[0]}", "please report it"
+        )

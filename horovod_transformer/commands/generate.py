@@ -15,20 +15,18 @@ from horovod_transformer.commands.command_line import (
     read_text,
     whole_number,
 )
-from horovod_transformer.config import Config, GenerationConfig
+from horovod_transformer.config import GenerationConfig
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation import Writing, interactive_generation, load_model_for_generation
+from horovod_transformer.generation import interactive_generation, load_model_for_generation
 from horovod_transformer.generation.prompts_file import (
     read_prompts,
     require_new_file,
     write_continuations,
 )
 from horovod_transformer.generation.quantization import PRECISIONS, pack_weights
-from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.generation.terminal import print_texts
+from horovod_transformer.generation.text import DEFAULTS
 from horovod_transformer.system.console import replace_unshowable
-from horovod_transformer.tokenizer import Tokenizer
-
-SEPARATOR = "-" * 40
 
 _EXAMPLES = """\
 examples:
@@ -70,29 +68,11 @@ def main(arguments: Sequence[str]) -> int:
             options.output, rows, model, tokenizer, wanted, options.seed, options.probabilities
         )
     else:
-        tokens = _print_texts(model, tokenizer, prompt, wanted, options.seed)
+        tokens = print_texts(model, tokenizer, prompt, wanted, options.seed)
     seconds = time.perf_counter() - began
     device = model.token_embedding.weight.device.type
     print(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s on {device}", file=sys.stderr)
     return 0
-
-
-def _print_texts(
-    model: TransformerLM, tokenizer: Tokenizer, prompt: str, settings: GenerationConfig, seed: int | None
-) -> int:
-    """Print one text as it is written, several when they are done; return how many tokens they took."""
-    writing = Writing(model, tokenizer, [prompt], settings, seed)
-    shown = tokenizer.decode(tokenizer.encode(prompt))
-    if settings.num_samples == 1:
-        print(shown, end="")
-    for _, piece in writing.pieces():
-        if settings.num_samples == 1:
-            print(piece, end="", flush=True)
-    if settings.num_samples == 1:
-        print(flush=True)
-    else:
-        print(f"\n{SEPARATOR}\n".join(shown + sample.text for sample in writing.samples), flush=True)
-    return sum(len(sample.tokens) for sample in writing.samples)
 
 
 def _read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -146,9 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stop", metavar="TEXT", action="append", help="end before this string; may be given several times"
     )
-    defaults = Config().generation
     for key, text in helps.items():
         parser.add_argument(
-            f"--{key}", metavar="N", help=f"{text} (config: generation.{key}, {getattr(defaults, key)})"
+            f"--{key}", metavar="N", help=f"{text} (config: generation.{key}, {getattr(DEFAULTS, key)})"
         )
     return parser

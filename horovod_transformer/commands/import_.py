@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,38 +22,17 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Import as the command line says."""
-    parser = CommandParser(
-        prog="horovod-transformer import",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("horovod-transformer import", DESCRIPTION, EXAMPLES)
     parser.add_argument("--from", required=True, dest="folder", metavar="DIR", help="the Hugging Face folder")
     parser.add_argument("--to", required=True, metavar="FILE", help="the checkpoint to write")
     options, overrides = parse_options(parser, arguments)
     if overrides:
         raise UserError(f"--{next(iter(overrides))}: a model is imported as it is, without a config")
-    target = Path(options.to)
 
     # Imported late: a mistake on the command line should not wait for torch.
-    from horovod_transformer.checkpoint.format import save_checkpoint
-    from horovod_transformer.export.huggingface import read_folder, require_absent
+    from horovod_transformer.export.checkpoints import import_checkpoint
 
-    require_absent(target)
-    weights, config, tokenizer = read_folder(options.folder)
-    contents = {
-        "model": weights,
-        "optimizer": {},
-        "scheduler": {},
-        "progress": {},
-        "config": config.to_dict(),
-        "tokenizer": tokenizer.to_dict(),
-    }
-    try:
-        save_checkpoint(target, contents)
-    except OSError as error:
-        raise UserError(f"--to {target}: cannot be written: {error.strerror or error}") from None
-    parameters = sum(tensor.numel() for tensor in weights.values())
-    print(f"{target}: {parameters:,} parameters, {tokenizer.vocab_size:,} tokens ({tokenizer.kind})")
+    parameters, tokenizer = import_checkpoint(options.folder, options.to)
+    tokens = f"{tokenizer.vocab_size:,} tokens ({tokenizer.kind})"
+    print(f"{Path(options.to)}: {parameters:,} parameters, {tokens}")
     return 0

@@ -31,12 +31,10 @@ exit codes:
 def main(arguments: Sequence[str]) -> int:
     """Launch as the command line says; returns the exit code."""
     parser = CommandParser(
-        prog="horovod-transformer launch",
+        "horovod-transformer launch",
+        DESCRIPTION,
+        EXAMPLES,
         usage="horovod-transformer launch -np N [--max-restarts R] -- COMMAND",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("-np", type=int, required=True, metavar="N", help="number of processes")
     parser.add_argument(

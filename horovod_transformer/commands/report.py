@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,13 +22,7 @@ examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the page."""
-    parser = CommandParser(
-        prog="horovod-transformer report",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("horovod-transformer report", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="runs/structured/NAME, or an output folder that holds one run"
     )

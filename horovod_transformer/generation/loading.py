@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from horovod_transformer.checkpoint.format import load_checkpoint
-from horovod_transformer.config import Config, config_from_dict, load_config
+from horovod_transformer.config import Config, ModelConfig, config_from_dict, load_config
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation.quantization import shrink_weights
 from horovod_transformer.model.transformer import TransformerLM
@@ -49,7 +49,7 @@ def load_model_for_generation(
     contents = load_checkpoint(checkpoint_path, with_optimizer=False)
     config = config_from_dict(contents["config"], f"{checkpoint_path}: config")
     if given is not None:
-        _check_same_model(given, f"{config_path}", config, f"{checkpoint_path}")
+        _check_same_model(given.model, f"{config_path}", config.model, f"{checkpoint_path}")
         config = config.model_copy(update={"generation": given.generation})
     try:
         model = model_with_weights(config.model, contents["model"])
@@ -67,7 +67,11 @@ def load_model_for_generation(
         )
     model.to(target).eval()
     shrink_weights(model, precision)
-    return model, _stored_tokenizer(contents, config, f"{checkpoint_path}"), config
+    return (
+        model,
+        _stored_tokenizer(contents["tokenizer"], config.data.tokenizer, f"{checkpoint_path}"),
+        config,
+    )
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -93,18 +97,19 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return target
 
 
-def _stored_tokenizer(contents: dict[str, Any], config: Config, name: str) -> Tokenizer:
-    if contents["tokenizer"] is not None:
-        return tokenizer_from_dict(contents["tokenizer"])
-    if config.data.tokenizer != "gpt2":
-        raise UserError(f"{name}: holds no tokenizer; only GPT-2's is known without one")
+def _stored_tokenizer(stored: dict[str, Any] | None, kind: str, checkpoint: str) -> Tokenizer:
+    """The checkpoint's own tokenizer; GPT-2's where it has none and its `data.tokenizer` says so."""
+    if stored is not None:
+        return tokenizer_from_dict(stored)
+    if kind != "gpt2":
+        raise UserError(f"{checkpoint}: holds no tokenizer; only GPT-2's is known without one")
     return gpt2_tokenizer()
 
 
-def _check_same_model(given: Config, given_name: str, stored: Config, stored_name: str) -> None:
+def _check_same_model(given: ModelConfig, given_name: str, stored: ModelConfig, stored_name: str) -> None:
     """Compare what a config file states (not what it leaves to the defaults) with the checkpoint."""
-    for key in sorted(given.model.model_fields_set - _FREE_MODEL_KEYS):
-        wanted, actual = getattr(given.model, key), getattr(stored.model, key)
+    for key in sorted(given.model_fields_set - _FREE_MODEL_KEYS):
+        wanted, actual = getattr(given, key), getattr(stored, key)
         if wanted != actual:
             raise UserError(
                 f"{given_name}: model.{key} = {wanted}, but {stored_name} was trained with {actual}; "

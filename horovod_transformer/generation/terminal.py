@@ -1,4 +1,4 @@
-"""Text on a terminal: a conversation with a model, and a passage for each prompt."""
+"""Text on a terminal: as it is written, a conversation with a model, a passage for each prompt."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from horovod_transformer.generation.text import Writing, continue_prompt
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.tokenizer import Tokenizer
 
+# Between several texts of one prompt.
+SEPARATOR = "-" * 40
+
 _HELP = """\
 Any line is a prompt; an empty one starts a new text. Commands:
   /temperature 0.5   set a value; without a number, show it. So too:
@@ -19,6 +22,24 @@ Any line is a prompt; an empty one starts a new text. Commands:
                      /repetition_penalty, /stop
   /help              this list
   /quit              leave, as Ctrl-D and Ctrl-C do"""
+
+
+def print_texts(
+    model: TransformerLM, tokenizer: Tokenizer, prompt: str, settings: GenerationConfig, seed: int | None
+) -> int:
+    """Print one text as it is written, several when they are done; return how many tokens they took."""
+    writing = Writing(model, tokenizer, [prompt], settings, seed)
+    shown = tokenizer.decode(tokenizer.encode(prompt))
+    if settings.num_samples == 1:
+        print(shown, end="")
+    for _, piece in writing.pieces():
+        if settings.num_samples == 1:
+            print(piece, end="", flush=True)
+    if settings.num_samples == 1:
+        print(flush=True)
+    else:
+        print(f"\n{SEPARATOR}\n".join(shown + sample.text for sample in writing.samples), flush=True)
+    return sum(len(sample.tokens) for sample in writing.samples)
 
 
 def interactive_generation(
@@ -76,13 +97,15 @@ def _obey(line: str, settings: GenerationConfig) -> GenerationConfig:
     return settings
 
 
-def write_passages(checkpoint_path: str | Path, config: Config, prompts: Sequence[str]) -> list[str]:
-    """Continue each prompt as `config.generation` says; print and return the passages."""
+def write_passages(
+    checkpoint_path: str | Path, settings: GenerationConfig, prompts: Sequence[str]
+) -> list[str]:
+    """Continue each prompt once; print and return the passages."""
     model, tokenizer, _ = load_model_for_generation(checkpoint_path)
-    settings = config.generation.model_copy(update={"num_samples": 1})
+    one = settings.model_copy(update={"num_samples": 1})
     passages = []
     for seed, prompt in enumerate(prompts):
-        (text,) = continue_prompt(model, tokenizer, prompt, settings, seed)
+        (text,) = continue_prompt(model, tokenizer, prompt, one, seed)
         print(f"\n--- {prompt or '(no prompt)'} ---\n{text.strip()}")
         passages.append(text)
     return passages

@@ -17,6 +17,8 @@ from horovod_transformer.model.decoding import Decoder, Written
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.tokenizer import Tokenizer
 
+DEFAULTS = GenerationConfig()
+
 
 @dataclass
 class Sample:
@@ -181,15 +183,15 @@ def generate_text(
     model: TransformerLM,
     tokenizer: Tokenizer,
     prompt: str,
-    max_new_tokens: int = 100,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    top_p: float = 0.9,
-    seed: int | None = None,
-    num_samples: None = None,
-    device: str | torch.device | None = None,
-    repetition_penalty: float = 1.0,
-    stop: Sequence[str] = (),
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_k: int = ...,
+    top_p: float = ...,
+    seed: int | None = ...,
+    num_samples: None = ...,
+    device: str | torch.device | None = ...,
+    repetition_penalty: float = ...,
+    stop: Sequence[str] = ...,
 ) -> str: ...
 
 
@@ -198,16 +200,16 @@ def generate_text(
     model: TransformerLM,
     tokenizer: Tokenizer,
     prompt: str,
-    max_new_tokens: int = 100,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    top_p: float = 0.9,
-    seed: int | None = None,
+    max_new_tokens: int = ...,
+    temperature: float = ...,
+    top_k: int = ...,
+    top_p: float = ...,
+    seed: int | None = ...,
     *,
     num_samples: int,
-    device: str | torch.device | None = None,
-    repetition_penalty: float = 1.0,
-    stop: Sequence[str] = (),
+    device: str | torch.device | None = ...,
+    repetition_penalty: float = ...,
+    stop: Sequence[str] = ...,
 ) -> list[str]: ...
 
 
@@ -215,14 +217,14 @@ def generate_text(
     model: TransformerLM,
     tokenizer: Tokenizer,
     prompt: str,
-    max_new_tokens: int = 100,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    top_p: float = 0.9,
+    max_new_tokens: int = DEFAULTS.max_new_tokens,
+    temperature: float = DEFAULTS.temperature,
+    top_k: int = DEFAULTS.top_k,
+    top_p: float = DEFAULTS.top_p,
     seed: int | None = None,
     num_samples: int | None = None,
     device: str | torch.device | None = None,
-    repetition_penalty: float = 1.0,
+    repetition_penalty: float = DEFAULTS.repetition_penalty,
     stop: Sequence[str] = (),
 ) -> str | list[str]:
     """Continue a prompt.
@@ -269,13 +271,13 @@ def stream_text(
     model: TransformerLM,
     tokenizer: Tokenizer,
     prompt: str,
-    max_new_tokens: int = 100,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    top_p: float = 0.9,
+    max_new_tokens: int = DEFAULTS.max_new_tokens,
+    temperature: float = DEFAULTS.temperature,
+    top_k: int = DEFAULTS.top_k,
+    top_p: float = DEFAULTS.top_p,
     seed: int | None = None,
     device: str | torch.device | None = None,
-    repetition_penalty: float = 1.0,
+    repetition_penalty: float = DEFAULTS.repetition_penalty,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """Continue a prompt, and yield the continuation as it is written.

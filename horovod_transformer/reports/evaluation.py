@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.evaluation.book_scores import BookScore
-from horovod_transformer.evaluation.text_quality import MEASURES, Measure, Sample, Value
+from horovod_transformer.evaluation.evaluate import Evaluation
+from horovod_transformer.evaluation.text_quality import MEASURES, Measure
 from horovod_transformer.reports.formats import any_value, number
 from horovod_transformer.reports.html import render
 from horovod_transformer.system.files import write_text
@@ -26,34 +26,6 @@ FORMAT_VERSION = 1
 JSON_NAME, HTML_NAME = "evaluation.json", "evaluation.html"
 # Samples on the page; the JSON has all.
 SHOWN_SAMPLES = 8
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Everything that goes into the report.
-
-    Attributes:
-        model: Facts about the model and its checkpoint, by name.
-        settings: What decided the result: sampling, seed, numbers of books and samples.
-        books: How many books were scored.
-        score: Their score.
-        xz_bits_per_byte: What `xz -9` needs for them, if that was asked for.
-        quality: From `measure_samples`.
-        samples: The samples.
-        interval: Ends of the 95 % interval of the bits per byte over books, see `interval`.
-        copies: For each sample the longest run of tokens copied from the training text, and where
-            in the sample it begins; None if there was no training text to look in.
-    """
-
-    model: dict[str, Any]
-    settings: dict[str, Any]
-    books: int
-    score: BookScore
-    xz_bits_per_byte: float | None
-    quality: dict[str, dict[str, Value]]
-    samples: Sequence[Sample]
-    interval: tuple[float, float] | None = None
-    copies: Sequence[tuple[int, int]] | None = None
 
 
 def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -98,8 +70,8 @@ def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def write_report(evaluation: Evaluation, tokenizer: Tokenizer, folder: Path) -> tuple[Path, Path]:
-    """Write both files, each whole or not at all.
+def write_report(values: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Write both files for what `to_json` returned, each whole or not at all.
 
     Returns:
         The paths of the JSON and of the page.
@@ -107,7 +79,6 @@ def write_report(evaluation: Evaluation, tokenizer: Tokenizer, folder: Path) -> 
     Raises:
         UserError: They cannot be written.
     """
-    values = to_json(evaluation, tokenizer)
     contents = {
         JSON_NAME: json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1) + "\n",
         HTML_NAME: to_html(values),
@@ -119,6 +90,22 @@ def write_report(evaluation: Evaluation, tokenizer: Tokenizer, folder: Path) -> 
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to: {error.strerror or error} (--output)") from None
     return folder / JSON_NAME, folder / HTML_NAME
+
+
+def summary_lines(evaluation: Evaluation, values: dict[str, Any]) -> list[str]:
+    """An evaluation, and what `to_json` made of it, as lines for a terminal."""
+    score, settings, xz = evaluation.score, evaluation.settings, evaluation.xz_bits_per_byte
+    beside = "" if xz is None else f"; xz -9, given the training books: {xz:.3f}"
+    lines = [
+        f"{evaluation.books} held-out books, {score.tokens:,} tokens, {score.bytes:,} bytes",
+        f"  loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.2f}, "
+        f"accuracy {100 * score.accuracy:.1f} %",
+        f"  {score.bits_per_byte:.3f} bits per byte{interval_text(values['prediction'])}{beside}",
+        f"{settings['samples']} continuations of {settings['prompt_tokens']} tokens, ± one standard error",
+        *(f"  {line}" for line in table_lines(values)),
+    ]
+    copied = copy_line(values)
+    return [*lines, f"  {copied}"] if copied else lines
 
 
 def interval_text(prediction: dict[str, Any]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import yaml
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.reports.tables import read_table
 
 _SAMPLE = re.compile(r"^=== update (\d+), prompt (.*) ===$", re.M)
 _STALL = re.compile(r"checkpoints held training up for ([\d.]+) s of ([\d.]+) s")
@@ -83,7 +82,7 @@ def read_run(path: str | Path) -> RunRecords:
     folder = _find(Path(path))
     config = _flat(_read(folder / "config.yaml", yaml.safe_load))
     run = RunRecords(
-        folder.name, _read_table(folder / "train.csv"), _read_table(folder / "val.csv", needed=False), config
+        folder.name, read_table(folder / "train.csv"), _read_validations(folder / "val.csv"), config
     )
     run.environment = _read(folder / "environment.json", json.loads)
     samples = _text(folder / "samples.txt")
@@ -121,27 +120,12 @@ def _find(path: Path) -> Path:
     return found[0]
 
 
-def _read_table(path: Path, needed: bool = True) -> dict[str, list[float | None]]:
+def _read_validations(path: Path) -> dict[str, list[float | None]]:
+    """The table of validations, of which there may be none yet."""
     try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, csv.Error) as error:
-        if needed:
-            raise UserError(f"{path}: cannot be read: {error}") from None
+        return read_table(path)
+    except UserError:
         return {}
-    # A row that a kill cut off has fewer columns.
-    rows = [row for row in rows if None not in row.values() and (row.get("update") or "").isdigit()]
-    if not rows and needed:
-        raise UserError(f"{path}: holds no updates yet; has the run started?")
-    return {column: [_number(row[column]) for row in rows] for column in rows[0] if column} if rows else {}
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _text(path: Path) -> str:

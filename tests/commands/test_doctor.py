@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 import pytest
 import torch
 
-from horovod_transformer.commands.doctor_checks import CHECKS, check_horovod
+from horovod_transformer.commands.doctor import CHECKS, run_check
+from horovod_transformer.commands.doctor_checks import CheckContext, Row
+from horovod_transformer.config import Config
+from horovod_transformer.errors import UserError
 
 TINY = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 64, "max_seq_len": 32}
 SHAPE = [word for key, value in TINY.items() for word in (f"--model.{key}", str(value))]
@@ -98,9 +100,23 @@ def test_mistakes_are_one_line(run_python):
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_without_horovodrun_it_names_the_other_way(monkeypatch):
-    """As where Horovod was installed into a folder and its programs are not on PATH."""
-    monkeypatch.setattr(shutil, "which", lambda *arguments, **more: None)
-    row = check_horovod(None)
-    assert row.state == "warn" and "`horovod-transformer launch` starts ranks without it" in row.found
-    assert "one process only" not in row.found
+def test_a_check_that_crashes_is_a_row():
+    def broken(context):
+        raise ZeroDivisionError("division by zero\nmore")
+
+    row = run_check("thing", broken, CheckContext(Config()))
+    assert (row.state, row.name) == ("fail", "thing")
+    assert "crashed" in row.found and "ZeroDivisionError: division by zero" in row.found
+    assert "more" not in row.found
+
+
+def test_a_users_mistake_is_a_row():
+    def mistaken(context):
+        raise UserError("x: is missing")
+
+    assert run_check("thing", mistaken, CheckContext(Config())) == Row("thing", "fail", "x: is missing")
+
+
+def test_rows_bear_the_names_of_their_checks():
+    for name, check in CHECKS.items():
+        assert run_check(name, check, CheckContext(Config())).name == name

@@ -13,7 +13,7 @@ from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoi
 from horovod_transformer.commands import evaluate
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
-from horovod_transformer.evaluation import book_scores
+from horovod_transformer.evaluation import evaluate as evaluation
 from horovod_transformer.evaluation.text_quality import MEASURES
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.tokenizer import Tokenizer, train_bpe
@@ -173,7 +173,7 @@ def test_copies_are_looked_for_in_what_the_model_has_seen(run_folder, tmp_path, 
 
 def test_a_report_that_cannot_be_written_costs_no_scoring(run_folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(book_scores, "score_each", lambda *_, **__: pytest.fail("it was scored"))
+    monkeypatch.setattr(evaluation, "score_each", lambda *_, **__: pytest.fail("it was scored"))
     with pytest.raises(UserError, match="--output .*/file/here: cannot be written to: Not a directory"):
         evaluate.main(command(run_folder, "--output", str(tmp_path / "file" / "here")))
 

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from horovod_transformer.__main__ import VERBS
+from horovod_transformer.__main__ import SUBCOMMANDS
 from horovod_transformer.config import Config
 
 COMMAND_TIMEOUT_S = 170
@@ -249,6 +249,7 @@ def workspace(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Who runs a command that a document's bash fence shows. A new command in a document fails the tests until
 # it is listed here, and run there.
 RUN_BY = {
+    "git clone <this repository> horovod_transformer && cd horovod_transformer": "tests/docs/test_readme.py",
     "make demo": ".ci/run",
     "make test": ".ci/run",
     "source .venv/bin/activate": ".ci/run",  # `make install` makes what is activated
@@ -340,7 +341,7 @@ _FILE = re.compile(
 
 @pytest.fixture(scope="session")
 def check_names(root: Path) -> Callable[[Document, set[str]], None]:
-    """Check that the files, config keys, verbs and make targets that a document names are there."""
+    """Check that the files, config keys, subcommands and make targets that a document names are there."""
 
     def check(document: Document, made: set[str]) -> None:
         words = [word for text in document.code_spans() + document.commands() for word in text.split()]
@@ -361,7 +362,7 @@ def check_names(root: Path) -> Callable[[Document, set[str]], None]:
         assert not unknown, f"{document.path.name} names config keys that do not exist: {unknown}"
 
         for command in re.findall(r"horovod-transformer ([a-z]+)", " ".join(words)):
-            assert command in VERBS, f"{document.path.name}: no such verb: {command}"
+            assert command in SUBCOMMANDS, f"{document.path.name}: no such subcommand: {command}"
             name = f"{command}_" if keyword.iskeyword(command) else command
             assert (root / f"horovod_transformer/commands/{name}.py").is_file(), command
         targets = re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.M)

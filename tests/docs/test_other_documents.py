@@ -36,6 +36,28 @@ def test_names_in_the_speed_document(read_document, check_names, check_commands)
     check_names(document, made)
 
 
+def test_names_in_the_glossary(read_document, check_names):
+    check_names(read_document("docs/glossary.md"), set())
+
+
+def test_links_lead_somewhere(root, read_document):
+    """Each link of a document to another file, and to a heading in it."""
+    pages = [*root.glob("*.md"), *root.glob("docs/*.md"), root / "benchmarks/README.md"]
+    checked = 0
+    for page in pages:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            path, _, anchor = target.partition("#")
+            if path.startswith(("https:", "http:", "mailto:")):
+                continue
+            file = (page.parent / path).resolve() if path else page
+            assert file.exists(), f"{page.name} links to {target}"
+            if anchor:
+                anchors = {anchor for _, anchor in read_document(str(file.relative_to(root))).anchors}
+                assert anchor in anchors, f"{page.name} links to {target}: no such heading"
+            checked += 1
+    assert checked > 50
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_tests_named_are_there(root, name):
     text = (root / name).read_text(encoding="utf-8")

@@ -177,6 +177,31 @@ def test_measures_it(trained_alone, workspace, run_command):
 
 
 @pytest.mark.slow
+def test_a_clone_has_what_make_needs(root, tmp_path, run_command, commands_run_by):
+    """The first command, and what the two after it would do."""
+    if not (root / ".git").exists():
+        pytest.skip("these sources were not cloned")
+    (command,) = [line for line in commands_run_by("test_readme.py") if line.startswith("git clone")]
+    result = run_command(f"{command.replace('<this repository>', str(root))} && make -n demo test", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "horovod_transformer demo" in result.stdout and "pytest" in result.stdout
+
+
+def test_it_begins_with_what_a_newcomer_looks_for(readme):
+    """A sentence, a text that a model wrote, a table of results, and how to have it."""
+    text = readme.path.read_text(encoding="utf-8")
+    parts = [
+        "Train a GPT-style language model on books",
+        "```text\nEnter the KING",
+        "bits per byte",
+        "git clone",
+    ]
+    places = [text.find(part) for part in parts]
+    assert -1 not in places and places == sorted(places) and text[: places[-1]].count("\n## ") == 0
+    assert readme.commands()[1:3] == ["make demo", "make test"]
+
+
+@pytest.mark.slow
 def test_doctor(workspace, run_command):
     result = run_command("horovod-transformer doctor --config configs/quickstart.yaml", workspace)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.book_scores import BookScore
-from horovod_transformer.evaluation.text_quality import (
-    MEASURES,
-    Sample,
-    Value,
-)
-from horovod_transformer.reports.evaluation import Evaluation, table_lines, to_html, to_json, write_report
+from horovod_transformer.evaluation.evaluate import Evaluation
+from horovod_transformer.evaluation.text_quality import MEASURES, Sample, Value
+from horovod_transformer.reports.evaluation import summary_lines, table_lines, to_html, to_json, write_report
 
 HOSTILE = "</p><script>alert(1)</script><img src=x onerror='a'>&amp;\"\x00\x1b[31m"
 
@@ -26,7 +24,7 @@ def hostile_evaluation(tokenizer) -> Evaluation:
     values = {measure.key: Value(None) for measure in MEASURES} | {"coherence": Value(-0.5, 0.25)}
     return Evaluation(
         model={"checkpoint": HOSTILE, "updates": HOSTILE, "parameters": 1234567, "context": 8},
-        settings={HOSTILE: HOSTILE},
+        settings={HOSTILE: HOSTILE, "samples": 12, "prompt_tokens": 4},
         books=1,
         score=BookScore(nats=math.nan, tokens=10, bytes=20, correct=5),
         xz_bits_per_byte=None,
@@ -67,14 +65,15 @@ def test_tags_of_the_page_close(tiny_tokenizer):
 
 
 def test_json_is_strict_and_files_are_whole(tiny_tokenizer, tmp_path):
-    json_path, page_path = write_report(hostile_evaluation(tiny_tokenizer), tiny_tokenizer, tmp_path / "new")
+    hostile = to_json(hostile_evaluation(tiny_tokenizer), tiny_tokenizer)
+    json_path, page_path = write_report(hostile, tmp_path / "new")
     values = json.loads(json_path.read_text(), parse_constant=lambda name: pytest.fail(name))
     assert values["prediction"]["loss"] is None and values["prediction"]["accuracy"] == 0.5
     assert len(values["samples"]) == 12 and values["samples"][0]["prompt"] == HOSTILE
     assert {path.name for path in json_path.parent.iterdir()} == {json_path.name, page_path.name}
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        write_report(hostile_evaluation(tiny_tokenizer), tiny_tokenizer, tmp_path / "file")
+        write_report(hostile, tmp_path / "file")
 
 
 def test_table_for_the_terminal(tiny_tokenizer):
@@ -82,3 +81,21 @@ def test_table_for_the_terminal(tiny_tokenizer):
     assert len(lines) == 1 + len(MEASURES)
     assert lines[1].split() == ["coherence", "lexical", "cohesion", *["−0.500", "±", "0.250"] * 2]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_summary_for_the_terminal(tiny_tokenizer):
+    evaluation = hostile_evaluation(tiny_tokenizer)
+    lines = summary_lines(evaluation, to_json(evaluation, tiny_tokenizer))
+    assert lines[0] == "1 held-out books, 10 tokens, 20 bytes"
+    assert lines[1] == "  loss nan nats per token, perplexity inf, accuracy 50.0 %"
+    assert lines[2] == "  nan bits per byte"
+    assert lines[3] == "12 continuations of 4 tokens, ± one standard error"
+    assert len(lines) == 5 + len(MEASURES)
+    evaluation = replace(
+        evaluation, xz_bits_per_byte=2.25, interval=(1.0, 2.0), copies=[(n, 0) for n in range(12)]
+    )
+    lines = summary_lines(evaluation, to_json(evaluation, tiny_tokenizer))
+    assert lines[2] == (
+        "  nan bits per byte, 95 % over books: 1.000 to 2.000; xz -9, given the training books: 2.250"
+    )
+    assert lines[-1] == "  longest exact copy from the training text: median 6 tokens, most 11"

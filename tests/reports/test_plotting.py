@@ -1,4 +1,4 @@
-"""The curves of a run: what is read, what is drawn, what the terminal shows."""
+"""The curves of a run: what is drawn, what the terminal shows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from horovod_transformer.errors import UserError
-from horovod_transformer.reports.plotting import _smoothed, draw_curve, read_curve, terminal_curve
+from horovod_transformer.reports.plotting import draw_curve, terminal_curve
 
 UPDATES = range(10, 310, 10)
 
@@ -29,25 +28,6 @@ def run(tmp_path):
     write_table(tmp_path / "train.csv", rows)
     write_table(tmp_path / "val.csv", [{"update": u, "loss": 9 - u / 50} for u in (100, 200, 300)])
     return tmp_path
-
-
-def test_a_column_is_read_with_its_updates(run):
-    assert read_curve(run / "val.csv") == ([100, 200, 300], [7.0, 5.0, 3.0])
-    assert read_curve(run / "train.csv", "accuracy") == (list(UPDATES), [0.25] * 30)
-
-
-def test_no_table_and_an_empty_one_are_told_apart(tmp_path):
-    with pytest.raises(UserError, match="train.csv: no such table; has the run started"):
-        read_curve(tmp_path / "train.csv")
-    write_table(tmp_path / "train.csv", [])
-    with pytest.raises(UserError, match="train.csv: has no rows yet"):
-        read_curve(tmp_path / "train.csv")
-
-
-def test_the_average_is_centred_and_shorter_at_the_ends():
-    assert _smoothed([1.0, 2.0, 6.0, 3.0], window=3) == pytest.approx([1.5, 3.0, 11 / 3, 4.5])
-    assert _smoothed([5.0]) == [5.0]
-    assert _smoothed([3.0] * 40) == pytest.approx([3.0] * 40)
 
 
 def test_the_picture_shows_both_curves(run, tmp_path):
@@ -77,3 +57,13 @@ def test_the_terminal_shows_them_too(run):
     assert len(braille) > 20
     rows, columns = np.array(braille).T
     assert np.corrcoef(columns, rows)[0, 1] > 0.5
+
+
+def test_a_loss_that_is_no_number_is_passed_over(run, tmp_path):
+    draw_curve(run, tmp_path / "whole.png", "a run")
+    whole = terminal_curve(run)
+    with open(run / "train.csv", "a") as file:
+        file.write("155,nan,0.25\n")
+    draw_curve(run, tmp_path / "holed.png", "a run")
+    assert terminal_curve(run) == whole
+    assert (tmp_path / "whole.png").read_bytes() == (tmp_path / "holed.png").read_bytes()

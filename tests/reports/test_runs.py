@@ -213,6 +213,12 @@ def test_smoothing_passes_over_what_is_missing():
     assert smoothed([None]) == [None]
 
 
+def test_the_average_is_centred_and_shorter_at_the_ends():
+    assert smoothed([1.0, 2.0, 6.0, 3.0], window=3) == pytest.approx([1.5, 3.0, 11 / 3, 4.5])
+    assert smoothed([5.0]) == [5.0]
+    assert smoothed([3.0] * 40) == pytest.approx([3.0] * 40)
+
+
 def test_a_version_that_nobody_knows_is_said_to_be_so(tmp_path, monkeypatch):
     """As where the sources were never installed."""
     run = write_run(tmp_path)
