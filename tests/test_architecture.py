@@ -6,6 +6,7 @@ An import inside a function counts like any other. docs/architecture.md describe
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -166,16 +167,9 @@ def takes_config(path: Path) -> list[str]:
     return [name.lstrip(".") for name in found]
 
 
-def _is_config(annotation: ast.AST | None) -> bool:
+def _is_config(annotation: ast.expr | None) -> bool:
     """Whether an annotation names `Config`, alone or as one of several types."""
-    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        annotation = ast.parse(annotation.value)
-    names = ast.walk(annotation) if annotation else ()
-    return any(
-        (isinstance(one, ast.Name) and one.id == "Config")
-        or (isinstance(one, ast.Attribute) and one.attr == "Config")
-        for one in names
-    )
+    return annotation is not None and re.search(r"\bConfig\b", ast.unparse(annotation)) is not None
 
 
 def find_circle(graph: Graph) -> list[str]:

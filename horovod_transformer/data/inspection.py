@@ -83,9 +83,9 @@ def stats(data_dir: str | Path) -> dict[str, Any]:
             }
             for name in splits_of(manifest)
         },
-        "dropped": manifest.get("dropped", {}).get("counts", {}),
-        "unreadable": manifest.get("unreadable", {}).get("count", 0),
-        "reencoded": manifest.get("reencoded", {}).get("count", 0),
+        "dropped": manifest["dropped"]["counts"],
+        "unreadable": manifest["unreadable"]["count"],
+        "reencoded": manifest["reencoded"]["count"],
     }
 
 
@@ -128,6 +128,8 @@ def _open(data_dir: str | Path) -> tuple[Path, dict[str, Any], Tokenizer]:
     try:
         sound = all(key in manifest["splits"][name] for name in splits_of(manifest) for key in needed)
         sound = sound and isinstance(manifest["block_size"], int) and isinstance(manifest["tokenizer"], dict)
+        sound = sound and isinstance(manifest["dropped"]["counts"], dict)
+        sound = sound and all("count" in manifest[key] for key in ("unreadable", "reencoded"))
     except (KeyError, TypeError):
         sound = False
     if not sound:

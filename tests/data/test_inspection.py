@@ -13,6 +13,7 @@ from horovod_transformer.__main__ import _dispatch
 from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.data.inspection import show, stats, verify
+from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.prepare import prepare
 
 BLOCK = 16
@@ -210,3 +211,13 @@ def test_a_mistake_is_one_line(
     assert run_command(_dispatch, ["data", *(word.replace("{d}", str(sound)) for word in words)]) == 2
     captured = capsys.readouterr()
     assert said in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["splits", "block_size", "tokenizer", "dropped", "unreadable", "reencoded"])
+def test_a_manifest_that_lacks_something_is_not_ours(data: Path, key: str) -> None:
+    path = data / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[key]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="has no manifest that `prepare` wrote"):
+        stats(data)
