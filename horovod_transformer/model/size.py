@@ -1,4 +1,4 @@
-"""The size of a model by arithmetic: parameters and floating-point operations, without building it."""
+"""The size of a model by arithmetic, without torch: parameters, operations, the disk of checkpoints."""
 
 from __future__ import annotations
 
@@ -42,3 +42,23 @@ def flops_per_update(model: ModelConfig, training: TrainingConfig, ranks: int) -
     blocks = training.global_batch_size or training.per_gpu_batch_size * steps * ranks
     length = model.max_seq_len
     return blocks * length * flops_per_token(model, count_parameters(model), length)
+
+
+def checkpoint_bytes(model: ModelConfig) -> int:
+    """Size of one checkpoint: weights and the optimizer's moments, all float32.
+
+    AdamW keeps two moments of every parameter (Loshchilov & Hutter 2019, arXiv:1711.05101). Muon
+    keeps one of the blocks' matrices; it is counted like AdamW, as the most it can be.
+    """
+    return 3 * 4 * count_parameters(model)
+
+
+def run_bytes(model: ModelConfig, keep: int) -> int:
+    """Bytes that a run's checkpoints take at most, those of `training.keep_every` left out.
+
+    Args:
+        model: Shape.
+        keep: How many periodic ones stay, `training.keep_checkpoints`.
+    """
+    # The newest is written before the oldest goes; the best is apart.
+    return checkpoint_bytes(model) * (keep + 2)

@@ -23,15 +23,10 @@ from horovod_transformer.books.sources import open_books
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.data.manifest import find_prepared, read_manifest
 from horovod_transformer.errors import UserError
+from horovod_transformer.prepare.duplicates import BookTable, describe_text
 from horovod_transformer.prepare.manifest import first_difference
 from horovod_transformer.prepare.prepare import prepare, settings_of
-from horovod_transformer.prepare.selection import (
-    BookTable,
-    choose_splits,
-    choose_tokenizer_sample,
-    describe_text,
-    end_cut,
-)
+from horovod_transformer.prepare.selection import choose_splits, choose_tokenizer_sample, end_cut
 from horovod_transformer.tokenizer import gpt2_tokenizer, tokenizer_from_dict, train_bpe
 
 WORDS = [
