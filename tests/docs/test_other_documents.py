@@ -21,6 +21,11 @@ def test_names_in_contributing(read_document, check_names, check_commands):
     check_names(document, {".venv/", "../old"})
 
 
+def test_names_in_the_architecture_document(read_document, check_names):
+    document = read_document("docs/architecture.md")
+    check_names(document, {row.split("`")[1] for row in document.prose if row.startswith("| `")})
+
+
 def test_names_in_the_data_document(read_document, check_names, check_commands):
     document = read_document("docs/data.md")
     check_commands(document)
