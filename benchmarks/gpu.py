@@ -47,7 +47,7 @@ from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import autocast, bf16_unit, set_arithmetic
 from horovod_transformer.system.machine import installed_version
-from horovod_transformer.training.metrics.environment import describe_environment
+from horovod_transformer.training.metrics.tables import describe_environment
 from horovod_transformer.training.metrics.throughput import peak_flops
 from horovod_transformer.training.results import DeferredResults
 from horovod_transformer.training.step import UpdateStep

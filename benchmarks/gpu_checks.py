@@ -64,7 +64,7 @@ class Checks:
         changes = {"max_seq_len": case.block_size, "gradient_checkpointing": case.checkpointing}
         model = build_model(self.shape.model_copy(update=changes)).to(self.device).train()
         if case.compile:
-            model.compile_blocks()
+            model.compile_layers()
         training = TrainingConfig(optimizer=case.optimizer, learning_rate=RATE)  # type: ignore[arg-type]
         ranks = distributed.get_world_size()
         blocks, micro = case.batch * case.micro_batches, -(-case.batch // ranks)

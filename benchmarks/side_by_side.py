@@ -23,7 +23,7 @@ import torch
 
 from horovod_transformer.config import ModelConfig
 from horovod_transformer.system.machine import cpu_field, cpu_flags
-from horovod_transformer.training.metrics.environment import describe_environment
+from horovod_transformer.training.metrics.tables import describe_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 # What decides the speed of matrix products.

@@ -55,13 +55,9 @@ HOROVOD_HOME = "distributed"
 CONFIG_DOORS = ("commands", "config", "example", "prepare.prepare", "training.run", "training.trainer")
 # Functions elsewhere that take one all the same, and why.
 TAKES_CONFIG = {
+    "data.dataset.open_prepared_data": "promised, in the notebook",
     "data.loader.get_dataloaders": "promised, in `src.data`",
     "generation.terminal.interactive_generation": "promised, in `src.generate`",
-}
-# To be given less, one after the other.
-STILL_TAKES_CONFIG = {
-    "data.dataset.open_prepared_data",
-    "model.size.flops_per_update",
 }
 
 LEVELS = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -257,7 +253,7 @@ def test_a_whole_config_stays_at_the_doors(root: Path) -> None:
         module = ".".join(path.relative_to(root / PACKAGE).with_suffix("").parts)
         if not any(module == door or module.startswith(f"{door}.") for door in CONFIG_DOORS):
             found |= {f"{module}.{name}" for name in takes_config(path)}
-    allowed = TAKES_CONFIG.keys() | STILL_TAKES_CONFIG
+    allowed = TAKES_CONFIG.keys()
     assert not found - allowed, f"take a section of the config, or values: {sorted(found - allowed)}"
     assert not allowed - found, f"take no Config any more: {sorted(allowed - found)}"
 

@@ -115,7 +115,7 @@ def _train(processes: int, shared: list[str], folder: Path, updates: int, *more:
 
 def _affordable_updates(config: Config, processes: int, minutes: float, shared: list[str]) -> int:
     """Measure the speed of this machine on a few updates, and work out how many fit."""
-    from horovod_transformer.reports.tables import read_table
+    from horovod_transformer.reports.run_records import read_table
 
     with tempfile.TemporaryDirectory(prefix="horovod-transformer-demo-") as name:
         folder = Path(name)

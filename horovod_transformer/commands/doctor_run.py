@@ -60,7 +60,7 @@ def check_run(context: CheckContext) -> Row:
 
 def check_disk(context: CheckContext) -> Row:
     """Room for checkpoints, and the right to write them."""
-    from horovod_transformer.checkpoint.disk_space import checkpoint_bytes, run_bytes
+    from horovod_transformer.model.size import checkpoint_bytes, run_bytes
 
     folder = existing_parent(context.checkpoint_dir)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):

@@ -21,7 +21,7 @@ from horovod_transformer.evaluation.book_scores import (
     score_each,
     xz_given_training_text,
 )
-from horovod_transformer.evaluation.copies import longest_copies, overlapping_chunks
+from horovod_transformer.evaluation.copied_text import longest_copies, overlapping_chunks
 from horovod_transformer.evaluation.text_quality import (
     Sample,
     Value,

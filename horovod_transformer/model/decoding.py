@@ -1,6 +1,6 @@
-"""Writing token after token: the cache of keys and values, and the loop over it.
+"""Writing token after token: the loop over the cache of keys and values.
 
-Texts of different lengths stand in one batch, each at its own position: they are filled up at
+Texts of different lengths share a batch, each at its own position: the shorter ones are padded at
 their end, where no token looks, so each is computed as it would be alone.
 """
 
@@ -14,97 +14,8 @@ import torch
 from torch import Tensor
 
 from horovod_transformer.config import GenerationConfig
+from horovod_transformer.model.cache import KeyValueCache
 from horovod_transformer.model.sampling import next_tokens
-
-
-class KeyValueCache:
-    """Keys and values of the tokens seen so far, so that generation computes each only once.
-
-    All memory is taken at once: 2 x layers x batch x room x `d_model` numbers of the model's dtype, on
-    its device. What lies beyond a row's length has no meaning.
-
-    Attributes:
-        keys: One tensor per layer, (B, H, room, D).
-        values: The same for values.
-        lengths: Tokens held, for each of the B rows.
-        filling: Whether the pass under way computes whole texts, or else one more token each.
-        positions: In a pass that grows texts: where each one's new token stands, from 0.
-        longest: In such a pass: tokens of the longest of them, the new one included.
-        in_step: In such a pass: all rows grow, and stand at the same position.
-    """
-
-    def __init__(self, like: Tensor, layers: int, shape: tuple[int, int, int, int]) -> None:
-        """Take memory; nothing is held yet.
-
-        Args:
-            like: Gives dtype and device.
-            layers: Number of blocks.
-            shape: (B, H, room for so many tokens of each row, D).
-        """
-        # Zeros: what attention masks out is multiplied by 0, and memory as it comes may hold NaN.
-        self.keys = [like.new_zeros(shape) for _ in range(layers)]
-        self.values = [like.new_zeros(shape) for _ in range(layers)]
-        self.lengths = [0] * shape[0]
-        self.filling = False
-        self.positions: list[int] = []
-        self.longest = 0
-        self.in_step = False
-        self._rows: list[int] = []
-        self._ends: list[int] = []
-
-    @property
-    def batch_size(self) -> int:
-        """Number of rows."""
-        return len(self.lengths)
-
-    def begin_filling(self, rows: list[int], lengths: Sequence[int]) -> None:
-        """Let the coming pass replace what `rows` hold by texts of these lengths."""
-        self.filling, self._rows, self._ends = True, rows, list(lengths)
-
-    def begin_growing(self, rows: list[int]) -> None:
-        """Let the coming pass add one token to each of `rows`."""
-        self.filling, self._rows = False, rows
-        self.positions = [self.lengths[row] for row in rows]
-        self._ends = [position + 1 for position in self.positions]
-        self.longest = max(self._ends)
-        self.in_step = len(rows) == self.batch_size and min(self._ends) == self.longest
-
-    def finish(self) -> None:
-        """Count what the pass has stored."""
-        for row, end in zip(self._rows, self._ends, strict=True):
-            self.lengths[row] = end
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store what one layer has computed for T new tokens.
-
-        Args:
-            layer: Which one, from 0.
-            keys: (R, H, T, D), for the R rows of the pass under way.
-            values: (R, H, T, D).
-
-        Returns:
-            The keys and values that the new tokens may see, (R, H, K, D) each; in a batch of
-            unequal lengths a shorter row's last ones are not its own.
-        """
-        seen = []
-        for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            if self.filling:
-                store[self._rows, :, : new.shape[2]] = new
-                seen.append(new)
-                continue
-            if self.in_step:
-                store.narrow(2, self.longest - 1, 1).copy_(new)
-            else:
-                store[self._rows, :, self.positions] = new[:, :, 0]
-            every = len(self._rows) == self.batch_size
-            seen.append(store.narrow(2, 0, self.longest) if every else store[self._rows, :, : self.longest])
-        return seen[0], seen[1]
-
-    def keep(self, rows: list[int]) -> None:
-        """Forget all rows but these."""
-        self.keys = [store[rows] for store in self.keys]
-        self.values = [store[rows] for store in self.values]
-        self.lengths = [self.lengths[row] for row in rows]
 
 
 class CachedModel(Protocol):
@@ -257,25 +168,25 @@ class Decoder:
     def _logits(self) -> Tensor:
         """Logits after each of `rows`, (rows, V)."""
         context = self._model.max_seq_len
-        filled: list[int] = []
-        grown: list[int] = []
+        prefill: list[int] = []
+        decode: list[int] = []
         for slot, row in enumerate(self.rows):
             overflows = len(self.texts[row]) - self._starts[row] > context
             if overflows:
                 self._starts[row] = len(self.texts[row]) - max(1, context // 2)
             fresh = overflows or not self._use_cache or not self._cache.lengths[slot]
-            (filled if fresh else grown).append(slot)
+            (prefill if fresh else decode).append(slot)
         parts = []
-        if filled:
-            windows = [self.texts[self.rows[slot]][self._starts[self.rows[slot]] :] for slot in filled]
+        if prefill:
+            windows = [self.texts[self.rows[slot]][self._starts[self.rows[slot]] :] for slot in prefill]
             lengths = [len(window) for window in windows]
             padded = [window + [0] * (max(lengths) - len(window)) for window in windows]
             ids = torch.tensor(padded, device=self._device)
-            parts.append(self._model.cached_logits(ids, self._cache, filled, lengths))
-        if grown:
-            ids = torch.tensor([[self.texts[self.rows[slot]][-1]] for slot in grown], device=self._device)
-            parts.append(self._model.cached_logits(ids, self._cache, grown))
+            parts.append(self._model.cached_logits(ids, self._cache, prefill, lengths))
+        if decode:
+            ids = torch.tensor([[self.texts[self.rows[slot]][-1]] for slot in decode], device=self._device)
+            parts.append(self._model.cached_logits(ids, self._cache, decode))
         if len(parts) == 1:
             return parts[0]
-        order = torch.tensor(filled + grown, device=self._device).argsort()
+        order = torch.tensor(prefill + decode, device=self._device).argsort()
         return torch.cat(parts)[order]

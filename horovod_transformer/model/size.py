@@ -1,8 +1,8 @@
-"""The size of a model by arithmetic: parameters and floating-point operations, without building it."""
+"""The size of a model by arithmetic, without torch: parameters, operations, the disk of checkpoints."""
 
 from __future__ import annotations
 
-from horovod_transformer.config import Config, ModelConfig
+from horovod_transformer.config import ModelConfig, TrainingConfig
 
 
 def count_parameters(model: ModelConfig) -> int:
@@ -11,8 +11,8 @@ def count_parameters(model: ModelConfig) -> int:
     attention = 4 * width * width + 4 * width
     feed_forward = 2 * width * model.d_ff + model.d_ff + width
     positions = model.max_seq_len * width if model.positions == "learned" else 0
-    blocks = model.n_layers * (attention + feed_forward + 4 * width)
-    return model.vocab_size * width + positions + blocks + 2 * width
+    layers = model.n_layers * (attention + feed_forward + 4 * width)
+    return model.vocab_size * width + positions + layers + 2 * width
 
 
 def flops_per_token(model: ModelConfig, parameters: int, block_size: int) -> float:
@@ -30,14 +30,35 @@ def flops_per_token(model: ModelConfig, parameters: int, block_size: int) -> flo
     return 6.0 * parameters + 12.0 * model.n_layers * model.d_model * block_size
 
 
-def flops_per_update(config: Config, ranks: int) -> float:
+def flops_per_update(model: ModelConfig, training: TrainingConfig, ranks: int) -> float:
     """Floating-point operations of an update, all ranks together, as far as the config tells.
 
     Args:
-        config: Of the run; blocks are taken to be as long as the context.
+        model: Shape; blocks of tokens are taken to be as long as the context.
+        training: How many blocks an update has.
         ranks: Number of processes.
     """
-    training, length = config.training, config.model.max_seq_len
     steps = training.gradient_accumulation_steps or 1
     blocks = training.global_batch_size or training.per_gpu_batch_size * steps * ranks
-    return blocks * length * flops_per_token(config.model, count_parameters(config.model), length)
+    length = model.max_seq_len
+    return blocks * length * flops_per_token(model, count_parameters(model), length)
+
+
+def checkpoint_bytes(model: ModelConfig) -> int:
+    """Size of one checkpoint: weights and the optimizer's moments, all float32.
+
+    AdamW keeps two moments of every parameter (Loshchilov & Hutter 2019, arXiv:1711.05101). Muon
+    keeps one of the blocks' matrices; it is counted like AdamW, as the most it can be.
+    """
+    return 3 * 4 * count_parameters(model)
+
+
+def run_bytes(model: ModelConfig, keep: int) -> int:
+    """Bytes that a run's checkpoints take at most, those of `training.keep_every` left out.
+
+    Args:
+        model: Shape.
+        keep: How many periodic ones stay, `training.keep_checkpoints`.
+    """
+    # The newest is written before the oldest goes; the best is apart.
+    return checkpoint_bytes(model) * (keep + 2)

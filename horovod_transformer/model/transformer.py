@@ -1,6 +1,6 @@
 """TransformerLM: a decoder-only transformer in the manner of GPT-2.
 
-Pre-norm blocks of causal self-attention and a GELU feed-forward layer, learned token embeddings
+Pre-norm layers of causal self-attention and a GELU feed-forward layer, learned token embeddings
 shared with the output projection, and fixed sinusoidal positions (Vaswani et al. 2017,
 arXiv:1706.03762, section 3.5) or, on request, learned ones. Initialisation is GPT-2's (Radford et
 al. 2019, section 2.3).
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
 from horovod_transformer.config import GenerationConfig, ModelConfig
-from horovod_transformer.model.block import TransformerBlock, run_block
+from horovod_transformer.model.cache import KeyValueCache
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
 from horovod_transformer.model.cpu.linear import linear
 from horovod_transformer.model.cpu.recomputation import checkpointed
 from horovod_transformer.model.cpu.tied_embedding import embed
-from horovod_transformer.model.decoding import Decoder, KeyValueCache
+from horovod_transformer.model.decoding import Decoder
+from horovod_transformer.model.layer import TransformerLayer, run_layer
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
 
 INITIAL_STD = 0.02
@@ -41,13 +42,13 @@ class TransformerLM(nn.Module):
     Args:
         vocab_size: Number of tokens.
         d_model: Width of the residual stream; even, and a multiple of `n_heads`.
-        n_heads: Attention heads per block.
-        n_layers: Blocks.
+        n_heads: Attention heads per layer.
+        n_layers: Number of layers.
         d_ff: Width inside the feed-forward layers.
         max_seq_len: Longest input, in tokens.
         dropout: Probability of dropping an activation while training.
         pad_token_id: Fills rows that ended early in `generate`; None uses the end-of-text token.
-        gradient_checkpointing: Recompute each block in the backward pass instead of keeping its
+        gradient_checkpointing: Recompute each layer in the backward pass instead of keeping its
             activations.
         positions: `sinusoidal`, a fixed table, or `learned`, an embedding of `max_seq_len` rows.
 
@@ -86,13 +87,14 @@ class TransformerLM(nn.Module):
             table = sinusoidal_positions(max_seq_len, d_model).to(self.token_embedding.weight.device)
             self.register_buffer("position_table", table, persistent=False)
         self.dropout = nn.Dropout(dropout)
+        # Checkpoint files know the layers as "blocks".
         self.blocks = nn.ModuleList(
-            TransformerBlock(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)
+            TransformerLayer(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)
         )
         self.final_norm = nn.LayerNorm(d_model)
         # The token embedding once more in smaller numbers, for writing only; None: the embedding itself.
         self.output_projection: nn.Module | None = None
-        self._run_block: Callable[[nn.Module, Tensor, Tensor | None], Tensor] = run_block
+        self._run_layer: Callable[[nn.Module, Tensor, Tensor | None], Tensor] = run_layer
         self._compiled = False
         self._initialise()
 
@@ -101,7 +103,7 @@ class TransformerLM(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif name.endswith("output.weight"):
-                # Each block adds twice to the residual stream: keep the sum's variance in bounds.
+                # Each layer adds twice to the residual stream: keep the sum's variance in bounds.
                 nn.init.normal_(parameter, std=INITIAL_STD / math.sqrt(2 * len(self.blocks)))
             elif "norm" not in name:
                 nn.init.normal_(parameter, std=INITIAL_STD)
@@ -113,14 +115,14 @@ class TransformerLM(nn.Module):
             return self.position_embedding.weight
         return self.get_buffer("position_table")
 
-    def compile_blocks(self) -> None:
-        """From now on run blocks and loss as code made by `torch.compile`, made when first needed.
+    def compile_layers(self) -> None:
+        """From now on run layers and loss as code made by `torch.compile`, made when first needed.
 
         Parameters, their hooks and the state dict stay as they are. Text generation, whose shapes
         change with each token, and masked input are not compiled. With dropout on a GPU the random
         numbers are others than without compiling.
         """
-        self._run_block = compile_for_fixed_shapes(run_block)
+        self._run_layer = compile_for_fixed_shapes(run_layer)
         self._compiled = True
 
     def forward(
@@ -179,6 +181,32 @@ class TransformerLM(nn.Module):
                 self._compiled,
             )
 
+    def _hidden(self, vectors: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Final hidden states, (B, T, C), of these tokens' vectors, (B, T, C)."""
+        length = vectors.shape[1]
+        self._check_length(length)
+        if attention_mask is None:
+            mask = None
+            positions = self.position_vectors[:length]
+        else:
+            mask = _causal_mask(attention_mask)
+            positions = self.position_vectors[(attention_mask.long().cumsum(1) - 1).clamp(min=0)]
+        x = self.dropout(vectors + positions)
+        run = self._run_layer if mask is None else run_layer
+        checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        for layer in self.blocks:
+            x = checkpointed(run, layer, x, mask, self._compiled) if checkpointing else run(layer, x, mask)
+        return self.final_norm(x)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if self.output_projection is not None:
+            return self.output_projection(hidden)
+        return linear(hidden, self.token_embedding.weight)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.max_seq_len:
+            raise ValueError(f"{length} tokens do not fit into a context of {self.max_seq_len}")
+
     def new_cache(self, batch_size: int, room: int | None = None) -> KeyValueCache:
         """Make an empty cache for `batch_size` texts of up to `room` tokens; None: of a whole context."""
         parameter = self.token_embedding.weight
@@ -196,7 +224,7 @@ class TransformerLM(nn.Module):
 
         Args:
             input_ids: Int64. With `lengths`, or into an empty cache: (R, T), whole texts, the
-                shorter ones filled up at their end with any tokens. Otherwise (R, 1), the next
+                shorter ones padded at their end with any tokens. Otherwise (R, 1), the next
                 token of each text.
             cache: Extended in place.
             rows: Which of the cache's rows these R are; None: all, in order.
@@ -206,57 +234,28 @@ class TransformerLM(nn.Module):
             Logits, float (R, V).
         """
         rows = list(range(cache.batch_size)) if rows is None else list(rows)
+        length = input_ids.shape[1]
         if lengths is None and not any(cache.lengths[row] for row in rows):
-            lengths = [input_ids.shape[1]] * len(rows)
+            lengths = [length] * len(rows)
         if lengths is not None:
-            cache.begin_filling(rows, lengths)
+            cache.begin_prefill(rows, lengths, length)
             last = torch.tensor(lengths, device=input_ids.device) - 1
-            hidden = self._hidden(self.token_embedding(input_ids), cache=cache)
+            hidden = self._cached_hidden(input_ids, cache)
             hidden = hidden[torch.arange(len(rows), device=input_ids.device), last]
         else:
-            assert input_ids.shape[1] == 1, "a filled cache grows by one token at a time"
-            cache.begin_growing(rows)
-            hidden = self._hidden(self.token_embedding(input_ids), cache=cache)[:, -1]
+            assert length == 1, "texts in the cache grow by one token at a time"
+            cache.begin_decode(rows)
+            hidden = self._cached_hidden(input_ids, cache)[:, -1]
         cache.finish()
         return self._logits(hidden)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        if self.output_projection is not None:
-            return self.output_projection(hidden)
-        return linear(hidden, self.token_embedding.weight)
-
-    def _hidden(
-        self, vectors: Tensor, attention_mask: Tensor | None = None, cache: KeyValueCache | None = None
-    ) -> Tensor:
-        """Final hidden states, (B, T, C), of these tokens' vectors, (B, T, C)."""
-        length = vectors.shape[1] if cache is None or cache.filling else cache.longest
-        if length > self.max_seq_len:
-            raise ValueError(f"{length} tokens do not fit into a context of {self.max_seq_len}")
-        mask = None
-        if attention_mask is not None:
-            positions = self.position_vectors[(attention_mask.long().cumsum(1) - 1).clamp(min=0)]
-            mask = _causal_mask(attention_mask)
-        elif cache is None or cache.filling:
-            positions = self.position_vectors[:length]
-        elif cache.in_step:
-            positions = self.position_vectors[length - 1]
-        else:
-            places = torch.tensor(cache.positions, device=vectors.device)
-            positions = self.position_vectors[places][:, None]
-            if min(cache.positions) < max(cache.positions):
-                # A shorter text does not see what lies beyond its end.
-                columns = torch.arange(length, device=vectors.device)
-                mask = (columns <= places[:, None])[:, None, None]
-        x = self.dropout(vectors + positions)
-        run = self._run_block if mask is None else run_block
-        checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for layer, block in enumerate(self.blocks):
-            if cache is not None:
-                x = block(x, mask, cache, layer)
-            elif checkpointing:
-                x = checkpointed(run, block, x, mask, self._compiled)
-            else:
-                x = run(block, x, mask)
+    def _cached_hidden(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
+        """Final hidden states, (R, T, C), of new tokens, int64 (R, T), whose pass the cache has begun."""
+        self._check_length(cache.longest)
+        x = self.dropout(self.token_embedding(input_ids) + self.position_vectors[cache.new_positions()])
+        mask = cache.mask()
+        for index, layer in enumerate(self.blocks):
+            x = layer(x, mask, cache, index)
         return self.final_norm(x)
 
     def generate(

@@ -15,15 +15,8 @@ import numpy as np
 from horovod_transformer.books.ranges import read_range
 from horovod_transformer.books.readers import Book, Unreadable
 from horovod_transformer.errors import UserError
-from horovod_transformer.prepare.selection import (
-    DROPPED,
-    KEPT,
-    BookTable,
-    choose_splits,
-    choose_tokenizer_sample,
-    drop_books,
-    end_cut,
-)
+from horovod_transformer.prepare.duplicates import DROPPED, KEPT, BookTable, drop_books
+from horovod_transformer.prepare.selection import choose_splits, choose_tokenizer_sample, end_cut
 from horovod_transformer.prepare.settings import PrepareSettings
 from horovod_transformer.prepare.shards import Shard, read_books
 from horovod_transformer.prepare.workers import Job

@@ -10,7 +10,7 @@ import numpy as np
 
 from horovod_transformer.data.manifest import REPORT_JSON, REPORT_PAGE, splits_of
 from horovod_transformer.errors import UserError
-from horovod_transformer.prepare.selection import BookTable
+from horovod_transformer.prepare.duplicates import BookTable
 from horovod_transformer.reports.prepared_data import report_page
 from horovod_transformer.system.paths import readable
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from horovod_transformer.config import Config
 from horovod_transformer.data.manifest import REPORT_PAGE, splits_of
-from horovod_transformer.prepare.preparation import Preparation
 from horovod_transformer.prepare.settings import PrepareSettings
+from horovod_transformer.prepare.steps import Preparation
 from horovod_transformer.system.folders import clear_leftovers, explained, lock_for
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from horovod_transformer.books.ranges import FileRange
 from horovod_transformer.books.readers import ReadOptions
-from horovod_transformer.prepare.selection import BookTable
+from horovod_transformer.prepare.duplicates import BookTable
 from horovod_transformer.system.files import replacing
 
 # Part of every name: what an older version of this code left is made again.

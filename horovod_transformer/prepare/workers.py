@@ -23,7 +23,7 @@ import numpy as np
 from horovod_transformer.books.ranges import read_range
 from horovod_transformer.books.readers import ReadOptions, Unreadable
 from horovod_transformer.errors import UserError
-from horovod_transformer.prepare.selection import describe_text
+from horovod_transformer.prepare.duplicates import describe_text
 from horovod_transformer.prepare.shards import Shard, ShardFiles, ShardRecord
 from horovod_transformer.prepare.writer import join_books, token_dtype
 from horovod_transformer.system.files import PARTIAL, replacing

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from horovod_transformer.reports.charts import smoothed
-from horovod_transformer.reports.tables import read_table
+from horovod_transformer.reports.run_records import read_table
 
 
 def draw_curve(run: Path, picture: Path, title: str) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 from markupsafe import Markup
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.reports.area_chart import draw_shares
 from horovod_transformer.reports.charts import COLOURS, Chart, Curve, draw, smoothed
 from horovod_transformer.reports.formats import any_value, duration, number, seconds_and_share
 from horovod_transformer.reports.html import render
 from horovod_transformer.reports.run_records import RunRecords, read_run
-from horovod_transformer.reports.shares import draw_shares
 from horovod_transformer.system.files import write_text
 from horovod_transformer.system.machine import installed_version
 

@@ -10,7 +10,7 @@ from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.training.due import Every
 from horovod_transformer.training.metrics.logger import MetricLogger
 from horovod_transformer.training.metrics.phase_timer import PhaseTimer
-from horovod_transformer.training.metrics.rows import UpdateMetrics
+from horovod_transformer.training.metrics.tables import UpdateMetrics
 from horovod_transformer.training.metrics.throughput import Throughput, peak_memory_gib
 from horovod_transformer.training.results import FinishedUpdate
 from horovod_transformer.training.resume import TrainState

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from horovod_transformer.checkpoint.disk_space import run_bytes
 from horovod_transformer.config import ModelConfig, TrainingConfig
-from horovod_transformer.model.size import count_parameters
+from horovod_transformer.model.size import count_parameters, run_bytes
 from horovod_transformer.training.optim.schedule import warmup_updates
 
 if TYPE_CHECKING:  # doctor works out checkpoint sizes where torch is missing

@@ -180,7 +180,7 @@ class Trainer:
         wanted = config.training.compile
         compiles, note = distributed.raise_on_all_ranks(lambda: choose_compile(wanted, self.device))
         if compiles:
-            model.compile_blocks()
+            model.compile_layers()
         self.notes += [note] if note else []
         return model
 

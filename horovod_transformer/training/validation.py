@@ -16,7 +16,7 @@ from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import autocast
 from horovod_transformer.training.due import Every
 from horovod_transformer.training.metrics.logger import MetricLogger
-from horovod_transformer.training.metrics.rows import ValidationMetrics
+from horovod_transformer.training.metrics.tables import ValidationMetrics
 from horovod_transformer.training.resume import TrainState
 
 

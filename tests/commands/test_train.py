@@ -58,7 +58,8 @@ def test_horovod_is_told_what_an_update_costs(monkeypatch, root):
     config = str(root / "configs/quickstart.yaml")
     with pytest.raises(UserError, match="enough"):
         train.main(["--config", config, "--training.global_batch_size", "64"])
-    expected = flops_per_update(load_config(config, {"training.global_batch_size": "64"}), 1)
+    resolved = load_config(config, {"training.global_batch_size": "64"})
+    expected = flops_per_update(resolved.model, resolved.training, 1)
     assert told["flops_per_update"] == expected > 0
 
 

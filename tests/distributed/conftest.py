@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from horovod_transformer.checkpoint.format import load_checkpoint
-from horovod_transformer.training.metrics.rows import CLOCK_COLUMNS, TRAIN_COLUMNS
+from horovod_transformer.training.metrics.tables import CLOCK_COLUMNS, TRAIN_COLUMNS
 
 HERE = Path(__file__).resolve().parent
 REPRODUCIBLE = [column for column in TRAIN_COLUMNS if column not in CLOCK_COLUMNS]

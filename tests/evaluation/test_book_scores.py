@@ -26,6 +26,7 @@ from horovod_transformer.evaluation.book_scores import (
     score_books,
     score_each,
     xz_bits_per_byte,
+    xz_given_training_text,
 )
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.tokenizer import Tokenizer
@@ -154,6 +155,16 @@ def test_newest_text(tiny_tokenizer):
     blocks = blocks_of([ids[:4], [*ids[4:7], end], [*ids[7:], *ids[:0]]], padding=1)
     assert newest_text(blocks, tiny_tokenizer) == b"abcdefghij"
     assert newest_text(blocks, tiny_tokenizer, 5) == b"fghij"
+
+
+def test_xz_is_given_the_training_text(tiny_tokenizer):
+    end = tiny_tokenizer.eos_token_id
+    known = np.random.default_rng(0).integers(0, end, 3 * CONTEXT)
+    blocks = blocks_of([*known.reshape(-1, CONTEXT).tolist(), [end] * CONTEXT], CONTEXT - 1)
+    book = known[: 2 * CONTEXT]
+    text, new = (tiny_tokenizer.decode_bytes(ids.tolist()) for ids in (known, book))
+    given = xz_given_training_text(blocks, [book[:CONTEXT], book[CONTEXT:]], tiny_tokenizer)
+    assert given == xz_bits_per_byte(text, new) < xz_bits_per_byte(b"", new) / 2
 
 
 def test_xz(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from horovod_transformer.config import GenerationConfig, ModelConfig
-from horovod_transformer.model.decoding import Decoder, KeyValueCache
+from horovod_transformer.model.cache import KeyValueCache
+from horovod_transformer.model.decoding import Decoder
 from horovod_transformer.model.transformer import build_model
 
 LENGTHS = [1, 30, 7, 32, 50]
@@ -61,14 +62,14 @@ def test_logits_of_unequal_texts(model):
     short = [prompt[:20] for prompt in PROMPTS[:3]]
     lengths = [len(prompt) for prompt in short]
     padded = torch.tensor([prompt + [299] * (20 - len(prompt)) for prompt in short])
-    filled = model.cached_logits(padded, cache, lengths=lengths)
+    prefilled = model.cached_logits(padded, cache, lengths=lengths)
     following = torch.tensor([[5], [6], [7]])
-    grown = model.cached_logits(following, cache)
+    decoded = model.cached_logits(following, cache)
     part = model.cached_logits(following[:2], cache, rows=[2, 0])
     for row, prompt in enumerate(short):
         alone, _ = model(torch.tensor([[*prompt, 5 + row]]))
-        torch.testing.assert_close(filled[row], alone[0, -2], atol=1e-4, rtol=0)
-        torch.testing.assert_close(grown[row], alone[0, -1], atol=1e-4, rtol=0)
+        torch.testing.assert_close(prefilled[row], alone[0, -2], atol=1e-4, rtol=0)
+        torch.testing.assert_close(decoded[row], alone[0, -1], atol=1e-4, rtol=0)
     for slot, row in enumerate([2, 0]):
         alone, _ = model(torch.tensor([[*short[row], 5 + row, 5 + slot]]))
         torch.testing.assert_close(part[slot], alone[0, -1], atol=1e-4, rtol=0)

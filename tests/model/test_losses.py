@@ -8,9 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from horovod_transformer.model import losses
+from horovod_transformer.model import chunk_size, losses
+from horovod_transformer.model.chunk_size import padded_columns
 from horovod_transformer.model.cpu import head_products
-from horovod_transformer.model.losses import chunked_cross_entropy, padded_columns, works_in_place
+from horovod_transformer.model.cpu.cross_entropy import works_in_place
+from horovod_transformer.model.losses import chunked_cross_entropy
 
 
 @pytest.fixture(
@@ -21,14 +23,14 @@ from horovod_transformer.model.losses import chunked_cross_entropy, padded_colum
 def small_chunks(monkeypatch, request):
     """Several chunks and a last one that is not full, at test size; in one memory and not."""
     in_place, multiple, by_onednn = request.param
-    monkeypatch.setattr(losses, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(chunk_size, "CHUNK_ROWS", 8)
     monkeypatch.setattr(head_products, "HALF_COLUMNS", 300)
     monkeypatch.setattr(head_products, "ONEDNN_COLUMNS", 20)
     monkeypatch.setattr(head_products, "mkl_lacks_avx512", lambda: by_onednn)
-    monkeypatch.setattr(losses, "COLUMNS_MULTIPLE", multiple)
+    monkeypatch.setattr(chunk_size, "COLUMNS_MULTIPLE", multiple)
     monkeypatch.setattr(losses, "works_in_place", lambda device, compiled: bool(in_place))
     if in_place is None:
-        monkeypatch.setattr(losses, "_loss_and_slope", losses._loss_and_slope_to_fuse)
+        monkeypatch.setattr(losses, "_loss_and_grad", losses._loss_and_grad_to_fuse)
     return multiple
 
 
@@ -94,13 +96,13 @@ def test_onednn_does_the_products_where_mkl_is_held_back(monkeypatch, held_back)
 def test_rows_by_the_memory_of_a_card(monkeypatch, gib, rows):
     card = SimpleNamespace(total_memory=gib * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(losses, "CHUNK_ROWS", 512)
-    assert losses.rows_per_chunk(torch.device("cuda", 0), 50304) == rows
-    assert losses.rows_per_chunk(torch.device("cpu"), 50304) == 512
+    monkeypatch.setattr(chunk_size, "CHUNK_ROWS", 512)
+    assert chunk_size.rows_per_chunk(torch.device("cuda", 0), 50304) == rows
+    assert chunk_size.rows_per_chunk(torch.device("cpu"), 50304) == 512
 
 
 def test_rows_have_room_to_begin_at_round_addresses(monkeypatch):
-    monkeypatch.setattr(losses, "COLUMNS_MULTIPLE", 64)
+    monkeypatch.setattr(chunk_size, "COLUMNS_MULTIPLE", 64)
     assert padded_columns(50257) == padded_columns(50304) == 50304
 
 
@@ -120,8 +122,8 @@ def test_softmax_may_write_where_it_reads(columns):
     assert logits.equal(expected)
 
 
-def test_logits_lie_in_one_memory(small_chunks, monkeypatch):
-    """A new block of 100 MB costs page faults each time."""
+def test_all_chunks_of_logits_use_the_same_memory(small_chunks, monkeypatch):
+    """A new piece of 100 MB costs page faults each time."""
     if not losses.works_in_place(torch.device("cpu"), False):
         pytest.skip("a GPU keeps its blocks by itself")
     made = []
@@ -130,11 +132,12 @@ def test_logits_lie_in_one_memory(small_chunks, monkeypatch):
     hidden, weight, labels = example(30)
     loss, _, _ = chunked_cross_entropy(hidden, weight, labels)
     assert len(made) == 1
-    slopes = [
-        made[0].loss_and_slope(part, weight.detach(), label, torch.ones(3).bool(), None, True)[2]
-        for part, label in zip(hidden.detach().split(3), labels.clamp(min=0)[:, None].split(3), strict=True)
-    ]
-    assert len({slope.data_ptr() for slope in slopes}) == 1
+    with torch.no_grad():
+        grads = [
+            made[0].loss_and_grad(part, label, torch.ones(3).bool(), None, True)[2]
+            for part, label in zip(hidden.split(3), labels.clamp(min=0)[:, None].split(3), strict=True)
+        ]
+    assert len({grad.data_ptr() for grad in grads}) == 1
 
 
 def test_large_logits_do_not_overflow():
@@ -221,7 +224,7 @@ def test_only_one_chunk_of_logits_is_alive(small_chunks):
 
 
 def test_the_gradient_in_fp16_is_formed_with_the_scale():
-    """An unscaled slope of a large vocabulary, in fp16, loses most of its small entries."""
+    """The unscaled gradient of a large vocabulary, in fp16, loses most of its small entries."""
     torch.manual_seed(0)
     hidden = (torch.randn(64, 32) * 0.02).requires_grad_()
     weight = (torch.randn(20_000, 32) * 0.02).requires_grad_()
@@ -238,7 +241,7 @@ def test_the_gradient_in_fp16_is_formed_with_the_scale():
             loss, _, _ = chunked_cross_entropy(hidden, weight, labels, ahead)
         (gradient,) = torch.autograd.grad(loss * (scale / tokens), weight)
         errors[ahead] = float((gradient / scale - exact).norm() / exact.norm())
-        # Columns that no label names have the small slopes.
+        # Columns that no label names have the small gradients.
         others = torch.ones(20_000, dtype=torch.bool)
         others[labels] = False
         errors[ahead, "small"] = float((gradient / scale - exact)[others].norm() / exact[others].norm())

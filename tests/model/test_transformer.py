@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from horovod_transformer.config import ModelConfig, load_config
-from horovod_transformer.model.block import TransformerBlock
+from horovod_transformer.model.layer import TransformerLayer
 from horovod_transformer.model.transformer import (
     POSITION_SCALE,
     TransformerLM,
@@ -26,8 +26,8 @@ def test_the_default_model_has_the_documented_parameters():
     with torch.device("meta"):
         model = TransformerLM()
     d, v, layers, ff = 768, 50257, 12, 3072
-    block = 2 * 2 * d + (3 * d * d + 3 * d) + (d * d + d) + (ff * d + ff) + (ff * d + d)
-    assert sum(p.numel() for p in model.parameters()) == v * d + layers * block + 2 * d == 123_653_376
+    layer = 2 * 2 * d + (3 * d * d + 3 * d) + (d * d + d) + (ff * d + ff) + (ff * d + d)
+    assert sum(p.numel() for p in model.parameters()) == v * d + layers * layer + 2 * d == 123_653_376
 
 
 def test_the_positions_are_where_the_weights_are():
@@ -104,7 +104,7 @@ def test_initial_weights():
         elif "norm" in name:
             assert p.eq(1).all(), name
         else:
-            # Two residual branches per block: 1 / sqrt(16).
+            # Two residual branches per layer: 1 / sqrt(16).
             expected = 0.02 / 4 if name.endswith("output.weight") else 0.02
             assert p.std().item() == pytest.approx(expected, rel=0.03), name
             assert abs(p.mean().item()) < expected / 20, name
@@ -128,24 +128,24 @@ def test_a_fresh_model_knows_nothing(shape):
     assert loss.item() == pytest.approx(expected, abs=0.1)
 
 
-def test_the_block_is_pre_norm_with_tanh_gelu(tiny_model):
-    block = tiny_model.blocks[0]
-    nn.init.normal_(block.attention.qkv.bias)
-    nn.init.uniform_(block.attention_norm.weight)
-    nn.init.normal_(block.feed_forward.expand.weight, std=0.5)  # far enough from 0 to tell two GELUs apart
+def test_the_layer_is_pre_norm_with_tanh_gelu(tiny_model):
+    layer = tiny_model.blocks[0]
+    nn.init.normal_(layer.attention.qkv.bias)
+    nn.init.uniform_(layer.attention_norm.weight)
+    nn.init.normal_(layer.feed_forward.expand.weight, std=0.5)  # far enough from 0 to tell two GELUs apart
     x = torch.randn(2, 9, 32)
 
-    normed = F.layer_norm(x, (32,), block.attention_norm.weight, block.attention_norm.bias)
-    query, key, value = block.attention.qkv(normed).split(32, dim=-1)
+    normed = F.layer_norm(x, (32,), layer.attention_norm.weight, layer.attention_norm.bias)
+    query, key, value = layer.attention.qkv(normed).split(32, dim=-1)
     heads = []
     for head in (slice(0, 16), slice(16, 32)):
         scores = query[..., head] @ key[..., head].transpose(1, 2) / 4
         future = torch.ones(9, 9, dtype=torch.bool).triu(1)
         heads.append(scores.masked_fill(future, -math.inf).softmax(-1) @ value[..., head])
-    x1 = x + block.attention.output(torch.cat(heads, dim=-1))
-    inner = block.feed_forward.expand(F.layer_norm(x1, (32,)))
+    x1 = x + layer.attention.output(torch.cat(heads, dim=-1))
+    inner = layer.feed_forward.expand(F.layer_norm(x1, (32,)))
     gelu = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
-    torch.testing.assert_close(block(x), x1 + block.feed_forward.output(gelu), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(layer(x), x1 + layer.feed_forward.output(gelu), atol=1e-6, rtol=1e-5)
 
 
 def test_no_token_sees_the_future(tiny_model):
@@ -276,17 +276,22 @@ def test_dropout_works_in_training_only():
     assert torch.equal(model(TOKENS)[0], model(TOKENS)[0])
     attention = model.blocks[0].attention
     x = torch.randn(1, 9, 32)
-    assert torch.equal(attention(x, nn.Identity()), attention(x, nn.Identity()))
+    assert torch.equal(attention(x), attention(x))
     attention.train()
-    assert not torch.allclose(attention(x, nn.Identity()), attention(x, nn.Identity()))
+    assert not torch.allclose(attention(x), attention(x))
 
 
-def test_both_branches_of_a_block_are_dropped():
-    block = TransformerBlock(8, 2, 16, dropout=0.0)
+@pytest.mark.parametrize("branch", ["attention", "feed_forward"])
+def test_both_branches_of_a_layer_are_dropped(branch):
+    layer = TransformerLayer(8, 2, 16, dropout=0.0).train()
+    other = layer.feed_forward if branch == "attention" else layer.attention
+    for parameter in other.output.parameters():
+        nn.init.zeros_(parameter)
     x = torch.randn(2, 5, 8)
-    block.dropout.p = 1.0  # of each branch, whole: nothing is added to the residual stream
-    assert torch.equal(block.train()(x), x)
-    assert not torch.allclose(block.eval()(x), x)
+    assert not torch.allclose(layer(x), x)
+    getattr(layer, branch).output_dropout.p = 1.0  # the whole branch: nothing is added to the residual stream
+    assert torch.equal(layer(x), x)
+    assert not torch.allclose(layer.eval()(x), x)
 
 
 @pytest.fixture
@@ -365,8 +370,8 @@ def test_ended_rows_are_padded_and_the_call_stops_with_the_last(tiny_model, monk
 
 
 def test_generate_draws_without_dropout_and_leaves_the_mode_alone(tiny_model):
-    for block in tiny_model.blocks:
-        block.dropout.p = block.attention.dropout = 0.5
+    for layer in tiny_model.blocks:
+        layer.attention.dropout = layer.attention.output_dropout.p = layer.feed_forward.output_dropout.p = 0.5
     for training in (True, False):
         tiny_model.train(training)
         outputs = [tiny_model.generate(PROMPTS, 20, temperature=0) for _ in range(2)]

@@ -13,12 +13,9 @@ import pytest
 
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
+from horovod_transformer.prepare.duplicates import BookTable, describe_text
 from horovod_transformer.prepare.prepare import prepare
-from horovod_transformer.prepare.selection import (
-    BookTable,
-    choose_splits,
-    describe_text,
-)
+from horovod_transformer.prepare.selection import choose_splits
 from horovod_transformer.tokenizer import tokenizer_from_dict
 
 WORDS = [

@@ -14,9 +14,9 @@ import pytest
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.errors import UserError
+from horovod_transformer.prepare.duplicates import BookTable
 from horovod_transformer.prepare.figures import make_report, read_report
 from horovod_transformer.prepare.prepare import prepare
-from horovod_transformer.prepare.selection import BookTable
 from horovod_transformer.reports.prepared_data import report_page
 
 NASTY = "<script>alert(1)</script>"

@@ -12,9 +12,7 @@ import pyarrow as pa
 
 from horovod_transformer.data.manifest import find_prepared
 from horovod_transformer.prepare.prepare import prepare
-from horovod_transformer.prepare.selection import (
-    choose_tokenizer_sample,
-)
+from horovod_transformer.prepare.selection import choose_tokenizer_sample
 from horovod_transformer.tokenizer import tokenizer_from_dict, train_bpe
 from tests.prepare.conftest import (
     BLOCK,

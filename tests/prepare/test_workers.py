@@ -19,8 +19,8 @@ import pytest
 from horovod_transformer.config import Config, config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.assembly import assemble, select_books
-from horovod_transformer.prepare.preparation import Preparation
 from horovod_transformer.prepare.prepare import assemble_shards, prepare, prepare_shards, settings_of
+from horovod_transformer.prepare.steps import Preparation
 
 # What version 0.1.0 as of commit 2659593, in one process and without units, made of the 38 plays.
 RECORDED = "32466844913ee5e7a33b0535251548ffcd12ec91216ba2bae7a6ed8a3ce885ba"

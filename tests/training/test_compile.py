@@ -24,7 +24,7 @@ def make_step(compiled, precision="fp32", **shape):
     torch.manual_seed(0)
     model = build_model(TINY.model_copy(update=shape)).train()
     if compiled:
-        model.compile_blocks()
+        model.compile_layers()
     training = TrainingConfig(learning_rate=0.01)
     # Micro-batches of 4 and 2 blocks.
     plan = BatchPlan(6, 16, 0, 6, 4, 1, 100, 7)

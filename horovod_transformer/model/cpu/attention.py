@@ -33,7 +33,7 @@ def attend(
         value: The same shape.
         mask: Bool, broadcast to (B, H, T, K), True where a query may see a key; None: see `causal`.
         dropout: Probability of dropping a weight.
-        causal: A query sees keys up to its own place; False: all that `mask` lets it see.
+        causal: A query sees keys up to its own position; False: all that `mask` lets it see.
 
     Returns:
         Float (B, H, T, D).
@@ -77,23 +77,23 @@ class _CausalAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = ctx.saved_tensors
-        gradient = gradient.flatten(0, 1).contiguous()
-        query_gradient, key_gradient, value_gradient = (torch.empty_like(query) for _ in range(3))
+        grad = grad.flatten(0, 1).contiguous()
+        query_grad, key_grad, value_grad = (torch.empty_like(query) for _ in range(3))
         scale = _scale(query)
-        slopes: Tensor | None = None
+        score_grad: Tensor | None = None
         for some, weights in _weights(query, key):
-            slopes = torch.empty_like(weights) if slopes is None else slopes[: len(weights)]
-            torch.bmm(weights.transpose(1, 2), gradient[some], out=value_gradient[some])
-            torch.bmm(gradient[some], value[some].transpose(1, 2), out=slopes)
-            torch._softmax_backward_data(slopes, weights, -1, weights.dtype, grad_input=slopes)
-            _scaled_bmm(slopes, key[some], scale, query_gradient[some])
-            _scaled_bmm(slopes.transpose(1, 2), query[some], scale, key_gradient[some])
-        first, second, third = (
-            each.unflatten(0, ctx.heads) for each in (query_gradient, key_gradient, value_gradient)
+            score_grad = torch.empty_like(weights) if score_grad is None else score_grad[: len(weights)]
+            torch.bmm(weights.transpose(1, 2), grad[some], out=value_grad[some])
+            torch.bmm(grad[some], value[some].transpose(1, 2), out=score_grad)
+            torch._softmax_backward_data(score_grad, weights, -1, weights.dtype, grad_input=score_grad)
+            _scaled_bmm(score_grad, key[some], scale, query_grad[some])
+            _scaled_bmm(score_grad.transpose(1, 2), query[some], scale, key_grad[some])
+        query_grad, key_grad, value_grad = (
+            each.unflatten(0, ctx.heads) for each in (query_grad, key_grad, value_grad)
         )
-        return first, second, third
+        return query_grad, key_grad, value_grad
 
 
 def _weights(query: Tensor, key: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -36,33 +36,33 @@ def put_logits(logits: Tensor, hidden: Tensor, projection: Tensor) -> None:
         logits[:, some] = onednn_product(hidden, projection[some])
 
 
-def gradient_of_hidden(slope: Tensor, projection: Tensor) -> Tensor:
+def grad_of_hidden(logits_grad: Tensor, projection: Tensor) -> Tensor:
     """Return the gradient of hidden states, (rows, C), from that of their logits, (rows, V)."""
-    if not _onednn_is_faster(slope):
-        return slope @ projection
+    if not _onednn_is_faster(logits_grad):
+        return logits_grad @ projection
     total: Tensor | None = None
-    for some in _columns(slope, ONEDNN_COLUMNS):
-        product = onednn_product(slope[:, some], projection[some].t())
+    for some in _columns(logits_grad, ONEDNN_COLUMNS):
+        product = onednn_product(logits_grad[:, some], projection[some].t())
         total = product if total is None else total.add_(product)
     assert total is not None
     return total
 
 
-def add_weight_gradient(total: Tensor, slope: Tensor, hidden: Tensor) -> None:
+def add_weight_grad(total: Tensor, logits_grad: Tensor, hidden: Tensor) -> None:
     """Add the gradient of the projection to a total, in place.
 
     Args:
         total: Float32 or the others' dtype, (V, C).
-        slope: The gradient of the logits, (rows, V).
+        logits_grad: The gradient of the logits, (rows, V).
         hidden: (rows, C).
     """
-    if total.dtype != slope.dtype:
-        _add_half(total, slope.t(), hidden)
-    elif _onednn_is_faster(slope):
-        for some in _columns(slope, ONEDNN_COLUMNS):
-            total[some] += onednn_product(slope[:, some].t(), hidden.t())
+    if total.dtype != logits_grad.dtype:
+        _add_half(total, logits_grad.t(), hidden)
+    elif _onednn_is_faster(logits_grad):
+        for some in _columns(logits_grad, ONEDNN_COLUMNS):
+            total[some] += onednn_product(logits_grad[:, some].t(), hidden.t())
     else:
-        total.addmm_(slope.t(), hidden)
+        total.addmm_(logits_grad.t(), hidden)
 
 
 def _add_half(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from horovod_transformer.model.cpu.recomputation import recomputing_input
 from horovod_transformer.system.machine import cpu_field, cpu_flags
 
-# Without gradient oneDNN is the faster one up to so many rows, and from so many weights on: less fit into
-# the caches, and a call of it costs some 30 microseconds.
+# Without gradient oneDNN is the faster one up to this many rows, and from this many weights on: fewer fit
+# into the caches, and a call of it costs some 30 microseconds.
 FEW_ROWS = 32
 MANY_WEIGHTS = 2**19
-# Where MKL lacks AVX-512, from so many rows on, and from so many multiplications.
+# Where MKL lacks AVX-512, from this many rows and this many multiplications on.
 MANY_ROWS = 64
 MANY_PRODUCTS = 2**24
 
@@ -72,8 +73,9 @@ def _by_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by `linear`."""
+    """`nn.Linear` by `linear`; an input that is cheap to compute again is not kept for the gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float (..., K) to float (..., N)."""
-        return linear(x, self.weight, self.bias)
+        with recomputing_input(x):
+            return linear(x, self.weight, self.bias)

@@ -1,12 +1,19 @@
 """Memory for time: what is cheap to compute again need not be kept for the backward pass.
 
-For training on a CPU without torch's compiler. Code that is compiled sees to this by itself, and a GPU's
-memory is spent on speed.
+A linear layer keeps its input for the gradient of its weights. If that input is the output of a norm or of
+GELU, it can be computed again from what the norm or GELU keeps anyway. `recomputable` marks such outputs;
+`recomputing_input` lets the linear layer keep the recipe instead. The same function of the same numbers
+gives the same bits, so no gradient changes.
+
+For training on a CPU without torch's compiler. Compiled code sees to this by itself, and a GPU's memory is
+spent on speed.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,52 +22,67 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
 
-def linear_after(function: Callable[[Tensor], Tensor], x: Tensor, linear: nn.Linear) -> Tensor:
-    """`linear(function(x))`, which keeps `x` instead of `function(x)` where that is worth while.
+@dataclass(frozen=True)
+class _Recipe:
+    """How a tensor came about: as `function(source)`, when its version counter stood at `version`."""
 
-    The linear layer needs its input again for its weight gradient. The same function of the same numbers
-    gives the same bits, so no gradient changes. Where autocast casts `function(x)` to another dtype, the
-    cast copy is kept, as without this.
+    function: Callable[[Tensor], Tensor]
+    source: Tensor
+    version: int
+
+
+def recomputable(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, marked as cheap to compute again.
+
+    The mark is an attribute of the returned object: it lives and dies with it, and no view or copy has it.
 
     Args:
         function: Elementwise or over the last axis, cheap, and without randomness.
         x: Float (..., C), kept by `function` anyway.
-        linear: The layer.
-
-    Returns:
-        Float (..., `linear.out_features`).
     """
+    output = function(x)
     # The compiler comes first: it must not look further.
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or not torch.is_grad_enabled():
-        return linear(function(x))
-    middle = function(x)
-    address, source = middle.data_ptr(), x.detach()
+    if not torch.compiler.is_compiling() and x.device.type == "cpu" and torch.is_grad_enabled():
+        output.recipe = _Recipe(function, x.detach(), output._version)  # type: ignore[attr-defined]
+    return output
+
+
+def recomputing_input(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """While this context is open, operations that save a recomputable `x`, or a view of it, save its recipe.
+
+    Where autocast casts `x` to another dtype, the cast copy is saved, as without this. Other tensors are not
+    touched.
+    """
+    recipe = None if torch.compiler.is_compiling() else getattr(x, "recipe", None)
+    if recipe is None or x._version != recipe.version:
+        return contextlib.nullcontext()
+    # `x` outlives the context, in the caller's hands: no other tensor can have its address.
+    address = x.data_ptr()
 
     def pack(saved: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...]]:
-        # The layer saves a view of its input, of a shape that is its own affair.
+        # A view's shape is the affair of the operation that saves it.
         return (saved.shape, saved.stride()) if saved.data_ptr() == address else saved
 
     def unpack(saved: Tensor | tuple[torch.Size, tuple[int, ...]]) -> Tensor:
         if isinstance(saved, Tensor):
             return saved
         with torch.no_grad():
-            return function(source).as_strided(*saved)
+            return recipe.function(recipe.source).as_strided(*saved)
 
-    with saved_tensors_hooks(pack, unpack):
-        return linear(middle)
+    return saved_tensors_hooks(pack, unpack)
 
 
 def checkpointed(
-    run: Callable[..., Tensor], block: nn.Module, x: Tensor, mask: Tensor | None, compiled: bool
+    run: Callable[..., Tensor], layer: nn.Module, x: Tensor, mask: Tensor | None, compiled: bool
 ) -> Tensor:
-    """`run(block, x, mask)`, computed once more in the backward pass, with nothing but `x` kept.
+    """`run(layer, x, mask)`, computed once more in the backward pass, with nothing but `x` kept.
 
     The same gradients, to the bit: dropout draws the same numbers again, and autocast is as it was. On a
-    CPU this is done here, for `torch.utils.checkpoint` loads torch's compiler into every process.
+    CPU this is done here, for `torch.utils.checkpoint` loads torch's compiler into every process (70 MB).
 
     Args:
-        run: Calls the block.
-        block: Its parameters get their gradients.
+        run: Calls the layer.
+        layer: Its parameters get their gradients.
         x: Float (B, T, C).
         mask: Passed on; no gradient.
         compiled: `run` is compiled code, and torch's own checkpointing knows how to treat it.
@@ -68,32 +90,32 @@ def checkpointed(
     if compiled or torch.compiler.is_compiling() or x.device.type != "cpu":
         from torch.utils.checkpoint import checkpoint
 
-        return checkpoint(run, block, x, mask, use_reentrant=False)
-    parameters = [parameter for parameter in block.parameters() if parameter.requires_grad]
-    return _Checkpointed.apply(run, block, mask, x, *parameters)
+        return checkpoint(run, layer, x, mask, use_reentrant=False)
+    parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    return _Checkpointed.apply(run, layer, mask, x, *parameters)
 
 
 class _Checkpointed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, run: Callable[..., Tensor], block: nn.Module, mask: Tensor | None, x: Tensor, *_: Tensor
+        ctx: Any, run: Callable[..., Tensor], layer: nn.Module, mask: Tensor | None, x: Tensor, *_: Tensor
     ) -> Tensor:
-        ctx.call = run, block, mask
+        ctx.call = run, layer, mask
         ctx.random_state = torch.get_rng_state()
         ctx.autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
         ctx.save_for_backward(x)
-        return run(block, x, mask)
+        return run(layer, x, mask)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        run, block, mask = ctx.call
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        run, layer, mask = ctx.call
         (x,) = ctx.saved_tensors
         x = x.detach().requires_grad_(ctx.needs_input_grad[3])
         enabled, dtype = ctx.autocast
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", dtype, enabled):
             torch.set_rng_state(ctx.random_state)
-            y = run(block, x, mask)
-        wanted = [p for p in (x, *block.parameters()) if p.requires_grad]
-        found = iter(torch.autograd.grad(y, wanted, gradients))
+            y = run(layer, x, mask)
+        wanted = [p for p in (x, *layer.parameters()) if p.requires_grad]
+        found = iter(torch.autograd.grad(y, wanted, grads))
         return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)

@@ -41,7 +41,7 @@ class _TiedEmbedding(torch.autograd.Function):
     def backward(ctx: Any, vectors: Tensor, projection: Tensor) -> tuple[None, Tensor]:
         (input_ids,) = ctx.saved_tensors
         # First among themselves, then to the rest: the order in which autograd adds.
-        tokens, places = input_ids.flatten().unique(return_inverse=True)
+        tokens, indices = input_ids.flatten().unique(return_inverse=True)
         rows = vectors.new_zeros(len(tokens), vectors.shape[-1])
-        rows.index_add_(0, places, vectors.flatten(0, -2))
+        rows.index_add_(0, indices, vectors.flatten(0, -2))
         return None, projection.index_add_(0, tokens, rows)

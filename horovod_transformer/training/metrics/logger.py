@@ -19,11 +19,13 @@ from horovod_transformer.config import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import ProgressBar
 from horovod_transformer.system.files import archive_path
-from horovod_transformer.training.metrics.environment import describe_environment
-from horovod_transformer.training.metrics.rows import UpdateMetrics, ValidationMetrics
-from horovod_transformer.training.metrics.tables import RunTables
-from horovod_transformer.training.metrics.tensorboard import TensorBoardWriter
-from horovod_transformer.training.metrics.trackers import WandbTracker
+from horovod_transformer.training.metrics.tables import (
+    RunTables,
+    UpdateMetrics,
+    ValidationMetrics,
+    describe_environment,
+)
+from horovod_transformer.training.metrics.trackers import TensorBoardTracker, WandbTracker
 
 
 class MetricWriter(Protocol):
@@ -76,7 +78,7 @@ class MetricLogger:
                     _archive(tables, events)
                 self._writers.append(RunTables(tables, start, config, describe_environment(facts or {})))
                 if "tensorboard" in trackers:
-                    self._writers.append(TensorBoardWriter(events, start, config))
+                    self._writers.append(TensorBoardTracker(events, start, config))
         except OSError as error:
             raise UserError(f"{error.filename}: cannot write the run's records: {error.strerror}") from None
         if distributed.is_main_process():

@@ -5,13 +5,95 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from horovod_transformer import distributed
 from horovod_transformer.system.files import write_text
-from horovod_transformer.training.metrics.rows import TRAIN_COLUMNS, VALIDATION_COLUMNS
+from horovod_transformer.system.machine import installed_version
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """A row of `train.csv`. Sums and means are over all ranks.
+
+    Attributes:
+        update: Optimizer updates done.
+        epoch: Passes over the training blocks done.
+        loss: Mean loss per token of this update, nats.
+        perplexity: exp(loss).
+        bits_per_byte: The loss in bits per byte of text; None where bytes are not known.
+        accuracy: Share of tokens predicted right.
+        learning_rate: Of this update.
+        gradient_norm: Global norm before clipping.
+        tokens: Tokens predicted since the first update.
+        skipped_updates: Updates so far whose gradients were not finite.
+        updates_per_second: Averaged over the latest updates.
+        tokens_per_second: Likewise.
+        mfu: Model FLOPs utilisation, 0 to 1; None on a device whose peak is not known.
+        memory_gib: Most memory this process has used.
+        seconds: Since this start of the run.
+        time_data: Seconds since the row before that this process waited for blocks; the seven `time_` columns
+            add up to all of that time. See `phase_timer.PhaseTimer`.
+        time_forward: Likewise in the forward pass, the loss and its gradient at the head included.
+        time_backward: Likewise in the backward pass.
+        time_gradient_wait: Likewise until the last gradients had been summed over the ranks.
+        time_optimizer: Likewise clipping and changing the weights.
+        time_checkpoint: Likewise held up by checkpoints.
+        time_other: Likewise anything else, such as validation.
+    """
+
+    update: int
+    epoch: float
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    accuracy: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    skipped_updates: int
+    updates_per_second: float
+    tokens_per_second: float
+    mfu: float | None
+    memory_gib: float
+    seconds: float
+    time_data: float
+    time_forward: float
+    time_backward: float
+    time_gradient_wait: float
+    time_optimizer: float
+    time_checkpoint: float
+    time_other: float
+
+
+@dataclass(frozen=True)
+class ValidationMetrics:
+    """A row of `val.csv`; see `UpdateMetrics`. `seconds` is how long the validation took."""
+
+    update: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    accuracy: float
+    tokens: int
+    seconds: float
+
+
+TRAIN_COLUMNS = [field.name for field in fields(UpdateMetrics)]
+VALIDATION_COLUMNS = [field.name for field in fields(ValidationMetrics)]
+# The clock decides these; a repeated run differs in them.
+CLOCK_COLUMNS = ("updates_per_second", "tokens_per_second", "mfu", "memory_gib", "seconds") + tuple(
+    column for column in TRAIN_COLUMNS if column.startswith("time_")
+)
 
 
 class RunTables:
@@ -90,3 +172,31 @@ class CsvTable:
 
     def close(self) -> None:
         self._file.close()
+
+
+def describe_environment(facts: dict[str, Any]) -> dict[str, Any]:
+    """Versions and hardware, enough to tell later what a run ran on; no environment variables."""
+    names = ("horovod_transformer", "torch", "horovod", "numpy", "datasets", "tiktoken", "tokenizers")
+    packages = {name: installed_version(name) for name in names}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "world_size": distributed.get_world_size(),
+        **facts,
+        "threads_per_rank": torch.get_num_threads(),
+        "packages": packages,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from horovod_transformer.model.cpu import attention as half_attention
+from horovod_transformer.model.cpu import attention as module
 from horovod_transformer.model.cpu.attention import _CausalAttention, attend
 
 SHAPE = (2, 3, 40, 16)
@@ -14,7 +14,7 @@ HAS_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_
 
 
 def example(shape=SHAPE, dtype=torch.bfloat16):
-    """Query, key and value as a block has them, views of one product, and the gradient of the result."""
+    """Query, key and value as a layer has them, views of one product, and the gradient of the result."""
     batch, heads, length, width = shape
     torch.manual_seed(0)
     projected = torch.randn(batch, length, 3 * heads * width).to(dtype).requires_grad_()
@@ -60,7 +60,7 @@ def test_in_float64_it_is_exact():
 def test_heads_taken_together_or_apart_give_the_same_bits(monkeypatch):
     whole = run(_CausalAttention.apply, *example())
     for at_once in (4, 1):  # 4 of 6 heads, then 2
-        monkeypatch.setattr(half_attention, "SCORES", at_once * SHAPE[2] ** 2)
+        monkeypatch.setattr(module, "SCORES", at_once * SHAPE[2] ** 2)
         for mine, expected in zip(run(_CausalAttention.apply, *example()), whole, strict=True):
             assert torch.equal(mine, expected)
 
@@ -86,7 +86,7 @@ def test_more_keys_than_queries_are_torchs():
     [
         ({}, True),
         ({"dtype": torch.float32}, False),
-        ({"shape": (1, 1, half_attention.MOST_TOKENS + 1, 8)}, False),
+        ({"shape": (1, 1, module.MOST_TOKENS + 1, 8)}, False),
         ({"dropout": 0.1}, False),
         ({"causal": False}, False),
     ],

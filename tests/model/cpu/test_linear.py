@@ -62,14 +62,14 @@ def test_where_mkl_is_held_back_training_goes_by_convolution(products, monkeypat
     x, weight = torch.randn(*shape, WIDTH), torch.randn(outputs, WIDTH) / WIDTH**0.5
     if turned:
         x = torch.randn(WIDTH, *shape).movedim(0, -1)
-    slope = torch.randn(*shape, outputs)
+    grad = torch.randn(*shape, outputs)
     found = []
     for function in (linear, F.linear):
         leaves = [x.clone(), weight.clone(), *([torch.arange(outputs) / outputs] if biased else [])]
         for leaf in leaves:
             leaf.requires_grad_()
         result = function(*leaves)
-        result.backward(slope)
+        result.backward(grad)
         assert [leaf.grad.stride() for leaf in leaves] == [leaf.stride() for leaf in leaves]
         found.append([result, *(leaf.grad for leaf in leaves)])
         assert bool(products) == (function is F.linear)

@@ -12,7 +12,7 @@ import torch
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.metrics.rows import CLOCK_COLUMNS
+from horovod_transformer.training.metrics.tables import CLOCK_COLUMNS
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.trainer import Trainer
 from tests.distributed.conftest import make_config, write_corpus

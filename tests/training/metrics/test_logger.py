@@ -12,13 +12,13 @@ import yaml
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.training.metrics.logger import MetricLogger
-from horovod_transformer.training.metrics.rows import (
+from horovod_transformer.training.metrics.tables import (
     TRAIN_COLUMNS,
     VALIDATION_COLUMNS,
+    CsvTable,
     UpdateMetrics,
     ValidationMetrics,
 )
-from horovod_transformer.training.metrics.tables import CsvTable
 
 COLUMNS = ["update", "loss", "seconds"]
 

@@ -9,7 +9,7 @@ import torch
 
 from horovod_transformer.training.metrics import phase_timer as time_shares
 from horovod_transformer.training.metrics.phase_timer import MARKS_PER_LOOK, PHASES, PhaseTimer
-from horovod_transformer.training.metrics.rows import CLOCK_COLUMNS, TRAIN_COLUMNS
+from horovod_transformer.training.metrics.tables import CLOCK_COLUMNS, TRAIN_COLUMNS
 from tests.training.test_step import batches_of, make_step
 
 CPU = torch.device("cpu")

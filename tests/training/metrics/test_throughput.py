@@ -37,10 +37,11 @@ def test_flops_of_the_default_model_by_hand():
 def test_flops_of_an_update_however_its_blocks_are_told():
     a_token = flops_per_token(Config().model, count_parameters(Config().model), 512)
     whole = Config().with_overrides({"training.global_batch_size": 24})
-    assert flops_per_update(whole, ranks=2) == flops_per_update(whole, ranks=4) == 24 * 512 * a_token
+    assert flops_per_update(whole.model, whole.training, ranks=2) == 24 * 512 * a_token
+    assert flops_per_update(whole.model, whole.training, ranks=4) == 24 * 512 * a_token
     parts = {"training.global_batch_size": None, "training.gradient_accumulation_steps": 3}
     parts = Config().with_overrides({**parts, "training.per_gpu_batch_size": 4})
-    assert flops_per_update(parts, ranks=2) == 24 * 512 * a_token
+    assert flops_per_update(parts.model, parts.training, ranks=2) == 24 * 512 * a_token
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.training.metrics.logger import MetricLogger
-from horovod_transformer.training.metrics.rows import ValidationMetrics
+from horovod_transformer.training.metrics.tables import ValidationMetrics
 from horovod_transformer.training.metrics.trackers import WandbTracker
 
 ROW = ValidationMetrics(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.training.restarts import require_progress
+from horovod_transformer.training.run_folder import require_progress
 
 
 def test_two_starts_in_a_row_without_a_new_checkpoint_end_a_launch(tmp_path):

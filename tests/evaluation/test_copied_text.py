@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from horovod_transformer.evaluation import copies
-from horovod_transformer.evaluation.copies import longest_copies, overlapping_chunks
+from horovod_transformer.evaluation import copied_text as copies
+from horovod_transformer.evaluation.copied_text import longest_copies, overlapping_chunks
 
 
 def brute_force(sample: list[int], text: list[int]) -> int:

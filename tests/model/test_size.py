@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from horovod_transformer.checkpoint.disk_space import checkpoint_bytes, run_bytes
 from horovod_transformer.checkpoint.format import save_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config import ModelConfig
+from horovod_transformer.model.size import checkpoint_bytes, run_bytes
 from horovod_transformer.model.transformer import build_model
 from tests.conftest import TINY
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.reports.tables import read_table
+from horovod_transformer.reports.run_records import read_table
 
 
 def test_columns_are_read_without_rows_that_were_cut_off(tmp_path):

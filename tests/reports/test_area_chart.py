@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from horovod_transformer.reports.area_chart import MOST_STEPS, draw_shares
 from horovod_transformer.reports.run_records import read_run
 from horovod_transformer.reports.runs import run_page
-from horovod_transformer.reports.shares import MOST_STEPS, draw_shares
 from tests.reports.test_runs import TRAIN, write_run, write_table
 
 
