@@ -14,6 +14,14 @@ from horovod_transformer.model.cpu.layer_norm import LayerNorm
 from horovod_transformer.model.cpu.linear import Linear
 
 
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, which takes 4 microseconds to do nothing: while writing, that adds up in every token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop numbers of `x`, any shape, while training."""
+        return super().forward(x) if self.training else x
+
+
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a position sees itself and what came before."""
 
@@ -23,7 +31,7 @@ class CausalSelfAttention(nn.Module):
         self.qkv = Linear(d_model, 3 * d_model)
         self.output = Linear(d_model, d_model)
         self.dropout = dropout
-        self.output_dropout = nn.Dropout(dropout)
+        self.output_dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -65,7 +73,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.expand = Linear(d_model, d_ff)
         self.output = Linear(d_ff, d_model)
-        self.output_dropout = nn.Dropout(dropout)
+        self.output_dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised hidden states, float (..., C), to float (..., C)."""

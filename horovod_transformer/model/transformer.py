@@ -25,7 +25,7 @@ from horovod_transformer.model.cpu.linear import linear
 from horovod_transformer.model.cpu.recomputation import checkpointed
 from horovod_transformer.model.cpu.tied_embedding import embed
 from horovod_transformer.model.decoding import Decoder
-from horovod_transformer.model.layer import TransformerLayer, run_layer
+from horovod_transformer.model.layer import Dropout, TransformerLayer, run_layer
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
 
 INITIAL_STD = 0.02
@@ -86,7 +86,7 @@ class TransformerLM(nn.Module):
             # Derived from the shape, hence not part of the state dict.
             table = sinusoidal_positions(max_seq_len, d_model).to(self.token_embedding.weight.device)
             self.register_buffer("position_table", table, persistent=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         # Checkpoint files know the layers as "blocks".
         self.blocks = nn.ModuleList(
             TransformerLayer(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+_NO_CONTEXT = contextlib.nullcontext()
+
 
 @dataclass(frozen=True)
 class _Recipe:
@@ -40,10 +42,11 @@ def recomputable(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         function: Elementwise or over the last axis, cheap, and without randomness.
         x: Float (..., C), kept by `function` anyway.
     """
-    output = function(x)
     # The compiler comes first: it must not look further.
-    if not torch.compiler.is_compiling() and x.device.type == "cpu" and torch.is_grad_enabled():
-        output.recipe = _Recipe(function, x.detach(), output._version)  # type: ignore[attr-defined]
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or x.device.type != "cpu":
+        return function(x)
+    output = function(x)
+    output.recipe = _Recipe(function, x.detach(), output._version)  # type: ignore[attr-defined]
     return output
 
 
@@ -55,7 +58,7 @@ def recomputing_input(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """
     recipe = None if torch.compiler.is_compiling() else getattr(x, "recipe", None)
     if recipe is None or x._version != recipe.version:
-        return contextlib.nullcontext()
+        return _NO_CONTEXT
     # `x` outlives the context, in the caller's hands: no other tensor can have its address.
     address = x.data_ptr()
 
