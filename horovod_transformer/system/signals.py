@@ -45,6 +45,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._interrupted = False
         self._handling = handling(SIGNALS, self._remember)
 
     def __bool__(self) -> bool:
@@ -60,6 +61,9 @@ class StopRequest:
         self._handling.__exit__(kind, error, trace)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal_name:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            # Only after another one: a Ctrl-C may be followed by a launcher's SIGTERM, and overtaken by it.
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         self.signal_name = signal.Signals(number).name

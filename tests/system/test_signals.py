@@ -43,6 +43,15 @@ def test_a_second_sigterm_does_not():
         assert stop
 
 
+def test_a_first_interrupt_that_a_sigterm_has_overtaken_does_not():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_another_thread_is_left_alone():
     before = [signal.getsignal(number) for number in SIGNALS]
     seen = []
