@@ -26,9 +26,9 @@ LAYERS = (
     ("evaluation",),
     ("generation",),
     ("data",),
-    ("books", "checkpoint", "distributed", "launch", "model"),
+    ("books", "checkpoint", "distributed", "model"),
     ("model.cpu",),
-    ("config", "metrics", "nested", "precision", "tokenizer"),
+    ("config", "launch", "metrics", "nested", "precision", "tokenizer"),
     ("errors", "system"),
 )
 
