@@ -12,7 +12,8 @@ What makes a resumed run the same, bit for bit, as one that was never stopped:
   file calls every check);
 - dropped and computed again: rows of the tables and TensorBoard events after the checkpoint
   (`training.metrics.logger`);
-- archived: checkpoints after the one that is resumed (`checkpoint.manager`).
+- archived: checkpoints after the one that is resumed (`checkpoint.manager`), once the run has made
+  an update: a start that fails leaves everything as it was.
 
 Another number of processes keeps the curve but not the last bits: sums are then rounded in another
 order.
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_transformer.checkpoint.format import load_checkpoint
-from horovod_transformer.checkpoint.manager import CheckpointManager
+from horovod_transformer.checkpoint.manager import CheckpointManager, Takeover
 from horovod_transformer.config import ModelConfig, config_from_dict
 from horovod_transformer.data.dataset import PreparedData
 from horovod_transformer.data.sampler import BatchPlan
@@ -92,6 +93,7 @@ class Start:
         optimizer: State dict.
         notes: Lines for the user about how it was found.
         precision_reason: Why it is `state.precision`.
+        takeover: What the run will change among the checkpoints of its folder.
     """
 
     state: TrainState
@@ -99,6 +101,7 @@ class Start:
     optimizer: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     precision_reason: str = ""
+    takeover: Takeover = Takeover()
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,9 @@ def find_start(
 ) -> Start:
     """Read what a run starts from; on rank 0, which owns the folder.
 
-    Nothing is moved before every check has passed. Then a fresh run archives what an earlier one
-    left in the folder, and one that resumes an older checkpoint archives what came later.
+    Nothing is moved, for much can fail before the first update: `Start.takeover` says what will be. A
+    fresh run archives what an earlier one left in the folder, and one that resumes an older checkpoint
+    archives what came later.
 
     Args:
         fresh: State of a run that begins now.
@@ -173,10 +177,7 @@ def find_start(
         require_same_tokenizer(contents["tokenizer"], data, path)
         start.model = contents["model"]
     if contents is None or request.init_from:
-        manager.forget_rewind()
-        archived = manager.archive()
-        if archived:
-            start.notes.append(f"archived the earlier run's checkpoints in {archived}")
+        start.takeover = manager.fresh_start()
         if contents is not None:
             start.notes.append(f"starting with the weights of {path}")
         return start
@@ -191,16 +192,11 @@ def find_start(
     start.state.run_name = request.run_name or start.state.run_name
     start.optimizer = contents["optimizer"]
     start.notes.append(f"resuming after update {start.state.update} from {path}")
-    if request.resume == "auto":
-        archived = manager.archive_numbered(after_update=start.state.update)
-    else:
-        archived = manager.rewind(path, start.state.update)
-    if archived:
-        start.notes.append(f"archived other checkpoints in {archived}")
-    if manager.best_loss() > start.state.best_validation_loss:
+    start.takeover = manager.resume(path, start.state.update, rewinds=request.resume != "auto")
+    if manager.best_loss(without=start.takeover.archived) > start.state.best_validation_loss:
         # Archived with the later ones, or a kill came before the best checkpoint got its second name.
         if start.state.validated_at == start.state.update:
-            manager.make_best(path)
+            start.takeover = replace(start.takeover, is_best=True)
         else:
             start.state.best_validation_loss = math.inf
             start.notes.append(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.manager import CheckpointManager
+from horovod_transformer.checkpoint.manager import CheckpointManager, Takeover
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.files import write_text
@@ -57,9 +57,28 @@ class RunFolder:
         self.lock = lock
         again = attempt > 0 and self.checkpoints.launch == launch
         start = find_start(request.on_attempt(again))
-        self.checkpoints.record_launch(launch)
         require_progress(folder, launch, attempt, start.state.update)
         return start
+
+    def take_over(self, takeover: Takeover) -> Path | None:
+        """Archive what the run leaves behind; from here on later starts of the launch resume it. On rank 0.
+
+        Returns:
+            Where checkpoints were archived, or None.
+
+        Raises:
+            LockLostError: The folder is another process's by now.
+            UserError: Nothing can be moved there.
+        """
+        assert self.lock is not None
+        self.lock.require()
+        try:
+            archived = self.checkpoints.take_over(takeover)
+            self.checkpoints.record_launch(distributed.launch_id())
+        except OSError as error:
+            folder = self.checkpoints.folder
+            raise UserError(f"{folder}: cannot archive earlier checkpoints: {error.strerror}") from None
+        return archived
 
     def release(self) -> None:
         """Give the folder up."""

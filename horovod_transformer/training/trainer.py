@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.manager import LAST, CheckpointManager
+from horovod_transformer.checkpoint.manager import LAST, CheckpointManager, Takeover
 from horovod_transformer.checkpoint.snapshot import snapshot
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
@@ -75,18 +75,20 @@ class Trainer:
         self.folder = RunFolder(
             CheckpointManager(config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every)
         )
-        try:
+        with ExitStack() as opened:
+            opened.callback(self.folder.release)
             start = self._find_start(config, request, precision)
             self.state, self.notes = start.state, start.notes
+            self.takeover: Takeover | None = start.takeover
             self.model = self._build_model(config, start)
             self.timer = PhaseTimer(self.device)
             self.step = self._build_step(config, start)
             self.precision_reason = start.precision_reason
             self.logger = self._open_logger(config, cards)
-        except BaseException:
-            self.folder.release()
-            raise
-        self._build_what_follows_an_update(config, profile, cards)
+            opened.callback(self.logger.close)
+            self._build_what_follows_an_update(config, profile, cards)
+            opened.callback(self.folder.checkpoints.wait)
+            self._opened = opened.pop_all()
         if len(set(cards)) > 1:
             self.notes.append(f"warning: the GPUs differ, the slowest sets the pace: {', '.join(cards)}")
 
@@ -98,8 +100,10 @@ class Trainer:
         results = DeferredResults(self.step.defers_results)
         with StopRequest() as stop, self.watchdog, self._reading_ahead():
             self.timer.take()  # setting up is not part of any update
+            if self.validator.is_due:
+                # A signal came just before this validation, the first thing to be recorded.
+                self._take_over()
             if self.validator.validate_if_due():
-                # A signal came just before this validation.
                 self.checkpointer.save_if_due(state.update, best=True, now=True)
             while state.update < self.total and not results.stop_requested:
                 self.stop_reason = stop.signal_name or self.checkpointer.reason_to_stop
@@ -111,6 +115,7 @@ class Trainer:
                 self.checkpointer.save_if_due(state.update, best, now=ends)
                 self._say(self.profiler.after_update() if self.profiler else [])
             self._say(self.profiler.close() if self.profiler else [])
+            self._take_over()  # there may have been no update left
             # Signals are still held back: a second one must not cut off the last checkpoint.
             distributed.require_equal_weights(self.model, "training")
             self._conclude()
@@ -125,9 +130,7 @@ class Trainer:
 
     def close(self) -> None:
         """Close files and give the folder up."""
-        self.folder.checkpoints.wait()
-        self.logger.close()
-        self.folder.release()
+        self._opened.close()
 
     def _update(self, batches: Iterator[dict[str, Tensor]], results: DeferredResults) -> None:
         """Make one update, and record those whose results are read by now. *Collective.*"""
@@ -140,6 +143,8 @@ class Trainer:
         finished = results.add(state.update, state.tokens, started, self._result_is_needed())
         self.throughput.end_update(started.tokens)
         self.watchdog.beat()
+        # What fails in a first update, such as memory, has changed nothing that an earlier run left.
+        self._take_over()
         for each in finished:
             self.recorder.record(each)
         self.recorder.say_speed()
@@ -167,6 +172,22 @@ class Trainer:
             )
 
         return distributed.run_on_rank0(lambda: self.folder.claim(request, find), self.watchdog.beat)
+
+    def _take_over(self) -> None:
+        """Archive what an earlier run left in this one's way, unless that is done. *Collective.*"""
+        if self.takeover is None:
+            return
+        takeover, self.takeover = self.takeover, None
+
+        def archive() -> Path | None:
+            archived = self.folder.take_over(takeover)
+            self.logger.take_over()
+            return archived
+
+        archived = distributed.run_on_rank0(archive, self.watchdog.beat)
+        if archived is not None:
+            whose = "other" if takeover.resumed else "the earlier run's"
+            self.logger.say(f"archived {whose} checkpoints in {archived}")
 
     def _build_model(self, config: Config, start: Start) -> TransformerLM:
         """The model with the weights that the run starts with, the same on every rank. *Collective.*"""

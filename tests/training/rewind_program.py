@@ -48,9 +48,10 @@ def resume(folder: Path, wanted: str, kill_before: int | None, report: Path) -> 
         if kill_before is not None:
             kill_before_change(kill_before)
         fresh = TrainState("r", {"seed": 7, "global_batch_size": 8, "data": "abc"})
+        manager = CheckpointManager(folder)
         found = find_start(
             fresh,
-            CheckpointManager(folder),
+            manager,
             TINY,
             "adamw",
             SimpleNamespace(),
@@ -58,6 +59,7 @@ def resume(folder: Path, wanted: str, kill_before: int | None, report: Path) -> 
             StartRequest(resume=wanted),
             choose_precision("fp32", "cpu", [""]),
         )
+        manager.take_over(found.takeover)
         os.write(os.open(report, os.O_CREAT | os.O_WRONLY), str(found.state.update).encode())
         os._exit(0)
     os.waitpid(pid, 0)

@@ -92,6 +92,7 @@ def row_of(columns, update):
 def test_a_run_leaves_its_records_and_resumes_them(config, tmp_path, capsys):
     for start in (0, 2):
         logger = MetricLogger(config.paths, "r", start, 9, config.to_dict())
+        logger.take_over()
         for update in (start + 1, start + 2, start + 3):
             logger.log_update(UpdateMetrics(**row_of(TRAIN_COLUMNS, update)))
         logger.log_validation(ValidationMetrics(**row_of(VALIDATION_COLUMNS, start + 3)))
