@@ -21,6 +21,7 @@ order.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -145,6 +146,7 @@ def find_start(
     decay_updates: int,
     request: StartRequest,
     precision: PrecisionChoice,
+    settings: dict[str, Any],
 ) -> Start:
     """Read what a run starts from; on rank 0, which owns the folder.
 
@@ -161,6 +163,7 @@ def find_start(
         decay_updates: Where the learning rate schedule ends now.
         request: What was asked for.
         precision: What a fresh run computes in.
+        settings: The run's whole config, plain values, to be compared with the checkpoint's.
 
     Raises:
         UserError: No such checkpoint, a broken one, one of another model, batch, tokenizer, corpus or
@@ -192,6 +195,9 @@ def find_start(
     start.state.run_name = request.run_name or start.state.run_name
     start.optimizer = contents["optimizer"]
     start.notes.append(f"resuming after update {start.state.update} from {path}")
+    changed = changed_settings(before.to_dict(), settings)
+    if changed:
+        start.notes.append(f"settings changed since: {', '.join(changed)}")
     start.takeover = manager.resume(path, start.state.update, rewinds=request.resume != "auto")
     if manager.best_loss(without=start.takeover.archived) > start.state.best_validation_loss:
         # Archived with the later ones, or a kill came before the best checkpoint got its second name.
@@ -231,6 +237,24 @@ def _read(
         return path, contents
     chosen = request.resume or request.init_from
     return (Path(chosen), load_checkpoint(chosen)) if chosen else (manager.folder, None)
+
+
+def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Say which keys of the config have another value, such as `training.learning_rate 0.0001 -> 0.011`.
+
+    Where a run writes is left out: a folder may have been moved.
+    """
+    return [
+        f"{section}.{key} {_shown(value)} -> {_shown(new[section][key])}"
+        for section in old
+        if section != "paths"
+        for key, value in old[section].items()
+        if value != new[section][key]
+    ]
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def require_same_model(before: ModelConfig, now: ModelConfig, path: Path) -> None:

@@ -169,6 +169,7 @@ class Trainer:
                 self.decay_updates,
                 wanted,
                 precision,
+                config.to_dict(),
             )
 
         return distributed.run_on_rank0(lambda: self.folder.claim(request, find), self.watchdog.beat)
