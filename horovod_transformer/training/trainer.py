@@ -271,7 +271,7 @@ class Trainer:
             every=Every(training.log_interval, self.total),
             total=self.total,
             max_skipped=training.max_skipped_updates,
-            newest=str(self.folder.checkpoints.folder / LAST),
+            newest=self.folder.checkpoints.folder / LAST,
             state=state,
             logger=logger,
             throughput=self.throughput,
