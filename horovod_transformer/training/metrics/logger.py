@@ -5,6 +5,7 @@ runs/<run name>/                              TensorBoard
 runs/structured/<run name>/train.csv          a row every `training.log_interval` updates
 runs/structured/<run name>/val.csv            a row per validation
 runs/structured/<run name>/config.yaml, environment.json
+runs/structured/<run name>/config.until_update_N.yaml   if a resumed run has other settings than before
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +81,7 @@ class MetricLogger:
         self._start, self._config, self._trackers = start, config, trackers
         self._tables, self._events = paths.tables_of(run_name), Path(paths.tensorboard_dir) / run_name
         with _one_line(Path(paths.log_dir)):
-            self._log = _open_log(Path(paths.log_dir))
+            self._log = _open_log(Path(paths.log_dir), self._warn)
         if not distributed.is_main_process():
             return
         try:
@@ -166,9 +168,33 @@ class MetricLogger:
             try:
                 action(writer)
             except OSError as error:
-                if not self._warned:
-                    self._warned = True
-                    self.say(f"records are no longer complete, a file could not be written: {error}")
+                self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            self.say(f"records are no longer complete, a file could not be written: {error}")
+
+
+class _LogFile(logging.FileHandler):
+    """A log file; a full disk costs lines of it, and is told once, without a traceback."""
+
+    def __init__(self, path: Path, warn: Callable[[OSError], None]) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._warn = warn
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._warn(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self._warn(error)
 
 
 @contextmanager
@@ -194,12 +220,12 @@ def _archive(*folders: Path) -> None:
             folder.rename(archive_path(folder.with_name(f"{folder.name}.previous"), [folder]))
 
 
-def _open_log(folder: Path) -> logging.Logger:
+def _open_log(folder: Path, warn: Callable[[OSError], None]) -> logging.Logger:
     folder.mkdir(parents=True, exist_ok=True)
     log = logging.getLogger("horovod_transformer.training")
     log.setLevel(logging.INFO)
     log.propagate = False
-    handler = logging.FileHandler(folder / f"train_rank{distributed.get_rank()}.log", encoding="utf-8")
+    handler = _LogFile(folder / f"train_rank{distributed.get_rank()}.log", warn)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     return log
