@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,8 @@ class Trainer:
         self.decay_updates = training.lr_decay_updates or self.total
         self.workers, self.paths = config.data.num_workers, config.paths
         self.folder = RunFolder(
-            CheckpointManager(config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every)
+            CheckpointManager(config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every),
+            config.paths,
         )
         with ExitStack() as opened:
             opened.callback(self.folder.release)
@@ -158,8 +158,7 @@ class Trainer:
         """Claim the run's folder on rank 0, and tell every rank what the run starts from. *Collective.*"""
 
         def find(wanted: StartRequest) -> Start:
-            name = request.run_name or datetime.now().strftime("%Y%m%d-%H%M%S")
-            fresh = TrainState(name, data_fingerprint(self.plan, self.data))
+            fresh = TrainState(request.run_name or "", data_fingerprint(self.plan, self.data))
             return find_start(
                 fresh,
                 self.folder.checkpoints,

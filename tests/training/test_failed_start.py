@@ -95,3 +95,24 @@ def test_an_older_checkpoint_is_resumed_though_no_update_is_left(train, tmp_path
     older = tmp_path / "checkpoints" / "update_00000002.pt"
     assert train({"training.max_updates": 2}, resume_checkpoint=older)["update"] == 2
     assert sorted(path.name for path in tmp_path.glob("checkpoints/update_*.pt")) == [older.name]
+
+
+@pytest.mark.parametrize(("interval", "told"), [(1, "then --resume .*/last.pt$"), (100, "then start anew")])
+def test_advice_after_a_divergence_can_be_followed(train, tmp_path, interval, told):
+    changes = {"training.learning_rate": 1e30, "training.warmup_updates": 1, "training.max_updates": 20}
+    changes |= {"training.max_skipped_updates": 3, "training.save_interval": interval}
+    with pytest.raises(UserError, match=f"training diverged: .*{told}"):
+        train(changes)
+    assert (tmp_path / "checkpoints" / "last.pt").is_file() == (interval == 1)
+
+
+def test_a_start_that_fails_late_gives_its_folders_and_its_log_back(train, tmp_path, monkeypatch):
+    """In a notebook the next run follows in the same process."""
+    with monkeypatch.context() as broken:
+        broken.setattr(trainer, "SampleWriter", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            train(run_name="failed")
+    log = tmp_path / "logs" / "train_rank0.log"
+    before = log.read_bytes()
+    train({"paths.log_dir": "other_logs"}, run_name="next")
+    assert log.read_bytes() == before
