@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,25 @@ LAST, BEST = "last.pt", "best_model.pt"
 REWIND = ".rewind.json"
 # Names the launch (a Slurm job, say) that began or resumed the run here last.
 LAUNCH = ".launch"
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """What a run will change in its folder once it has made an update; until then nothing is moved.
+
+    Attributes:
+        archived: Checkpoints that are to be archived.
+        resumed: The checkpoint that the run resumes; None for a fresh run.
+        update: Updates done in it.
+        rewinds: Make that checkpoint the newest of the folder.
+        is_best: Give it the name `best_model.pt`, too.
+    """
+
+    archived: tuple[Path, ...] = ()
+    resumed: Path | None = None
+    update: int = 0
+    rewinds: bool = False
+    is_best: bool = False
 
 
 class CheckpointManager:
@@ -146,9 +166,46 @@ class CheckpointManager:
             path.rename(target / path.name)
         return target
 
-    def archive_numbered(self, after_update: int) -> Path | None:
-        """Archive periodic checkpoints of later updates: broken ones, when a good one was chosen."""
-        return self.archive([path for n, path in numbered_checkpoints(self.folder) if n > after_update])
+    def fresh_start(self) -> Takeover:
+        """What a fresh run takes over: an earlier run's checkpoints, all of them."""
+        return Takeover(tuple(self.folder.glob("*.pt")))
+
+    def resume(self, path: Path, update: int, rewinds: bool) -> Takeover:
+        """What a run takes over that resumes a checkpoint.
+
+        Args:
+            path: The checkpoint, in this folder or elsewhere.
+            update: Updates done in it.
+            rewinds: Archive all that is later or of another run. Otherwise it is the newest good one, and
+                periodic ones of later updates are broken.
+        """
+        if rewinds:
+            archived = self._others(path, update)
+        else:
+            archived = [file for n, file in numbered_checkpoints(self.folder) if n > update]
+        return Takeover(tuple(archived), path, update, rewinds)
+
+    def take_over(self, takeover: Takeover) -> Path | None:
+        """Carry out what was planned, and lose nothing whenever this is killed.
+
+        A rewind is written down first. A process that is killed in between leaves the note, and
+        `finish_rewind` carries it out: the abandoned later checkpoints never come back.
+
+        Returns:
+            The subfolder that checkpoints went to, or None.
+        """
+        path, update = takeover.resumed, takeover.update
+        if path is None:
+            # A rewind of an earlier run that was cut short is not carried out any more.
+            (self.folder / REWIND).unlink(missing_ok=True)
+        if path is not None and takeover.rewinds:
+            write_text(self.folder / REWIND, json.dumps({"path": str(path.absolute()), "update": update}))
+            archived = self._rewind(path, update, takeover.archived)
+        else:
+            archived = self.archive(takeover.archived)
+        if path is not None and takeover.is_best:
+            _give_second_name(path, self.folder / BEST)
+        return archived
 
     @property
     def launch(self) -> str | None:
@@ -163,35 +220,16 @@ class CheckpointManager:
         if launch is not None:
             write_text(self.folder / LAUNCH, launch)
 
-    def best_loss(self) -> float:
-        """Validation loss of `best_model.pt`, nats; infinite if there is none or it is broken."""
-        progress = _progress_of(self.folder / BEST)
-        loss = progress.get("best_validation_loss") if progress else None
-        return loss if isinstance(loss, float) else math.inf
-
-    def make_best(self, path: Path) -> None:
-        """Give a checkpoint the name `best_model.pt`, too."""
-        _give_second_name(path, self.folder / BEST)
-
-    def rewind(self, path: Path, update: int) -> Path | None:
-        """Make a checkpoint the newest of the folder, and archive what is later or of another run.
-
-        The intention is written down first. A process that is killed in between leaves it, and
-        `finish_rewind` carries it out: the abandoned later checkpoints never come back.
+    def best_loss(self, without: Iterable[Path] = ()) -> float:
+        """Validation loss of `best_model.pt`, nats; infinite if there is none or it is broken.
 
         Args:
-            path: The checkpoint, in this folder or elsewhere.
-            update: Updates done in it.
-
-        Returns:
-            The subfolder that other checkpoints went to, or None.
+            without: Files that are about to be archived.
         """
-        write_text(self.folder / REWIND, json.dumps({"path": str(path.absolute()), "update": update}))
-        return self._rewind(path, update)
-
-    def forget_rewind(self) -> None:
-        """A fresh run begins here: a rewind of an earlier one that was cut short is not carried out."""
-        (self.folder / REWIND).unlink(missing_ok=True)
+        best = self.folder / BEST
+        progress = None if best in without else _progress_of(best)
+        loss = progress.get("best_validation_loss") if progress else None
+        return loss if isinstance(loss, float) else math.inf
 
     def finish_rewind(self) -> None:
         """Carry out a rewind that was cut short, if one was.
@@ -217,24 +255,29 @@ class CheckpointManager:
                 f"{wanted['path']}: no such checkpoint file, and a resume from it was cut short; remove "
                 f"{note} to resume from the newest checkpoint instead"
             )
-        self._rewind(path, update)
+        self._rewind(path, update, self._others(path, update))
 
-    def _rewind(self, path: Path, update: int) -> Path | None:
+    def _others(self, path: Path, update: int) -> list[Path]:
+        """The checkpoints that are later than the one to be resumed, or of another run."""
         numbered, last = self._numbered(update), self.folder / LAST
         if not path.absolute().parent.samefile(self.folder):
             # Another run's checkpoint: nothing here belongs to it but what an earlier try linked in.
             kept = [file for file in (numbered, last) if file.is_file() and file.samefile(path)]
-            others = [file for file in self.folder.glob("*.pt") if file not in kept]
-        else:
-            others = [file for n, file in numbered_checkpoints(self.folder) if n > update]
-            if numbered.is_file() and not numbered.samefile(path):
-                others.append(numbered)
-            # last.pt and best_model.pt do not tell their update by their name; broken ones tell none.
-            others += [
-                file
-                for file in (last, self.folder / BEST)
-                if file.is_file() and not file.samefile(path) and update_of(file) not in range(update + 1)
-            ]
+            return [file for file in self.folder.glob("*.pt") if file not in kept]
+        numbered_ones = numbered_checkpoints(self.folder)
+        others = [file for n, file in numbered_ones if n > update and not file.samefile(path)]
+        if numbered.is_file() and not numbered.samefile(path):
+            others.append(numbered)
+        # last.pt and best_model.pt do not tell their update by their name; broken ones tell none.
+        others += [
+            file
+            for file in (last, self.folder / BEST)
+            if file.is_file() and not file.samefile(path) and update_of(file) not in range(update + 1)
+        ]
+        return others
+
+    def _rewind(self, path: Path, update: int, others: Iterable[Path]) -> Path | None:
+        numbered, last = self._numbered(update), self.folder / LAST
         archived = self.archive(others)
         if not numbered.is_file():
             _give_second_name(path, numbered)

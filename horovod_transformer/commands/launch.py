@@ -12,8 +12,9 @@ from horovod_transformer.launch.launcher import Launcher
 DESCRIPTION = """\
 Start a command as N ranks of one Horovod job on this machine; `horovodrun -np N` does so, too, but
 takes longer and cannot start a failed job again. Rank 0 has the terminal, the others are heard only
-if they fail. SIGTERM, SIGUSR1 and Ctrl-C reach all ranks, and training saves a checkpoint; a second
-Ctrl-C ends everything at once. Training that is started again resumes its newest checkpoint."""
+if they fail. SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C reach all ranks, and training saves a
+checkpoint; a second Ctrl-C ends everything at once. Training that is started again resumes its newest
+checkpoint."""
 
 EXAMPLES = """\
 examples:

@@ -15,8 +15,8 @@ from horovod_transformer.system.launch_environment import launched_rank, start_t
 DESCRIPTION = """\
 Train a model on prepared blocks: alone as one process, under `horovodrun -np N`, `torchrun`, `srun`
 or `horovod-transformer launch -np N` as N. The same global batch walks the same loss curve on any
-number of processes. Stopped by a signal (SIGTERM, SIGUSR1, Ctrl-C) it saves a checkpoint and ends
-with exit code 75, start me again (under horovodrun: 0); a mistake of yours ends with 2."""
+number of processes. Stopped by a signal (SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, Ctrl-C) it saves a checkpoint
+and ends with exit code 75, start me again (under horovodrun: 0); a mistake of yours ends with 2."""
 
 EXAMPLES = """\
 examples:

@@ -20,6 +20,7 @@ from horovod_transformer.data.dataset import BlockDataset, open_prepared_data
 from horovod_transformer.data.sampler import BatchPlan, MicroBatchSampler, UpdateSampler
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.processes import exit_with
+from horovod_transformer.system.signals import SIGNALS
 
 
 def plan_batches(training: TrainingConfig, train: BlockDataset, world_size: int) -> BatchPlan:
@@ -166,8 +167,9 @@ class _StoredBlocks(Dataset):
 
 def _follow_the_rank(rank: int, worker: int) -> None:
     """Slurm signals every process of a job; a loader that died of it would take its rank along."""
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    for number in SIGNALS:
+        if number != signal.SIGTERM:  # torch's goodbye to its loaders
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_rank_says, daemon=True).start()

@@ -22,7 +22,7 @@ from types import FrameType
 from horovod_transformer.errors import EXIT_MISTAKE, EXIT_START_AGAIN, UserError
 from horovod_transformer.launch.processes import RankProcesses
 from horovod_transformer.system.console import tell
-from horovod_transformer.system.signals import handling, not_ignored
+from horovod_transformer.system.signals import handling, stop_signals
 
 HOST = "127.0.0.1"
 PAUSE_S = 2.0  # before another start: ports and devices of the last one are free by then
@@ -30,6 +30,7 @@ PAUSE_S = 2.0  # before another start: ports and devices of the last one are fre
 PASSED_ON = {
     signal.SIGTERM: signal.SIGTERM,
     signal.SIGUSR1: signal.SIGUSR1,
+    signal.SIGUSR2: signal.SIGUSR2,
     signal.SIGINT: signal.SIGINT,
     signal.SIGHUP: signal.SIGTERM,
 }
@@ -63,8 +64,7 @@ class Launcher:
 
     def run(self) -> int:
         """Start the ranks until they end well, or for good; return the exit code."""
-        always = [number for number in PASSED_ON if number != signal.SIGHUP]
-        with handling([*always, *not_ignored([signal.SIGHUP])], self._pass_on):
+        with handling(stop_signals(), self._pass_on):
             return self._start_until_done()
 
     def _start_until_done(self) -> int:

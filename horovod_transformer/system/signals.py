@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
-# SIGTERM: Slurm's and horovodrun's goodbye. SIGUSR1: Slurm's warning (`--signal=USR1@300`).
-# SIGINT: the user's Ctrl-C; a second one ends the process as usual.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# SIGTERM: Slurm's and horovodrun's goodbye. SIGUSR1: Slurm's warning (`--signal=USR1@300`); SIGUSR2:
+# submitit's. SIGHUP: the terminal or its connection is gone. SIGINT: the user's Ctrl-C; a second one ends the
+# process as usual.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 
 
 @contextmanager
@@ -36,6 +37,11 @@ def not_ignored(numbers: Iterable[int]) -> list[int]:
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+def stop_signals() -> list[int]:
+    """`SIGNALS`, but for SIGHUP where this process is to outlive its terminal: `nohup` has it ignored."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or not_ignored([number])]
+
+
 class StopRequest:
     """While entered, stop signals are remembered instead of ending the process.
 
@@ -46,7 +52,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_name: str | None = None
         self._interrupted = False
-        self._handling = handling(SIGNALS, self._remember)
+        self._handling = handling(stop_signals(), self._remember)
 
     def __bool__(self) -> bool:
         return self.signal_name is not None

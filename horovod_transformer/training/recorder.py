@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from horovod_transformer.data.sampler import BatchPlan
@@ -27,7 +29,7 @@ class UpdateRecorder:
         every: When a row is due.
         total: Updates of the run.
         max_skipped: This many skipped updates in a row end the run.
-        newest: The checkpoint to name if training has diverged.
+        newest: The checkpoint to resume if training has diverged; it need not be there yet.
         state: Its counts of skipped updates are kept here.
         logger: Records.
         throughput: Speed, for the records.
@@ -42,7 +44,7 @@ class UpdateRecorder:
         every: Every,
         total: int,
         max_skipped: int,
-        newest: str,
+        newest: Path,
         state: TrainState,
         logger: MetricLogger,
         throughput: Throughput,
@@ -70,11 +72,12 @@ class UpdateRecorder:
             self._logger.say(f"update {update}: gradients were not finite, weights left as they were")
         self._logger.advance(update, result.loss, self._throughput.tokens_per_second)
         if state.skipped_in_a_row >= self._max_skipped:
+            saved = self._newest.is_file()
+            again = f"--resume {self._newest}" if saved else "start anew, for nothing was saved yet"
             raise UserError(
                 f"training diverged: the gradients of {state.skipped_in_a_row} updates in a row, up to "
                 f"update {update}, were not finite (learning rate {finished.learning_rate:.3g}, loss "
-                f"{result.loss:.4g}); lower training.learning_rate or lengthen the warmup, then --resume "
-                f"{self._newest}"
+                f"{result.loss:.4g}); lower training.learning_rate or lengthen the warmup, then {again}"
             )
 
     def say_speed(self) -> None:

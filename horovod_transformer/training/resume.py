@@ -12,7 +12,8 @@ What makes a resumed run the same, bit for bit, as one that was never stopped:
   file calls every check);
 - dropped and computed again: rows of the tables and TensorBoard events after the checkpoint
   (`training.metrics.logger`);
-- archived: checkpoints after the one that is resumed (`checkpoint.manager`).
+- archived: checkpoints after the one that is resumed (`checkpoint.manager`), once the run has made
+  an update: a start that fails leaves everything as it was.
 
 Another number of processes keeps the curve but not the last bits: sums are then rounded in another
 order.
@@ -20,13 +21,14 @@ order.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from horovod_transformer.checkpoint.format import load_checkpoint
-from horovod_transformer.checkpoint.manager import CheckpointManager
+from horovod_transformer.checkpoint.manager import CheckpointManager, Takeover
 from horovod_transformer.config import ModelConfig, config_from_dict
 from horovod_transformer.data.dataset import PreparedData
 from horovod_transformer.data.sampler import BatchPlan
@@ -92,6 +94,7 @@ class Start:
         optimizer: State dict.
         notes: Lines for the user about how it was found.
         precision_reason: Why it is `state.precision`.
+        takeover: What the run will change among the checkpoints of its folder.
     """
 
     state: TrainState
@@ -99,6 +102,7 @@ class Start:
     optimizer: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     precision_reason: str = ""
+    takeover: Takeover = Takeover()
 
 
 @dataclass(frozen=True)
@@ -142,11 +146,13 @@ def find_start(
     decay_updates: int,
     request: StartRequest,
     precision: PrecisionChoice,
+    settings: dict[str, Any],
 ) -> Start:
     """Read what a run starts from; on rank 0, which owns the folder.
 
-    Nothing is moved before every check has passed. Then a fresh run archives what an earlier one
-    left in the folder, and one that resumes an older checkpoint archives what came later.
+    Nothing is moved, for much can fail before the first update: `Start.takeover` says what will be. A
+    fresh run archives what an earlier one left in the folder, and one that resumes an older checkpoint
+    archives what came later.
 
     Args:
         fresh: State of a run that begins now.
@@ -157,6 +163,7 @@ def find_start(
         decay_updates: Where the learning rate schedule ends now.
         request: What was asked for.
         precision: What a fresh run computes in.
+        settings: The run's whole config, plain values, to be compared with the checkpoint's.
 
     Raises:
         UserError: No such checkpoint, a broken one, one of another model, batch, tokenizer, corpus or
@@ -173,10 +180,7 @@ def find_start(
         require_same_tokenizer(contents["tokenizer"], data, path)
         start.model = contents["model"]
     if contents is None or request.init_from:
-        manager.forget_rewind()
-        archived = manager.archive()
-        if archived:
-            start.notes.append(f"archived the earlier run's checkpoints in {archived}")
+        start.takeover = manager.fresh_start()
         if contents is not None:
             start.notes.append(f"starting with the weights of {path}")
         return start
@@ -191,16 +195,14 @@ def find_start(
     start.state.run_name = request.run_name or start.state.run_name
     start.optimizer = contents["optimizer"]
     start.notes.append(f"resuming after update {start.state.update} from {path}")
-    if request.resume == "auto":
-        archived = manager.archive_numbered(after_update=start.state.update)
-    else:
-        archived = manager.rewind(path, start.state.update)
-    if archived:
-        start.notes.append(f"archived other checkpoints in {archived}")
-    if manager.best_loss() > start.state.best_validation_loss:
+    changed = changed_settings(before.to_dict(), settings)
+    if changed:
+        start.notes.append(f"settings changed since: {', '.join(changed)}")
+    start.takeover = manager.resume(path, start.state.update, rewinds=request.resume != "auto")
+    if manager.best_loss(without=start.takeover.archived) > start.state.best_validation_loss:
         # Archived with the later ones, or a kill came before the best checkpoint got its second name.
         if start.state.validated_at == start.state.update:
-            manager.make_best(path)
+            start.takeover = replace(start.takeover, is_best=True)
         else:
             start.state.best_validation_loss = math.inf
             start.notes.append(
@@ -235,6 +237,24 @@ def _read(
         return path, contents
     chosen = request.resume or request.init_from
     return (Path(chosen), load_checkpoint(chosen)) if chosen else (manager.folder, None)
+
+
+def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Say which keys of the config have another value, such as `training.learning_rate 0.0001 -> 0.011`.
+
+    Where a run writes is left out: a folder may have been moved.
+    """
+    return [
+        f"{section}.{key} {_shown(value)} -> {_shown(new[section][key])}"
+        for section in old
+        if section != "paths"
+        for key, value in old[section].items()
+        if value != new[section][key]
+    ]
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def require_same_model(before: ModelConfig, now: ModelConfig, path: Path) -> None:

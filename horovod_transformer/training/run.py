@@ -10,6 +10,7 @@ import torch
 from horovod_transformer import distributed
 from horovod_transformer.config import TABLES, Config
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.paths import readable
 from horovod_transformer.training.metrics.profiling import ProfileRequest
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.trainer import Trainer
@@ -28,8 +29,8 @@ def run_distributed_training(
 ) -> dict[str, Any]:
     """Train a model, together with the other ranks. *Collective.*
 
-    Call `setup_horovod` first and pass on what it returned. SIGTERM, SIGUSR1 or SIGINT to any
-    rank makes all of them stop after the same update, with a checkpoint.
+    Call `setup_horovod` first and pass on what it returned. SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or SIGINT
+    to any rank makes all of them stop after the same update, with a checkpoint.
 
     Args:
         config: The whole configuration.
@@ -39,7 +40,8 @@ def run_distributed_training(
         resume_checkpoint: Resume this checkpoint; `"auto"` takes the newest good one of the run's
             checkpoint folder, or starts afresh if there is none. A later start of the same Slurm
             job or torchrun launch always means `"auto"`.
-        run_name: Names the run's folders; None takes the resumed run's, or the time.
+        run_name: Names the run's folders, below `paths.tensorboard_dir`; None takes the resumed run's, or
+            the time.
         output_dir: Folder that `config.paths` are relative to.
         init_from: Start afresh, but with this checkpoint's weights.
         profile: Record a window of updates; None records nothing.
@@ -55,10 +57,14 @@ def run_distributed_training(
     known = (distributed.get_rank(), distributed.get_world_size(), distributed.get_local_rank())
     if (rank, world_size, local_rank) != known:
         raise ValueError("rank, world_size and local_rank must be those that setup_horovod() returned")
+    given = {"resume": resume_checkpoint, "init_from": init_from, "output_dir": output_dir}
+    for option, value in given.items():
+        if value is not None and not str(value).strip():
+            raise UserError(f"--{option}: is empty; leave it out, or say what it should be")
     if resume_checkpoint and init_from:
         raise UserError("--resume continues a run, --init_from starts another: give one of them")
-    if run_name == TABLES:
-        raise UserError(f"--run_name {TABLES}: that is the folder of all runs' tables; choose another name")
+    if run_name is not None:
+        _require_name(run_name)
     if output_dir is not None:
         config = config.with_paths_in(output_dir)
     distributed.set_threads(config.training.threads_per_rank)
@@ -70,6 +76,18 @@ def run_distributed_training(
             raise _out_of_memory(config) from None
         finally:
             trainer.close()
+
+
+def _require_name(name: str) -> None:
+    """Refuse a name that would reach out of `runs/`, where folders of that name are made and renamed."""
+    parts = name.split("/")
+    if any(not part.strip() or part.startswith(".") or not part.isprintable() for part in parts):
+        raise UserError(
+            f"--run_name {readable(name) or repr(name)}: should name a folder below runs/, such as first or "
+            "tests/first, no part of it empty or beginning with a dot"
+        )
+    if parts[0] == TABLES:
+        raise UserError(f"--run_name {name}: that is the folder of all runs' tables; choose another name")
 
 
 def _out_of_memory(config: Config) -> UserError:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from datetime import datetime
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.manager import LAST, CheckpointManager
+from horovod_transformer.checkpoint.manager import LAST, CheckpointManager, Takeover
 from horovod_transformer.checkpoint.snapshot import snapshot
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
@@ -73,20 +72,23 @@ class Trainer:
         self.decay_updates = training.lr_decay_updates or self.total
         self.workers, self.paths = config.data.num_workers, config.paths
         self.folder = RunFolder(
-            CheckpointManager(config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every)
+            CheckpointManager(config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every),
+            config.paths,
         )
-        try:
+        with ExitStack() as opened:
+            opened.callback(self.folder.release)
             start = self._find_start(config, request, precision)
             self.state, self.notes = start.state, start.notes
+            self.takeover: Takeover | None = start.takeover
             self.model = self._build_model(config, start)
             self.timer = PhaseTimer(self.device)
             self.step = self._build_step(config, start)
             self.precision_reason = start.precision_reason
             self.logger = self._open_logger(config, cards)
-        except BaseException:
-            self.folder.release()
-            raise
-        self._build_what_follows_an_update(config, profile, cards)
+            opened.callback(self.logger.close)
+            self._build_what_follows_an_update(config, profile, cards)
+            opened.callback(self.folder.checkpoints.wait)
+            self._opened = opened.pop_all()
         if len(set(cards)) > 1:
             self.notes.append(f"warning: the GPUs differ, the slowest sets the pace: {', '.join(cards)}")
 
@@ -98,8 +100,10 @@ class Trainer:
         results = DeferredResults(self.step.defers_results)
         with StopRequest() as stop, self.watchdog, self._reading_ahead():
             self.timer.take()  # setting up is not part of any update
+            if self.validator.is_due:
+                # A signal came just before this validation, the first thing to be recorded.
+                self._take_over()
             if self.validator.validate_if_due():
-                # A signal came just before this validation.
                 self.checkpointer.save_if_due(state.update, best=True, now=True)
             while state.update < self.total and not results.stop_requested:
                 self.stop_reason = stop.signal_name or self.checkpointer.reason_to_stop
@@ -111,6 +115,7 @@ class Trainer:
                 self.checkpointer.save_if_due(state.update, best, now=ends)
                 self._say(self.profiler.after_update() if self.profiler else [])
             self._say(self.profiler.close() if self.profiler else [])
+            self._take_over()  # there may have been no update left
             # Signals are still held back: a second one must not cut off the last checkpoint.
             distributed.require_equal_weights(self.model, "training")
             self._conclude()
@@ -125,9 +130,7 @@ class Trainer:
 
     def close(self) -> None:
         """Close files and give the folder up."""
-        self.folder.checkpoints.wait()
-        self.logger.close()
-        self.folder.release()
+        self._opened.close()
 
     def _update(self, batches: Iterator[dict[str, Tensor]], results: DeferredResults) -> None:
         """Make one update, and record those whose results are read by now. *Collective.*"""
@@ -140,6 +143,8 @@ class Trainer:
         finished = results.add(state.update, state.tokens, started, self._result_is_needed())
         self.throughput.end_update(started.tokens)
         self.watchdog.beat()
+        # What fails in a first update, such as memory, has changed nothing that an earlier run left.
+        self._take_over()
         for each in finished:
             self.recorder.record(each)
         self.recorder.say_speed()
@@ -153,8 +158,7 @@ class Trainer:
         """Claim the run's folder on rank 0, and tell every rank what the run starts from. *Collective.*"""
 
         def find(wanted: StartRequest) -> Start:
-            name = request.run_name or datetime.now().strftime("%Y%m%d-%H%M%S")
-            fresh = TrainState(name, data_fingerprint(self.plan, self.data))
+            fresh = TrainState(request.run_name or "", data_fingerprint(self.plan, self.data))
             return find_start(
                 fresh,
                 self.folder.checkpoints,
@@ -164,9 +168,26 @@ class Trainer:
                 self.decay_updates,
                 wanted,
                 precision,
+                config.to_dict(),
             )
 
         return distributed.run_on_rank0(lambda: self.folder.claim(request, find), self.watchdog.beat)
+
+    def _take_over(self) -> None:
+        """Archive what an earlier run left in this one's way, unless that is done. *Collective.*"""
+        if self.takeover is None:
+            return
+        takeover, self.takeover = self.takeover, None
+
+        def archive() -> Path | None:
+            archived = self.folder.take_over(takeover)
+            self.logger.take_over()
+            return archived
+
+        archived = distributed.run_on_rank0(archive, self.watchdog.beat)
+        if archived is not None:
+            whose = "other" if takeover.resumed else "the earlier run's"
+            self.logger.say(f"archived {whose} checkpoints in {archived}")
 
     def _build_model(self, config: Config, start: Start) -> TransformerLM:
         """The model with the weights that the run starts with, the same on every rank. *Collective.*"""
@@ -249,7 +270,7 @@ class Trainer:
             every=Every(training.log_interval, self.total),
             total=self.total,
             max_skipped=training.max_skipped_updates,
-            newest=str(self.folder.checkpoints.folder / LAST),
+            newest=self.folder.checkpoints.folder / LAST,
             state=state,
             logger=logger,
             throughput=self.throughput,

@@ -104,8 +104,13 @@ class Validator:
         self.every, self._state, self._logger = every, state, logger
         self._bytes_per_token, self._on_batch = bytes_per_token, on_batch
 
+    @property
+    def is_due(self) -> bool:
+        """Whether validation is due after the state's update, and was not done there already."""
+        return self._state.validated_at != self._state.update and self.every.is_due(self._state.update)
+
     def validate_if_due(self) -> bool:
-        """Validate if it is due after the state's update, and was not done there already. *Collective.*
+        """Validate if that is due. *Collective.*
 
         Returns:
             Whether the loss is the lowest so far.
@@ -114,7 +119,7 @@ class Validator:
             RuntimeError: The ranks' weights differ.
         """
         state, began = self._state, time.monotonic()
-        if state.validated_at == state.update or not self.every.is_due(state.update):
+        if not self.is_due:
             return False
         distributed.require_equal_weights(self._model, f"update {state.update}")
         figures = validate(self._model, self._loader, self._device, self._precision, self._on_batch)

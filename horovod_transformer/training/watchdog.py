@@ -74,7 +74,7 @@ class Watchdog:
 def watch(parent: int, timeout: float, rank: str, setting: str) -> None:
     """Read signs of life on stdin until it ends; kill the parent if none comes in time."""
     # Signals meant for the rank reach its whole process group: the rank decides when to end.
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     while select.select([0], [], [], timeout)[0]:
         if not os.read(0, 4096):

@@ -18,6 +18,7 @@ from horovod_transformer.commands import train
 from horovod_transformer.config import load_config
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.size import flops_per_update
+from horovod_transformer.system.signals import handling
 from tests.distributed.conftest import BASE, write_corpus
 
 # Each takes a quarter of a second or more, and a run on CPUs needs none.
@@ -75,16 +76,19 @@ def test_a_page_that_fails_does_not_change_the_exit_code(run_python, tiny_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped", [True, False])
+@pytest.mark.parametrize("stopped", ["SIGTERM", "SIGHUP", None])
 def test_a_run_outlives_those_who_watch_it(root, tiny_run, tmp_path, stopped):
-    """Ctrl-C in `train | tee log` ends `tee`, too; the run has something to save still."""
+    """Ctrl-C in `train | tee log`, or a closed terminal, ends `tee`, too; the run has something to save."""
     updates = "100000" if stopped else "30"
     words = [*tiny_run, "--training.max_updates", updates, "--training.epochs", "100000", "--run_name", "run"]
     words += ["--training.eval_interval", "5", "--training.save_interval", "1000000"]
     # Buffered as usual: what cannot be written must not be tried again at the end.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": ""}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    run = subprocess.Popen([sys.executable, "-m", "src.train", *words], cwd=root, env=environment, **pipes)
+    with handling([signal.SIGHUP], signal.SIG_DFL):  # also if all tests run under nohup
+        run = subprocess.Popen(
+            [sys.executable, "-m", "src.train", *words], cwd=root, env=environment, **pipes
+        )
     try:
         assert b"run run: " in run.stdout.readline()
         run.stdout.close()
@@ -95,7 +99,7 @@ def test_a_run_outlives_those_who_watch_it(root, tiny_run, tmp_path, stopped):
             while not (table.exists() and len(table.read_text().splitlines()) > 3):
                 assert time.monotonic() < end and run.poll() is None
                 time.sleep(0.02)
-            run.send_signal(signal.SIGTERM)
+            run.send_signal(getattr(signal, stopped))
         assert run.wait(60) == (75 if stopped else 0)
     finally:
         run.kill()
@@ -110,3 +114,30 @@ def test_a_run_outlives_those_who_watch_it(root, tiny_run, tmp_path, stopped):
 def test_the_tables_folder_is_no_name_for_a_run(tiny_run):
     with pytest.raises(UserError, match="--run_name structured: that is the folder of all runs' tables"):
         train.main([*tiny_run, "--run_name", "structured"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", ".", "..", "../up", "a/../../up", "/tmp/elsewhere", "a/", "a//b", "a/.", ".hidden", "a\nb"],
+)
+def test_a_runs_name_stays_below_runs(tiny_run, tmp_path, name):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="^--run_name .*: should name a folder below runs/") as error:
+        train.main([*tiny_run, "--run_name", name])
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_part_of_the_tables_folder_is_a_name_for_a_run(tiny_run):
+    with pytest.raises(UserError, match="--run_name structured/x: that is the folder of all runs' tables"):
+        train.main([*tiny_run, "--run_name", "structured/x"])
+
+
+@pytest.mark.parametrize("option", ["resume", "init_from", "output_dir"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_a_variable_that_is_not_set_is_a_mistake(tiny_run, tmp_path, option, value):
+    """`--resume "$NEWEST"` must not start afresh."""
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"^--{option}: is empty; leave it out, or say what it should be$"):
+        train.main([*tiny_run, f"--{option}", value])
+    assert sorted(tmp_path.rglob("*")) == before

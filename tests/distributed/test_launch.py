@@ -49,7 +49,7 @@ time.sleep(60)
 
 LISTEN = """
 import os, signal, sys
-signals = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}
+signals = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP}
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 mine = f"{__file__}.{os.environ['RANK']}"
 open(f"{mine}.ready", "w").close()
@@ -103,7 +103,7 @@ def test_a_signal_is_a_clean_stop_of_all_ranks(write_config, start_job, outcome_
 def test_every_signal_reaches_all_ranks(start_job, tmp_path):
     # Training treats them alike (tests/system/test_signals.py); these ranks only say which came.
     # A closed terminal (SIGHUP) reaches the ranks as SIGTERM.
-    received = {"TERM": "TERM", "USR1": "USR1", "INT": "INT", "HUP": "TERM"}
+    received = {"TERM": "TERM", "USR1": "USR1", "USR2": "USR2", "INT": "INT", "HUP": "TERM"}
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if all tests run under nohup
     with ExitStack() as jobs:
         jobs.callback(signal.signal, signal.SIGHUP, before)

@@ -13,13 +13,21 @@ from horovod_transformer.system.signals import SIGNALS, StopRequest, handling, n
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_remembered_and_its_handler_given_back(number):
-    before = signal.getsignal(number)
-    with StopRequest() as stop:
+    with handling([number], signal.SIG_DFL):  # also if all tests run under nohup
+        with StopRequest() as stop:
+            assert not stop
+            os.kill(os.getpid(), number)
+            assert stop
+            assert stop.signal_name == number.name
+        assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_a_run_that_is_to_outlive_its_terminal_does():
+    with handling([signal.SIGHUP], signal.SIG_IGN), StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
         assert not stop
-        os.kill(os.getpid(), number)
-        assert stop
-        assert stop.signal_name == number.name
-    assert signal.getsignal(number) == before
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.signal_name == "SIGUSR2"
 
 
 def test_handlers_are_given_back_after_an_error():

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from horovod_transformer.checkpoint.manager import CheckpointManager
+from horovod_transformer.config import Config
 from horovod_transformer.precision import choose_precision
 from horovod_transformer.training.resume import StartRequest, TrainState, find_start
 from tests.conftest import TINY
@@ -48,16 +49,19 @@ def resume(folder: Path, wanted: str, kill_before: int | None, report: Path) -> 
         if kill_before is not None:
             kill_before_change(kill_before)
         fresh = TrainState("r", {"seed": 7, "global_batch_size": 8, "data": "abc"})
+        manager = CheckpointManager(folder)
         found = find_start(
             fresh,
-            CheckpointManager(folder),
+            manager,
             TINY,
             "adamw",
             SimpleNamespace(),
             20,
             StartRequest(resume=wanted),
             choose_precision("fp32", "cpu", [""]),
+            Config(model=TINY).to_dict(),
         )
+        manager.take_over(found.takeover)
         os.write(os.open(report, os.O_CREAT | os.O_WRONLY), str(found.state.update).encode())
         os._exit(0)
     os.waitpid(pid, 0)

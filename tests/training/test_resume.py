@@ -54,13 +54,20 @@ def start(
     decay=20,
     tokenizer=None,
     precision=FP32,
-    optimizer="adamw",
+    training=None,
     **identity,
 ):
     fresh = TrainState(name or "20260101-000000", {**IDENTITY, **identity})
     data = SimpleNamespace(tokenizer=tokenizer, folder="here")
     request = StartRequest(resume, init_from, name)
-    return find_start(fresh, folder, model, optimizer, data, decay, request, precision)
+    before = sorted(folder.folder.rglob("*.pt"))
+    config = Config(training=training or {})
+    settings = {**config.to_dict(), "model": model.model_dump()}
+    optimizer = config.training.optimizer
+    found = find_start(fresh, folder, model, optimizer, data, decay, request, precision, settings)
+    assert sorted(folder.folder.rglob("*.pt")) == before
+    folder.take_over(found.takeover)  # as a run does after its first update
+    return found
 
 
 def test_auto_resumes_everything(folder):
@@ -101,7 +108,6 @@ def test_a_fresh_run_archives_the_earlier_one(folder):
     assert (found.model, found.state.update) == (None, 0)
     (archive,) = [path for path in folder.folder.iterdir() if path.is_dir()]
     assert list(folder.folder.iterdir()) == [archive]
-    assert str(archive) in found.notes[0]
     assert len(list(archive.glob("*.pt"))) == 4
 
 
@@ -118,6 +124,16 @@ def test_another_schedule_is_pointed_out(folder):
     )
 
 
+def test_other_settings_are_pointed_out(folder):
+    found = start(folder, "auto", training={"learning_rate": 0.011, "schedule": "linear", "max_updates": 9})
+    changed = "learning_rate 0.0006 -> 0.011", "schedule cosine -> linear", "max_updates null -> 9"
+    (note,) = [note for note in found.notes if note.startswith("settings changed since: ")]
+    told = note.removeprefix("settings changed since: ").split(", ")
+    assert sorted(told) == sorted(f"training.{change}" for change in changed)
+    fresh = start(folder, init_from=str(folder.folder / "last.pt"), training={"learning_rate": 0.011})
+    assert not any("settings changed" in note for note in fresh.notes)
+
+
 @pytest.mark.parametrize(("key", "value"), [("seed", 8), ("global_batch_size", 16), ("data", "other")])
 def test_what_must_not_change_in_mid_run(folder, key, value):
     with pytest.raises(UserError, match=f"was trained with {key} = .*, now it is {value}: .*--init_from"):
@@ -129,7 +145,7 @@ def test_another_optimizer_is_refused_before_anything_is_moved(folder, chosen):
     before = sorted(folder.folder.iterdir())
     resume = chosen if chosen == "auto" else str(folder.folder / chosen)
     with pytest.raises(UserError, match="trained with training.optimizer = adamw, now it is muon"):
-        start(folder, resume, optimizer="muon")
+        start(folder, resume, training={"optimizer": "muon"})
     assert sorted(folder.folder.iterdir()) == before
 
 

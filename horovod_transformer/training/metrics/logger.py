@@ -5,12 +5,17 @@ runs/<run name>/                              TensorBoard
 runs/structured/<run name>/train.csv          a row every `training.log_interval` updates
 runs/structured/<run name>/val.csv            a row per validation
 runs/structured/<run name>/config.yaml, environment.json
+runs/structured/<run name>/config.until_update_N.yaml   if a resumed run has other settings than before
 """
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +49,9 @@ class MetricWriter(Protocol):
 class MetricLogger:
     """Records what happens in a run. Rank 0 writes everything, other ranks their log file.
 
+    Until `take_over` it only adds lines to the log: a start that fails leaves an earlier run's records as
+    they were.
+
     Args:
         paths: Where the run writes.
         run_name: Names the run's folders.
@@ -70,21 +78,41 @@ class MetricLogger:
         self._warned = False
         self._writers: list[MetricWriter] = []
         self._bar: ProgressBar | None = None
+        self._start, self._config, self._trackers = start, config, trackers
+        self._tables, self._events = paths.tables_of(run_name), Path(paths.tensorboard_dir) / run_name
+        with _one_line(Path(paths.log_dir)):
+            self._log = _open_log(Path(paths.log_dir), self._warn)
+        if not distributed.is_main_process():
+            return
         try:
-            self._log = _open_log(Path(paths.log_dir))
-            if distributed.is_main_process():
-                tables, events = paths.tables_of(run_name), Path(paths.tensorboard_dir) / run_name
-                if start == 0:
-                    _archive(tables, events)
-                self._writers.append(RunTables(tables, start, config, describe_environment(facts or {})))
-                if "tensorboard" in trackers:
-                    self._writers.append(TensorBoardTracker(events, start, config))
-        except OSError as error:
-            raise UserError(f"{error.filename}: cannot write the run's records: {error.strerror}") from None
-        if distributed.is_main_process():
+            with _one_line(self._tables):
+                for folder in (self._tables, self._events):
+                    # What an earlier run left there is renamed, or written to.
+                    _require_writable(folder if start and folder.exists() else folder.parent)
+            self._environment = describe_environment(facts or {})
+            if "tensorboard" in trackers:
+                TensorBoardTracker.load()
             self._bar = ProgressBar("training", total, start)
             if "wandb" in trackers:
                 self._writers.append(WandbTracker(Path(paths.tensorboard_dir), run_name, config, self.say))
+        except BaseException:
+            self.close()
+            raise
+
+    def take_over(self) -> None:
+        """Open the run's tables; on rank 0, before the first row.
+
+        A fresh run renames what an earlier one of the same name left, a resumed one drops later rows.
+
+        Raises:
+            UserError: They cannot be written.
+        """
+        with _one_line(self._tables):
+            if self._start == 0:
+                _archive(self._tables, self._events)
+            self._writers.append(RunTables(self._tables, self._start, self._config, self._environment))
+            if "tensorboard" in self._trackers:
+                self._writers.append(TensorBoardTracker(self._events, self._start, self._config))
 
     def say(self, text: str) -> None:
         """Log a line; rank 0 also prints it."""
@@ -140,9 +168,49 @@ class MetricLogger:
             try:
                 action(writer)
             except OSError as error:
-                if not self._warned:
-                    self._warned = True
-                    self.say(f"records are no longer complete, a file could not be written: {error}")
+                self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            self.say(f"records are no longer complete, a file could not be written: {error}")
+
+
+class _LogFile(logging.FileHandler):
+    """A log file; a full disk costs lines of it, and is told once, without a traceback."""
+
+    def __init__(self, path: Path, warn: Callable[[OSError], None]) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._warn = warn
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self._warn(error)
+        else:
+            super().handleError(record)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self._warn(error)
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Within this context what cannot be written in a folder is a mistake of the user's."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or folder  # a full disk names no file
+        raise UserError(f"{where}: cannot write the run's records: {error.strerror}") from None
+
+
+def _require_writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _archive(*folders: Path) -> None:
@@ -152,12 +220,12 @@ def _archive(*folders: Path) -> None:
             folder.rename(archive_path(folder.with_name(f"{folder.name}.previous"), [folder]))
 
 
-def _open_log(folder: Path) -> logging.Logger:
+def _open_log(folder: Path, warn: Callable[[OSError], None]) -> logging.Logger:
     folder.mkdir(parents=True, exist_ok=True)
     log = logging.getLogger("horovod_transformer.training")
     log.setLevel(logging.INFO)
     log.propagate = False
-    handler = logging.FileHandler(folder / f"train_rank{distributed.get_rank()}.log", encoding="utf-8")
+    handler = _LogFile(folder / f"train_rank{distributed.get_rank()}.log", warn)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     return log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import platform
@@ -102,7 +103,8 @@ class RunTables:
     Args:
         folder: Made if it is not there.
         start: Updates done before; later rows of an earlier try are dropped.
-        config: Of the run, plain values, kept beside the tables.
+        config: Of the run, plain values, kept beside the tables. A resumed run's earlier one, if it differs,
+            is kept as `config.until_update_N.yaml`.
         environment: As `describe_environment` returned it, kept there, too.
 
     Raises:
@@ -111,7 +113,7 @@ class RunTables:
 
     def __init__(self, folder: Path, start: int, config: dict[str, Any], environment: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        _write_config(folder, yaml.safe_dump(config, sort_keys=False), start)
         write_text(folder / "environment.json", json.dumps(environment, indent=2) + "\n")
         self._samples = folder / "samples.txt"
         self._tables = {
@@ -132,6 +134,16 @@ class RunTables:
         """Close the tables."""
         for table in self._tables.values():
             table.close()
+
+
+def _write_config(folder: Path, text: str, start: int) -> None:
+    """Write `config.yaml`; the one that the updates until now were made with gets another name."""
+    path = folder / "config.yaml"
+    if path.exists() and path.read_bytes() != text.encode():
+        stem = f"config.until_update_{start}"
+        names = (f"{stem}.yaml" if number == 1 else f"{stem}-{number}.yaml" for number in itertools.count(1))
+        path.rename(next(folder / name for name in names if not (folder / name).exists()))
+    write_text(path, text)
 
 
 class CsvTable:

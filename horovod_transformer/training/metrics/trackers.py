@@ -30,12 +30,16 @@ class TensorBoardTracker:
     """
 
     def __init__(self, folder: Path, start: int, config: dict[str, Any]) -> None:
-        # Imported here: it takes a second, and only rank 0 needs it.
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._events = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self._events = self.load()(str(folder), purge_step=start + 1 if start else None)
         self._add_hyperparameters(config)
         self._events.add_text("config", f"```\n{yaml.safe_dump(config, sort_keys=False)}```")
+
+    @staticmethod
+    def load() -> Any:
+        """Import the class that writes events: it takes a second, and only rank 0 needs it."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter
 
     def log(self, group: str, row: dict[str, Any]) -> None:
         """Add a scalar for each figure of a row of `train` or `validation`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import yaml
@@ -92,6 +93,7 @@ def row_of(columns, update):
 def test_a_run_leaves_its_records_and_resumes_them(config, tmp_path, capsys):
     for start in (0, 2):
         logger = MetricLogger(config.paths, "r", start, 9, config.to_dict())
+        logger.take_over()
         for update in (start + 1, start + 2, start + 3):
             logger.log_update(UpdateMetrics(**row_of(TRAIN_COLUMNS, update)))
         logger.log_validation(ValidationMetrics(**row_of(VALIDATION_COLUMNS, start + 3)))
@@ -110,7 +112,50 @@ def test_a_run_leaves_its_records_and_resumes_them(config, tmp_path, capsys):
     assert not logging.getLogger("horovod_transformer.training").handlers
 
 
+def test_the_config_of_earlier_updates_is_kept(config, tmp_path):
+    folder = tmp_path / "tensorboard_dir" / "structured" / "r"
+    for start, rate in ((0, 0.1), (2, 0.1), (4, 0.2), (4, 0.3), (6, 0.3)):
+        changed = config.with_overrides({"training.learning_rate": rate})
+        logger = MetricLogger(config.paths, "r", start, 9, changed.to_dict())
+        logger.take_over()
+        logger.close()
+    rates = {path.name: yaml.safe_load(path.read_text())["training"] for path in folder.glob("config*")}
+    assert {name: training["learning_rate"] for name, training in rates.items()} == {
+        "config.until_update_4.yaml": 0.1,
+        "config.until_update_4-2.yaml": 0.2,
+        "config.yaml": 0.3,
+    }
+
+
+def test_nothing_is_touched_before_it_takes_over(config, tmp_path):
+    folder = tmp_path / "tensorboard_dir" / "structured" / "r"
+    folder.mkdir(parents=True)
+    (folder / "train.csv").write_text("an earlier run's")
+    logger = MetricLogger(config.paths, "r", 0, 9, config.to_dict())
+    assert [path.read_text() for path in folder.parent.rglob("*.*")] == ["an earlier run's"]
+    logger.take_over()
+    logger.close()
+    assert [path.read_text() for path in folder.parent.glob("r.previous-*/*")] == ["an earlier run's"]
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):
     (tmp_path / "log_dir").write_text("a file")
     with pytest.raises(UserError, match=r"log_dir: cannot write the run's records: "):
         MetricLogger(config.paths, "r", 0, 9, config.to_dict())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_full_disk_costs_records_and_is_told_once(config, tmp_path, capsys):
+    folder = tmp_path / "log_dir"
+    folder.mkdir()
+    (folder / "train_rank0.log").symlink_to("/dev/full")
+    logger = MetricLogger(config.paths, "r", 0, 9, config.to_dict())
+    logger.take_over()
+    for update in (1, 2, 3):
+        logger.log_update(UpdateMetrics(**row_of(TRAIN_COLUMNS, update)))
+    logger.say("the end")
+    logger.close()
+    printed = capsys.readouterr()
+    assert printed.out.count("records are no longer complete") == 1 and "the end" in printed.out
+    assert "Logging error" not in printed.err and "Traceback" not in printed.err
+    assert len(read_rows(tmp_path / "tensorboard_dir" / "structured" / "r" / "train.csv")) == 3

@@ -60,6 +60,7 @@ def write(tmp_path, trackers):
         "test",
     )
     logger = MetricLogger(config.paths, "run", 0, 10, config.to_dict(), trackers)
+    logger.take_over()
     logger.log_validation(ROW)
     logger.log_validation(ROW)
     logger.close()

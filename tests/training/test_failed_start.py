@@ -1,0 +1,118 @@
+"""A start that fails before its first update leaves what an earlier run left as it was."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from horovod_transformer import distributed
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.errors import UserError
+from horovod_transformer.training import trainer
+from horovod_transformer.training.run import run_distributed_training
+from tests.distributed.conftest import BASE, write_corpus
+
+ALONE = (0, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "data")
+
+
+@pytest.fixture
+def train(corpus, tmp_path):
+    """Train in `tmp_path`; dotted keys change the config, other arguments are handed on."""
+
+    def run(changes=None, **arguments):
+        values = {**BASE, "data": {"data_dir": str(corpus), "num_workers": 0}}
+        short = {"training.max_updates": 4, "training.save_interval": 2, "training.device": "cpu"}
+        config = config_from_dict(values, "test").with_overrides({**short, **(changes or {})})
+        arguments = {"output_dir": tmp_path, **arguments}
+        return run_distributed_training(config, *ALONE, **arguments)
+
+    distributed.setup_horovod(device="cpu")
+    return run
+
+
+def files_of(folder):
+    """Every file of a run with its time and content, but for the log, to which lines are added."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def out_of_memory(*arguments, **more):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+def fails(monkeypatch, name):
+    """A way to fail: what to change in the config, and what the mistake says."""
+    if name == "tracker":
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        return {"training.trackers": ["wandb"]}, "wandb is not installed"
+    if name == "log folder":
+        return {"paths.log_dir": "/dev/null"}, "cannot write the run's records"
+    if name == "tables folder":
+        return {"paths.tensorboard_dir": "/dev/null"}, "cannot write the run's records"
+    if name == "compiler":
+        monkeypatch.setenv("CXX", "/nonexistent")
+        return {"training.compile": "on"}, "training.compile = on: there is no /nonexistent"
+    monkeypatch.setattr(trainer.UpdateStep, "start", out_of_memory)
+    return {}, "memory is too small"
+
+
+@pytest.mark.parametrize("name", ["tracker", "log folder", "tables folder", "compiler", "first update"])
+@pytest.mark.parametrize("resume", [None, "update_00000002.pt"])
+def test_nothing_is_moved(train, tmp_path, monkeypatch, name, resume):
+    train(run_name="run")
+    before = files_of(tmp_path)
+    with monkeypatch.context() as broken:
+        changes, told = fails(broken, name)
+        chosen = resume and tmp_path / "checkpoints" / resume
+        with pytest.raises(UserError, match=told):
+            train(changes, run_name="run", resume_checkpoint=chosen)
+    assert files_of(tmp_path) == before
+    outcome = train({"training.max_updates": 6}, resume_checkpoint="auto")
+    assert (outcome["run_name"], outcome["update"]) == ("run", 6)
+
+
+def test_a_start_that_trains_archives_what_was_there(train, tmp_path, capsys):
+    train(run_name="run")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("checkpoints/*.pt")}
+    train(run_name="run")
+    (archive,) = tmp_path.glob("checkpoints/previous-*")
+    assert {path.name: path.read_bytes() for path in archive.iterdir()} == before
+    assert f"archived the earlier run's checkpoints in {archive}" in capsys.readouterr().out
+    (tables,) = tmp_path.glob("runs/structured/run.previous-*")
+    assert len((tables / "train.csv").read_text().splitlines()) == 5
+    assert len(list(tmp_path.glob("runs/run.previous-*/events*"))) == 1
+
+
+def test_an_older_checkpoint_is_resumed_though_no_update_is_left(train, tmp_path):
+    train(run_name="run")
+    older = tmp_path / "checkpoints" / "update_00000002.pt"
+    assert train({"training.max_updates": 2}, resume_checkpoint=older)["update"] == 2
+    assert sorted(path.name for path in tmp_path.glob("checkpoints/update_*.pt")) == [older.name]
+
+
+@pytest.mark.parametrize(("interval", "told"), [(1, "then --resume .*/last.pt$"), (100, "then start anew")])
+def test_advice_after_a_divergence_can_be_followed(train, tmp_path, interval, told):
+    changes = {"training.learning_rate": 1e30, "training.warmup_updates": 1, "training.max_updates": 20}
+    changes |= {"training.max_skipped_updates": 3, "training.save_interval": interval}
+    with pytest.raises(UserError, match=f"training diverged: .*{told}"):
+        train(changes)
+    assert (tmp_path / "checkpoints" / "last.pt").is_file() == (interval == 1)
+
+
+def test_a_start_that_fails_late_gives_its_folders_and_its_log_back(train, tmp_path, monkeypatch):
+    """In a notebook the next run follows in the same process."""
+    with monkeypatch.context() as broken:
+        broken.setattr(trainer, "SampleWriter", out_of_memory)
+        with pytest.raises(torch.OutOfMemoryError):
+            train(run_name="failed")
+    log = tmp_path / "logs" / "train_rank0.log"
+    before = log.read_bytes()
+    train({"paths.log_dir": "other_logs"}, run_name="next")
+    assert log.read_bytes() == before
