@@ -30,6 +30,9 @@ from horovod_transformer.errors import UserError
 
 # Below `paths.tensorboard_dir`: every run's tables.
 TABLES = "structured"
+DEFAULT_CONFIG = "configs/config.yaml"
+# In a clone, and so wherever the package is installed from one.
+OUR_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def _no_bool(value: Any) -> Any:
@@ -297,7 +300,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such config file; configs/config.yaml is the default one") from None
+        hint = f"{DEFAULT_CONFIG} is the default one"
+        if path == Path(DEFAULT_CONFIG):
+            hint = "that is the default one; --config names another"
+            if (OUR_CONFIGS / path.name).is_file():
+                hint += f", those that come with the program lie in {OUR_CONFIGS}"
+        raise UserError(f"{path}: no such config file; {hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; --config takes a YAML file") from None
     except UnicodeDecodeError:

@@ -129,11 +129,15 @@ def test_a_mistake_is_told_in_one_line(written, text, message):
     assert message in told
 
 
-def test_files_that_cannot_be_read(written, tmp_path):
+def test_files_that_cannot_be_read(written, tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="^nowhere.yaml: no such config file; configs/config.yaml is the default"
     ):
         load_config("nowhere.yaml")
+    monkeypatch.chdir(tmp_path)  # away from the repository there is no default one
+    with pytest.raises(UserError, match="--config names another, those that come with .* lie in ") as caught:
+        load_config("configs/config.yaml")
+    assert (Path(str(caught.value).rpartition(" lie in ")[2]) / "config.yaml").is_file()
     with pytest.raises(UserError, match="is a folder; --config takes a YAML file"):
         load_config(tmp_path)
 

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 # Project Gutenberg: a header of up to some 15,000 characters (with the "small print" of the years before
 # 2004), a licence of some 19,000 at the end. Beyond these places its marks are those of a book that quotes
-# them.
+# them, or those between the books of a file that has several.
 _GUTENBERG_HEAD = 30_000
 _GUTENBERG_TAIL = 40_000
+# One end may be marked in both styles, a few lines apart.
+_GUTENBERG_ENDS_APART = 2000
 # A title may be broken over lines, so the mark ends with its asterisks and not with its line.
 _START = re.compile(
-    r"^[ \t]*\*{3} ?START OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)"
+    r"^[ \t]*(?P<new>\*{3}) ?START OF (?:THE|THIS) (?:COPYRIGHTED )?PROJECT GUTENBERG E-?(?:BOOK|TEXT)"
     r"(?:[^*\n]*(?:\n[^*\n]+){0,3}\*{3}|[^\n]*$)"
     r"|^[ \t]*\* ?END ?(?:\* ?)?THE SMALL PRINT!?[^\n]*\* ?END ?\*[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _END = re.compile(
-    r"^[ \t]*\*{3}[ ]?END OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)"
+    r"^[ \t]*(?P<new>\*{3})[ ]?END OF (?:THE|THIS) (?:COPYRIGHTED )?PROJECT GUTENBERG E-?(?:BOOK|TEXT)"
     r"|^[ \t]*END OF (?:THE |THIS )?PROJECT GUTENBERG(?:['\u2019]S\b| E-?(?:TEXT|BOOK))",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -83,24 +87,70 @@ def cut_gutenberg(text: str) -> str:
 
     Known are `*** START OF THE PROJECT GUTENBERG EBOOK … ***` and its END, and of the years before
     `*END*THE SMALL PRINT! … *END*` and `End of Project Gutenberg's Etext of …`. Where only one end is
-    marked only that is cut.
+    marked only that is cut. Of several books in one file each is kept, and what stands between two is cut
+    where one's end and the next one's beginning are both marked.
     """
-    start, end = 0, len(text)
-    head = text[:_GUTENBERG_HEAD]
-    if _names(head, "Gutenberg") or _names(head, "Small Print"):
-        for mark in _START.finditer(head):
-            start = mark.end()
-        if start and (produced := _PRODUCED.match(head, start)):
-            start = produced.end()
-    tail_start = max(start, len(text) - _GUTENBERG_TAIL)
-    tail = text[tail_start:]
-    if _names(tail, "Gutenberg") and (match := _END.search(tail)):
-        end = tail_start + match.start()
-    if (start, end) == (0, len(text)):
+    head, tail = text[:_GUTENBERG_HEAD], text[-_GUTENBERG_TAIL:]
+    marked = (_names(head, "Gutenberg") or _names(head, "Small Print")) and _START.search(head)
+    if not marked and not (_names(tail, "Gutenberg") and _END.search(tail)):
         return text
-    inner = text[start:end]
+    runs = _marks_together(text)
+    start, end = 0, len(text)
+    cuts: list[tuple[int, int]] = []
+    first, last = runs[0], runs[-1]
+    if first.begins_book and first.start < _GUTENBERG_HEAD:
+        start = _after_producers(text, first.end)
+    if not last.begins_book and last.start >= max(start, len(text) - _GUTENBERG_TAIL):
+        end = last.start
+    for one, following in pairwise(runs):
+        near = following.start - one.start <= _GUTENBERG_TAIL + _GUTENBERG_HEAD
+        if following.begins_book and not one.begins_book and near and start < one.start:
+            cuts.append((one.start, _after_producers(text, following.end)))
+    if (start, end, cuts) == (0, len(text), []):
+        return text
+    froms, tos = [start, *(stop for _, stop in cuts)], [*(begin for begin, _ in cuts), end]
+    books = [text[begin:stop] for begin, stop in zip(froms, tos, strict=True)]
     # Marks with nothing between them enclose no book: leave it to the reader.
-    return inner.strip("\r\n") if inner.strip() else text
+    return "\n\n".join(book.strip("\r\n") for book in books if book.strip()) or text
+
+
+@dataclass
+class _Marks:
+    """Marks of one place: a header or a licence may be marked in the new style and in the old."""
+
+    begins_book: bool
+    start: int
+    end: int
+    styles: set[bool]
+
+
+def _marks_together(text: str) -> list[_Marks]:
+    """All marks of a text in order, those of one place together.
+
+    A style that comes a second time is that of another book, whose neighbour's marks are not known.
+    """
+    found = [(mark, True) for mark in _START.finditer(text)] + [(mark, False) for mark in _END.finditer(text)]
+    runs: list[_Marks] = []
+    for mark, begins_book in sorted(found, key=lambda one: one[0].start()):
+        style = mark["new"] is not None
+        reach = _GUTENBERG_HEAD if begins_book else _GUTENBERG_ENDS_APART
+        if (
+            runs
+            and runs[-1].begins_book == begins_book
+            and style not in runs[-1].styles
+            and mark.start() - runs[-1].end <= reach
+        ):
+            runs[-1].end = mark.end()
+            runs[-1].styles.add(style)
+        else:
+            runs.append(_Marks(begins_book, mark.start(), mark.end(), {style}))
+    return runs
+
+
+def _after_producers(text: str, place: int) -> int:
+    """Where a book begins whose mark ends at `place`."""
+    produced = _PRODUCED.match(text, place)
+    return produced.end() if produced else place
 
 
 def cut_smashwords(text: str) -> str:

@@ -6,8 +6,10 @@ import glob
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable, user_path
@@ -22,15 +24,33 @@ WHAT_IS_TAKEN = (
 )
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z")
 _DATA = (".csv", ".tsv", ".json", ".ndjson", ".arrow", ".feather", ".orc")
+_E_BOOKS = (
+    *(".epub", ".pdf", ".html", ".htm", ".xhtml", ".mobi", ".azw", ".azw3", ".fb2", ".lit", ".djvu"),
+    *(".doc", ".docx", ".odt", ".rtf"),
+)
 _HINTS = {
     **dict.fromkeys(_PACKED, "unpack it first"),
-    **dict.fromkeys((".epub", ".pdf", ".html", ".htm", ".mobi", ".docx"), "convert it to .txt first"),
+    **dict.fromkeys(_E_BOOKS, "convert it to .txt first"),
     **dict.fromkeys(_DATA, "convert it to parquet with a column `text` first"),
 }
-# What accompanies data and is no book; left out of folders and globs where there is anything else.
-_ABOUT = re.compile(r"(?i)(readme|licen[cs]e|copying|notice|changelog|contributing|citation)\b[^/]*")
-_SPLIT = re.compile(r"(?i)(train|validation|valid|val|dev|test)")
-_SPLIT_OF_FILE = re.compile(r"(?i)(train|validation|valid|val|dev|test)(?=[-_.])")
+# What accompanies data and is no book; left out of folders and globs where there is anything else. A
+# name that goes on with other words ("License to Sail.txt") is a title, and a text as long as this a book.
+_ABOUT = re.compile(
+    r"(?i)readme\b[^/]*|(licen[cs]e|copying|notice|changelog|contributing|citation)([-_.][^/ ]*)?(\.\w+)?"
+)
+_LONGEST_ABOUT_BYTES = 200_000
+# A file or folder of a split: `train`, `split=train`, `wiki.train`, `corpus_train-00000-of-00002`. What
+# stands before the word tells corpora apart, and books with such a word in their titles.
+_SPLIT = re.compile(
+    r"(?i)(?P<before>.*[-_.]|\w+=|)(?P<split>train|training|validation|valid|val|dev|test)"
+    r"(?:[-_.]?\d+(?:[-_.]of[-_.]\d+)?)?"
+)
+# Tables are seldom called by titles: there other words may follow.
+_SPLIT_OF_TABLE = re.compile(
+    r"(?i)(?P<before>.*?[-_.]|)(?P<split>train|training|validation|valid|val|dev|test)(?=[-_.]|$)"
+)
+_LONGEST_SUFFIX = 8
+_KINDS_SHOWN = 8
 
 
 @dataclass
@@ -41,18 +61,47 @@ class FoundFiles:
         files: Paths with the names they have in the manifest, in order.
         passed_over: How many files of a folder or glob were left out, by kind: a suffix, or `about`
             for README and licence files.
+        about: The names of those README and licence files.
     """
 
     files: list[tuple[Path, str]] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+    about: list[str] = field(default_factory=list)
 
 
 def kind_of(path: Path) -> str:
-    """Return a file's suffix, both of them where the last says how it is packed: `.txt.gz`."""
+    """Return a file's suffix, both of them where the last says how it is packed: `.txt.gz`.
+
+    What stands behind the last full stop of a title is no suffix.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if len(suffixes) == 2 and (suffixes[1] not in _PACKED or suffixes[0] not in (*_DATA, *SUFFIXES)):
         suffixes = suffixes[1:]
-    return "".join(suffixes) or "no suffix"
+    # A byte that is no UTF-8 may be a letter of an old encoding.
+    if not suffixes or not all(c.isalnum() or "\udc80" <= c <= "\udcff" for c in suffixes[-1][1:]):
+        return "no suffix"
+    return readable("".join(suffixes)) if len(suffixes[-1]) <= 1 + _LONGEST_SUFFIX else "no suffix"
+
+
+def describe_kinds(
+    kinds: Mapping[str, int], names: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> str:
+    """Say in a line how many files there are of each kind, those of few files summed up where there are many.
+
+    Args:
+        kinds: Number of files by kind.
+        names: Of some kinds the names, which are told.
+    """
+    shown = sorted(sorted(kinds, key=lambda kind: (kind not in names, -kinds[kind], kind))[:_KINDS_SHOWN])
+    parts = []
+    for kind in shown:
+        told = ", ".join(readable(name) for name in names.get(kind, [])[:_KINDS_SHOWN])
+        more = ", …" if len(names.get(kind, [])) > _KINDS_SHOWN else ""
+        parts.append(f"{kinds[kind]:,} {kind}" + (f" ({told}{more})" if told else ""))
+    rest = sum(count for kind, count in kinds.items() if kind not in shown)
+    if rest:
+        parts.append(f"{rest:,} of {len(kinds) - len(shown):,} other kinds")
+    return ", ".join(parts)
 
 
 def find_files(entry: str) -> FoundFiles:
@@ -111,14 +160,22 @@ def _search(folder: Path, seen: set[str]) -> list[Path]:
 
 def _choose(entry: str, everything: list[tuple[Path, str]]) -> FoundFiles:
     read = [(path, name) for path, name in everything if kind_of(path) in SUFFIXES]
-    books = [(path, name) for path, name in read if not _ABOUT.fullmatch(path.name)]
+    books = [(path, name) for path, name in read if not _is_about(path)]
     others = Counter(kind_of(path) for path, _ in everything if kind_of(path) not in SUFFIXES)
-    unread_data = {kind: n for kind, n in others.items() if Path(f"x{kind}").suffix in (*_DATA, *_PACKED)}
-    if not books and unread_data:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(unread_data.items()))
-        about = f"{readable(read[0][1])} is no book, and " if read else ""
-        hint = _HINTS[Path(f"x{min(unread_data)}").suffix]
-        raise UserError(f"{readable(entry)}: {about}the data files there are not read ({kinds}); {hint}")
+    # Tables and archives are data; beside a README anything else may be the books.
+    unread = {kind: n for kind, n in others.items() if read or _last(kind) in (*_DATA, *_PACKED)}
+    if not books and unread:
+        hinted = sorted(kind for kind in unread if _last(kind) in _HINTS)
+        if read:
+            hint = _HINTS[_last(hinted[0])] if hinted else "a .txt suffix says that a file is plain text"
+            about = f"{readable(read[0][1])} is no book, and "
+            hint += f" (or name {readable(Path(read[0][1]).name)} itself)"
+        else:
+            about, hint = "", _HINTS[_last(hinted[0])]
+        what = "data files" if any(_last(kind) in (*_DATA, *_PACKED) for kind in unread) else "other files"
+        raise UserError(
+            f"{readable(entry)}: {about}the {what} there are not read ({describe_kinds(unread)}); {hint}"
+        )
     if not read:
         kinds = ", ".join(sorted(others)[:5])
         there = f"it has only {kinds}" if others else "it is empty"
@@ -126,9 +183,22 @@ def _choose(entry: str, everything: list[tuple[Path, str]]) -> FoundFiles:
     # A folder that has nothing but a README: that is then the book.
     taken = books or read
     refuse_mixed_splits(entry, taken, "FOLDER/")
-    if len(read) > len(taken):
-        others["about"] = len(read) - len(taken)
-    return FoundFiles(taken, others)
+    kept = set(taken)
+    about_files = [name for path, name in read if (path, name) not in kept]
+    if about_files:
+        others["about"] = len(about_files)
+    return FoundFiles(taken, others, about_files)
+
+
+def _is_about(path: Path) -> bool:
+    try:
+        return bool(_ABOUT.fullmatch(path.name)) and path.stat().st_size <= _LONGEST_ABOUT_BYTES
+    except OSError:
+        return True
+
+
+def _last(kind: str) -> str:
+    return Path(f"x{kind}").suffix
 
 
 def refuse_mixed_splits(entry: str, files: list[tuple[Path, str]], where: str) -> None:
@@ -144,19 +214,24 @@ def refuse_mixed_splits(entry: str, files: list[tuple[Path, str]], where: str) -
     """
     if not files:
         return
-    by_split: dict[str, str] = {}
+    by_corpus: dict[str, dict[str, str]] = {}
     # A pattern may match folders one by one; what counts is below the folder that they share.
     shared = os.path.commonpath([path.parent for path, _ in files])
     for path, name in files:
-        split = next((part for part in path.parent.relative_to(shared).parts if _SPLIT.fullmatch(part)), None)
-        if split is None and kind_of(path) in TABLES:
-            found = _SPLIT_OF_FILE.match(path.name)
-            split = found[1] if found else None
+        found = [_SPLIT.fullmatch(part) for part in path.parent.relative_to(shared).parts]
+        stem = path.name.removesuffix("".join(path.suffixes[-1:])) if path.suffix else path.name
+        if kind_of(path) in TABLES:
+            found.append(_SPLIT_OF_TABLE.match(path.name))
+        else:
+            found.append(_SPLIT.fullmatch(Path(stem).stem if path.suffix.lower() in _PACKED else stem))
+        split = next((one for one in found if one), None)
         if split:
-            by_split.setdefault(split.lower(), name)
-    if len(by_split) > 1:
-        examples = ", ".join(readable(name) for name in list(by_split.values())[:3])
-        raise UserError(
-            f"{readable(entry)}: holds several splits ({', '.join(by_split)}: {examples}); say which: "
-            f"data.source takes a glob such as {where}train-*.parquet, or a list of several"
-        )
+            by_split = by_corpus.setdefault(split["before"].lower(), {})
+            by_split.setdefault(split["split"].lower(), name)
+    for by_split in by_corpus.values():
+        if len(by_split) > 1:
+            examples = ", ".join(readable(name) for name in list(by_split.values())[:3])
+            raise UserError(
+                f"{readable(entry)}: holds several splits ({', '.join(by_split)}: {examples}); say which: "
+                f"data.source takes a glob such as {where}train-*.parquet, or a list of several"
+            )

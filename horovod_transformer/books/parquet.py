@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from horovod_transformer.books.readers import Book, ReadOptions, Unreadable, decode, documents, plain
+from horovod_transformer.books.encoding import decode
+from horovod_transformer.books.readers import Book, ReadOptions, Unreadable, documents, plain
 from horovod_transformer.system.paths import readable
 
 # Text read at a time, and the bounds of that in rows: a book is some 400 kB, a sentence 70 bytes.

@@ -57,7 +57,12 @@ def read_range(file_range: FileRange, options: ReadOptions) -> Iterator[Book | U
     Raises:
         UserError: The file has changed since it was listed, or is a table of sentences.
     """
-    for book in _read(file_range, options):
+    yield from clean_books(_read(file_range, options), options)
+
+
+def clean_books(books: Iterator[Book | Unreadable], options: ReadOptions) -> Iterator[Book | Unreadable]:
+    """Clean books as `options.clean` says, and hand on what cannot be read."""
+    for book in books:
         if isinstance(book, Book):
             text, cut = clean(book.text, options.clean)
             yield replace(book, text=text, cut=cut) if cut else book

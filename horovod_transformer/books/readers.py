@@ -10,13 +10,14 @@ import codecs
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from horovod_transformer.books.encoding import decode, other_kind
 from horovod_transformer.config import DataConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable
@@ -61,6 +62,27 @@ class Unreadable:
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.reason}"
+
+
+NAMED_AT_ONCE = 100
+
+
+def name_unreadable(first: Sequence[Unreadable], count: int) -> str:
+    """Say in one line what cannot be read, and how to go on without it.
+
+    Args:
+        first: The first of them; `NAMED_AT_ONCE` are named.
+        count: How many there are.
+    """
+    if count == 1:
+        return f"{first[0]} (data.on_bad_book: skip leaves it out)"
+    named = ", ".join(bad.origin for bad in first[:NAMED_AT_ONCE])
+    more = count - len(first[:NAMED_AT_ONCE])
+    return (
+        f"data.source: {count} files or rows cannot be read: {named}"
+        f"{f' and {more} more' if more > 0 else ''}; the first {first[0].reason}; "
+        "data.on_bad_book: skip leaves them out"
+    )
 
 
 @dataclass(frozen=True)
@@ -121,6 +143,9 @@ def read_text(
             content = file.read() if stop is None else file.read(stop - start)
     except OSError as error:
         yield Unreadable(origin, _cannot_be_read(error))
+        return
+    if start == 0 and (kind := other_kind(content)):
+        yield Unreadable(origin, f"is no plain text but {kind}; convert it, or leave it out")
         return
     decoded = decode(content, options.encoding)
     if isinstance(decoded, str):
@@ -272,25 +297,13 @@ def _json_book(
     return Book(where if title is None else plain(str(title)), text or "", origin, reencoded)
 
 
-def decode(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
-    """Decode UTF-8, else `encoding`; return text and whether it was re-encoded, or what is wrong."""
-    try:
-        return content.decode("utf-8-sig"), False
-    except UnicodeDecodeError as error:
-        problem = f"is not UTF-8 text (byte {error.start})"
-    if encoding is None:
-        return f"{problem}; set data.encoding to what it is, such as latin-1 or cp1252, or leave it out"
-    try:
-        return content.decode(encoding), True
-    except UnicodeError:
-        return f"{problem}, and not {encoding} (data.encoding)"
-
-
 def _open(path: Path) -> Any:
     """Open a file for binary reading, decompressed; errors are OSErrors."""
     compression = _COMPRESSION.get(path.suffix.lower())
     if compression is None:
         return path.open("rb")
+    if path.stat().st_size == 0:
+        raise OSError("the archive has no bytes, copy or download it again")
     return io.BufferedReader(pa.input_stream(str(path), compression=compression), 1 << 20)
 
 

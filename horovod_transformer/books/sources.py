@@ -14,19 +14,21 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from horovod_transformer.books.find_files import WHAT_IS_TAKEN, find_files, kind_of
+from horovod_transformer.books.find_files import TABLES, WHAT_IS_TAKEN, find_files, kind_of
 from horovod_transformer.books.hub import fetch
 from horovod_transformer.books.parquet import RowGroups, check_parquet
-from horovod_transformer.books.ranges import BAD, PLAY, FileRange, cut_file, read_range
+from horovod_transformer.books.ranges import BAD, PLAY, FileRange, clean_books, cut_file, read_range
 from horovod_transformer.books.readers import (
     Book,
     ReadOptions,
     Unreadable,
     check_json_lines,
+    name_unreadable,
+    read_text,
 )
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable, user_path
@@ -35,6 +37,8 @@ from horovod_transformer.system.paths import readable, user_path
 RANGE_BYTES = 64 << 20
 _LEAST_RANGE_BYTES = 8 << 20
 _RANGES_OF_A_SMALL_CORPUS = 32
+# Some seconds of reading.
+_READ_FOR_NAMES_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Books:
         range_bytes: About how much text a range has at most, where its kind of file can be cut.
         taken: Number of files by kind (suffix).
         passed_over: Number of files that folders and globs have besides, by kind.
+        about: Names of the README and licence files among those.
     """
 
     files: list[list[Any]]
@@ -60,6 +65,7 @@ class Books:
     range_bytes: int
     taken: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
+    about: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Book]:
         """Read the books; raises `UserError` at the first that cannot be read."""
@@ -87,6 +93,8 @@ class _Found:
     count: int | None = 0
     taken: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
+    about: list[str] = field(default_factory=list)
+    bad: dict[str, Unreadable] = field(default_factory=dict)
 
 
 def open_books(
@@ -124,15 +132,17 @@ def open_books(
         all_found.uncut += found.uncut
         all_found.taken += found.taken
         all_found.passed_over += found.passed_over
+        all_found.about += found.about
+        all_found.bad |= found.bad
         all_found.count = (
             None if all_found.count is None or found.count is None else all_found.count + found.count
         )
+    total = sum(
+        sum(text for _, text in groups) if groups else status.st_size
+        for _, _, status, groups, _ in all_found.uncut
+        if status
+    )
     if range_bytes is None:
-        total = sum(
-            sum(text for _, text in groups) if groups else status.st_size
-            for _, _, status, groups, _ in all_found.uncut
-            if status
-        )
         range_bytes = min(max(total // _RANGES_OF_A_SMALL_CORPUS, _LEAST_RANGE_BYTES), RANGE_BYTES)
     ranges: list[FileRange] = []
     for path, kind, status, groups, reason in all_found.uncut:
@@ -140,7 +150,7 @@ def open_books(
             ranges.append(FileRange(str(path), BAD, 0, 0, 0, 0, 0, reason))
         else:
             ranges += cut_file(path, kind, status, groups, options, range_bytes)
-    return Books(
+    books = Books(
         all_found.files,
         all_found.count,
         ranges,
@@ -148,7 +158,31 @@ def open_books(
         range_bytes,
         all_found.taken,
         all_found.passed_over,
+        all_found.about,
     )
+    if all_found.bad and not options.skip_bad:
+        bad = list(all_found.bad.values())
+        if total <= _READ_FOR_NAMES_BYTES:
+            # All at once, for nobody to mend one, wait, and hear of the next.
+            others = (one for one in ranges if one.path not in all_found.bad)
+            bad += [
+                book for one in others for book in read_range(one, options) if isinstance(book, Unreadable)
+            ]
+        raise UserError(name_unreadable(bad, len(bad)))
+    return books
+
+
+def read_file(path: Path, options: ReadOptions) -> Iterator[Book | Unreadable]:
+    """Read and clean the books of one file that a user names, as those of a source are read.
+
+    Args:
+        path: A table by its suffix, else text, whatever it is called; a pipe will do.
+        options: How it is read.
+    """
+    if kind_of(path) in TABLES and path.is_file():
+        yield from open_books(str(path), replace(options, skip_bad=True)).read()
+    else:
+        yield from clean_books(read_text(path, options), options)
 
 
 def _find_sample() -> _Found:
@@ -176,7 +210,7 @@ def _find_path(entry: str, seen: set[str], options: ReadOptions) -> _Found:
         raise UserError(_missing_bookcorpusopen(entry))
     result = _Found()
     matches = find_files(entry)
-    result.passed_over = matches.passed_over
+    result.passed_over, result.about = matches.passed_over, matches.about
     for path, name in matches.files:
         real = os.path.realpath(path)
         if real in seen:
@@ -209,8 +243,8 @@ def _find_path(entry: str, seen: set[str], options: ReadOptions) -> _Found:
                 bad = check_json_lines(path, options)
             else:
                 books = 1 if options.separator is None else None
-        if bad is not None and not options.skip_bad:
-            raise UserError(str(bad))
+        if bad is not None:
+            result.bad[str(path)] = bad
         if bad is not None and (status is None or kind == ".parquet"):
             result.uncut.append((path, kind, None, [], bad.reason))
             books = 0
@@ -236,6 +270,10 @@ def _find_hub(name: str, seen: set[str], options: ReadOptions) -> _Found:
         found = _find_path(snapshot.source, seen, options)
     except UserError as error:
         raise UserError(str(error).replace(str(snapshot.folder), f"hub:{name}")) from None
+    found.bad = {
+        path: Unreadable(bad.origin.replace(str(snapshot.folder), f"hub:{name}"), bad.reason)
+        for path, bad in found.bad.items()
+    }
     # Which commit it is says all; sizes and times are those of this machine's copy.
     found.files = [[snapshot.name]]
     return found

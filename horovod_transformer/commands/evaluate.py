@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +12,16 @@ from horovod_transformer.commands.command_line import (
     check_overrides,
     checkpoint_parser,
     parse_options,
-    read_text,
     whole_number,
 )
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.paths import user_path
+from horovod_transformer.system.console import tell
+from horovod_transformer.system.launch_environment import launched_rank
+from horovod_transformer.system.paths import readable, user_path
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from horovod_transformer.books.readers import ReadOptions
     from horovod_transformer.data.dataset import PreparedData
     from horovod_transformer.tokenizer import Tokenizer
 
@@ -39,14 +40,15 @@ examples:
   horovodrun -np 4 %(prog)s                      # each process scores its share of the books
   %(prog)s --data.data_dir data/other_books --output evaluation/other_books
 
---generation.* (configs/config.yaml explains them) and --data.data_dir override the config.
+--generation.* (configs/config.yaml explains them), --data.data_dir, --data.encoding and --data.clean override
+the config; a --text is read and cleaned as `prepare` reads books.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate as the command line says."""
     options, overrides = parse_options(_parser(), arguments)
-    check_overrides(overrides, "generation.", "data.data_dir")
+    check_overrides(overrides, "generation.", "data.data_dir", "data.encoding", "data.clean")
     samples = whole_number("--samples", options.samples, 2, 100_000)
     seed = whole_number("--seed", options.seed)
     limit = None if options.books is None else whole_number("--books", options.books, 1)
@@ -56,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--output {folder}: is a file; it names a folder")
 
     # Imported late: a mistake on the command line should not wait for torch.
+    from horovod_transformer.books.readers import ReadOptions
     from horovod_transformer.distributed import setup_horovod
     from horovod_transformer.evaluation.book_scores import books_of
     from horovod_transformer.evaluation.evaluate import EvaluationSettings, evaluate
@@ -68,7 +71,9 @@ def main(arguments: Sequence[str]) -> int:
         config = config.model_copy(update={"data": given.data})
     config = config.with_overrides(overrides, "command line")
     if options.text:
-        books = [_read_book(path, tokenizer) for path in options.text]
+        reading = ReadOptions.of(config.data)
+        texts = [text for path in options.text for text in _read_texts(path, reading)]
+        books = [tokenizer.encode_array(text).astype("int64") for text in texts]
         data = _open_data_if_there(config, tokenizer, options)
     else:
         data = _open_data(config, tokenizer, options)
@@ -119,12 +124,24 @@ def _open_data(config: Config, tokenizer: Tokenizer, options: argparse.Namespace
     return data
 
 
-def _read_book(path: str, tokenizer: Tokenizer) -> np.ndarray:
-    """A text file as one book."""
-    text = read_text("--text", path)
-    if not text.strip():
-        raise UserError(f"--text {path}: is empty")
-    return tokenizer.encode_array(text).astype("int64")
+def _read_texts(path: str, options: ReadOptions) -> list[str]:
+    """The books of a file, read and cleaned as `prepare` reads them."""
+    from horovod_transformer.books.readers import Unreadable
+    from horovod_transformer.books.sources import read_file
+
+    found = []
+    for book in read_file(user_path("/dev/stdin" if path == "-" else path, "--text"), options):
+        if isinstance(book, Unreadable):
+            raise UserError(f"--text {book}")
+        if book.text.strip():
+            found.append(book.text)
+        changed = [f"{step} cut {characters:,} characters" for step, characters in book.cut.items()]
+        changed += [f"was read as {options.encoding}"] if book.reencoded else []
+        if changed and launched_rank() == 0:
+            tell(f"note: --text {book.origin}: {', '.join(changed)} (data.clean, data.encoding)", sys.stderr)
+    if not found:
+        raise UserError(f"--text {readable(path)}: is empty")
+    return found
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -153,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         "--text",
         metavar="FILE",
         action="append",
-        help="measure on this text file, one book, instead of the validation books; may be repeated",
+        help="measure on this file of books instead of the validation books (- for stdin); may be repeated",
     )
     parser.add_argument("--output", metavar="DIR", help="where the report goes")
     return parser

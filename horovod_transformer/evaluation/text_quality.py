@@ -182,9 +182,12 @@ def draw_passages(
     places = [max(0, len(book) - prompt_tokens) for book in books]
     starts = np.cumsum([0, *places])
     if starts[-1] < number:
+        places_there = int(starts[-1])
+        fewer = f"--samples {places_there} or fewer, or " if places_there >= 2 else ""
         raise UserError(
-            f"the books have only {starts[-1]} places for a prompt of {prompt_tokens} tokens, but "
-            f"{number} samples were asked for; take fewer samples or a shorter prompt, or more text"
+            f"the books have only {places_there} places for a prompt of {prompt_tokens} tokens, but "
+            f"{number} samples were asked for; take {fewer}longer books: a text of {prompt_tokens + number} "
+            f"tokens is enough for {number} samples"
         )
     edges = np.linspace(0, starts[-1], number + 1).astype(int)
     drawn = np.random.default_rng(seed).integers(edges[:-1], edges[1:])

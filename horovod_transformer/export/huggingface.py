@@ -35,6 +35,7 @@ _BLOCK_NAMES = {
     "mlp.c_fc": "feed_forward.expand",
     "mlp.c_proj": "feed_forward.output",
 }
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NORM_EPSILON = 1e-5  # torch's default for LayerNorm, and GPT-2's
 # The same function under two names, ours.
 _ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
@@ -112,6 +113,8 @@ def _write_files(
             "unk_token": END_OF_TEXT,
             "model_max_length": model.max_seq_len,
             "clean_up_tokenization_spaces": False,
+            # Else transformers 4 hands the model token_type_ids, for which GPT-2 adds wte[0] everywhere.
+            "model_input_names": ["input_ids", "attention_mask"],
         },
     }
     for name, values in files.items():
@@ -179,6 +182,7 @@ def _their_config(shape: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "activation_function": _ACTIVATIONS[0],
         "vocab_size": shape.vocab_size,
         "n_positions": shape.max_seq_len,
+        "n_ctx": shape.max_seq_len,  # the same by its old name, which llama.cpp reads
         "n_embd": shape.d_model,
         "n_layer": shape.n_layers,
         "n_head": shape.n_heads,
@@ -227,6 +231,11 @@ def _our_config(values: dict[str, Any], path: Path) -> Config:
         actual = values.get(key, None if key == "model_type" else wanted)
         if actual != wanted:
             raise UserError(f"{path}: {key} = {actual!r}; only GPT-2 models with {wanted!r} can be imported")
+    if values.get("quantization_config") is not None:
+        raise UserError(
+            f"{path}: has a quantization_config; quantized weights cannot be imported, save the "
+            "model without it"
+        )
     activation = values.get("activation_function", _ACTIVATIONS[0])
     if activation not in _ACTIVATIONS:
         raise UserError(
@@ -266,7 +275,14 @@ def _read_weights(folder: Path, shape: ModelConfig) -> dict[str, Tensor]:
             actual = opened.get_slice(key).get_shape()
             if actual != size:
                 raise UserError(f"{file}: {theirs} has shape {actual}, but config.json says {size}")
-            weights[name] = _oriented(opened.get_tensor(key).float(), name).contiguous()
+            tensor = opened.get_tensor(key)
+        if tensor.dtype not in _DTYPES:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{file}: {theirs} is stored as {kind}; quantized weights cannot be imported, only "
+                "floats of 16 bits or more"
+            )
+        weights[name] = _oriented(tensor.float(), name).contiguous()
     return weights
 
 

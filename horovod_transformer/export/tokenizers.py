@@ -40,8 +40,12 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     return library.to_str()
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path, file: str = "tokenizer.json") -> Tokenizer:
     """Read the tokenizer of a Hugging Face GPT-2 folder: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+    Args:
+        folder: The folder.
+        file: What `tokenizer.json` is called there.
 
     Raises:
         UserError: There is none, or it is damaged or no byte-level BPE in the manner of GPT-2's.
@@ -49,7 +53,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer as Library
     from tokenizers import models, pre_tokenizers
 
-    path = folder / "tokenizer.json"
+    path = folder / file
     pair = (folder / "vocab.json", folder / "merges.txt")
     try:
         if path.is_file():
@@ -76,23 +80,29 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _in_our_form(text: str) -> str:
-    """Move the end-of-text token out of the vocabulary, where some files have it, to the added tokens."""
+    """Move the end-of-text token out of the vocabulary, where some files have it, to the added tokens.
+
+    Tokens behind it, such as `[PAD]`, are left out: no text is encoded with them.
+    """
     values = json.loads(text)
-    vocabulary = values["model"]["vocab"]
-    if vocabulary.get(END_OF_TEXT) == len(vocabulary) - 1:
-        del vocabulary[END_OF_TEXT]
-    if not values["added_tokens"]:
-        values["added_tokens"] = [
-            {
-                "id": len(vocabulary),
-                "content": END_OF_TEXT,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-        ]
+    vocabulary, added = values["model"]["vocab"], values["added_tokens"]
+    ends = {token["content"]: token["id"] for token in added} | vocabulary
+    end = ends.get(END_OF_TEXT, len(vocabulary))
+    for token in added:
+        if token["id"] >= end:
+            vocabulary.pop(token["content"], None)
+    vocabulary.pop(END_OF_TEXT, None)
+    values["added_tokens"] = [token for token in added if token["id"] < end] + [
+        {
+            "id": end,
+            "content": END_OF_TEXT,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+    ]
     return json.dumps(values, ensure_ascii=False)
 
 

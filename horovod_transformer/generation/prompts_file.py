@@ -9,7 +9,7 @@ from typing import Any
 
 from horovod_transformer.config import GenerationConfig
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation.text import Sample, Writing
+from horovod_transformer.generation.text import Sample, Writing, write_samples
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.system.console import ProgressBar
 from horovod_transformer.system.files import replacing
@@ -98,16 +98,22 @@ def write_continuations(
                 part = rows[start : start + together]
                 prompts = [row["prompt"] for row in part]
                 first = start * settings.num_samples
-                writing = Writing(model, tokenizer, prompts, settings, seed, probabilities, first)
-                for _ in writing.pieces():
-                    pass
+                if len(part) == 1:
+                    written = list(
+                        write_samples(model, tokenizer, prompts[0], settings, seed, probabilities, first)
+                    )
+                else:
+                    writing = Writing(model, tokenizer, prompts, settings, seed, probabilities, first)
+                    for _ in writing.pieces():
+                        pass
+                    written = writing.samples
                 for number, row in enumerate(part):
-                    samples = [sample for sample in writing.samples if sample.prompt == number]
+                    samples = [sample for sample in written if sample.prompt == number]
                     described = [_described(sample, tokenizer) for sample in samples]
                     line = json.dumps({**row, "samples": described}, ensure_ascii=False)
                     # A prompt may hold half a surrogate pair, which UTF-8 has no bytes for.
                     file.write(line.encode("utf-8", errors="replace") + b"\n")
-                tokens += sum(len(sample.tokens) for sample in writing.samples)
+                tokens += sum(len(sample.tokens) for sample in written)
                 bar.advance(start + len(part))
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from horovod_transformer.config import Config, GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation.loading import load_model_for_generation
-from horovod_transformer.generation.text import Writing, continue_prompt
+from horovod_transformer.generation.text import Writing, continue_prompt, write_samples
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.tokenizer import Tokenizer
 
@@ -28,18 +28,21 @@ def print_texts(
     model: TransformerLM, tokenizer: Tokenizer, prompt: str, settings: GenerationConfig, seed: int | None
 ) -> int:
     """Print one text as it is written, several when they are done; return how many tokens they took."""
-    writing = Writing(model, tokenizer, [prompt], settings, seed)
     shown = tokenizer.decode(tokenizer.encode(prompt))
     if settings.num_samples == 1:
+        writing = Writing(model, tokenizer, [prompt], settings, seed)
         print(shown, end="")
-    for _, piece in writing.pieces():
-        if settings.num_samples == 1:
+        for _, piece in writing.pieces():
             print(piece, end="", flush=True)
-    if settings.num_samples == 1:
         print(flush=True)
-    else:
-        print(f"\n{SEPARATOR}\n".join(shown + sample.text for sample in writing.samples), flush=True)
-    return sum(len(sample.tokens) for sample in writing.samples)
+        return len(writing.samples[0].tokens)
+    tokens = 0
+    for number, sample in enumerate(write_samples(model, tokenizer, prompt, settings, seed)):
+        if number:
+            print(SEPARATOR)
+        print(shown + sample.text, flush=True)
+        tokens += len(sample.tokens)
+    return tokens
 
 
 def interactive_generation(

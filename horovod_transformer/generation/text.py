@@ -18,6 +18,8 @@ from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.tokenizer import Tokenizer
 
 DEFAULTS = GenerationConfig()
+# Samples of one prompt that are written at once: bounds the memory of keys and values.
+AT_ONCE = 64
 
 
 @dataclass
@@ -170,12 +172,35 @@ def continue_prompt(
     Raises:
         UserError: As `generate_text`.
     """
-    writing = Writing(model, tokenizer, [prompt], settings, seed)
-    for _ in writing.pieces():
-        pass
+    samples = list(write_samples(model, tokenizer, prompt, settings, seed))
     # A prompt may hold what is no character: lone surrogates of a command line.
     shown = tokenizer.decode(tokenizer.encode(prompt))
-    return [shown + sample.text for sample in writing.samples]
+    return [shown + sample.text for sample in samples]
+
+
+def write_samples(
+    model: TransformerLM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    settings: GenerationConfig,
+    seed: int | None = None,
+    probabilities: bool = False,
+    first_row: int = 0,
+) -> Iterator[Sample]:
+    """Continue one prompt `settings.num_samples` times, at most `AT_ONCE` of them at a time.
+
+    Args:
+        model, tokenizer, prompt, settings, seed, probabilities, first_row: See `Writing`.
+
+    Yields:
+        The samples, complete.
+    """
+    for start in range(0, settings.num_samples, AT_ONCE):
+        some = settings.model_copy(update={"num_samples": min(AT_ONCE, settings.num_samples - start)})
+        writing = Writing(model, tokenizer, [prompt], some, seed, probabilities, first_row + start)
+        for _ in writing.pieces():
+            pass
+        yield from writing.samples
 
 
 @overload

@@ -37,12 +37,15 @@ def next_tokens(
     if seen is not None and settings.repetition_penalty != 1:
         penalty = settings.repetition_penalty
         lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+        # Beyond the largest float is infinity, which no softmax takes.
+        largest = torch.finfo(logits.dtype).max
+        lowered = lowered.clamp(-largest, largest)
         logits = torch.where(seen, lowered, logits)
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
     # Sorted once, both cuts are prefixes. Rows beyond top_k are never sorted.
     kept = min(settings.top_k, logits.shape[-1]) or logits.shape[-1]
-    values, tokens = torch.topk(logits / settings.temperature, kept, dim=-1)
+    values, tokens = torch.topk(_divided(logits, settings.temperature), kept, dim=-1)
     probabilities = values.double().softmax(dim=-1)
     if settings.top_p < 1:
         before = probabilities.cumsum(dim=-1) - probabilities
@@ -55,3 +58,13 @@ def next_tokens(
     wanted = draws.to(logits.device)[:, None] * up_to[:, -1:]
     chosen = torch.searchsorted(up_to, wanted, right=True).clamp(max=kept - 1)
     return tokens.gather(-1, chosen).squeeze(-1)
+
+
+def _divided(logits: Tensor, temperature: float) -> Tensor:
+    """Divide logits by a temperature above 0, however small; what overflows is shifted to a maximum of 0."""
+    divided = logits / temperature
+    if (divided.abs().amax(dim=-1) < torch.inf).all():
+        return divided
+    wide = logits.double()
+    wide = wide - wide.amax(dim=-1, keepdim=True)
+    return wide / temperature

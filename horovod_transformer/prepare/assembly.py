@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from horovod_transformer.books.ranges import read_range
-from horovod_transformer.books.readers import Book, Unreadable
+from horovod_transformer.books.readers import NAMED_AT_ONCE, Book, Unreadable, name_unreadable
 from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.duplicates import DROPPED, KEPT, BookTable, drop_books
 from horovod_transformer.prepare.selection import choose_splits, choose_tokenizer_sample, end_cut
@@ -27,7 +27,6 @@ from horovod_transformer.tokenizer import Tokenizer, train_bpe
 _TOKENS_AT_A_TIME = 8 << 20
 # Names listed per reason for dropping; the counts are complete.
 _NAMES_LISTED = 50
-_NAMED_AT_ONCE = 100
 _TITLES_LISTED = 10_000
 _BAD_LISTED = 1000
 
@@ -335,16 +334,8 @@ def _refuse_unreadable(details: list[dict[str, Any]]) -> None:
     count = sum(one["unreadable"] for one in details)
     if not count:
         return
-    first = _first_unreadable(details, _NAMED_AT_ONCE)
-    if count == 1:
-        raise UserError(f"{first[0]} (data.on_bad_book: skip leaves it out)")
-    named = ", ".join(bad.origin for bad in first)
-    more = count - len(first)
-    raise UserError(
-        f"data.source: {count} files or rows cannot be read: {named}"
-        f"{f' and {more} more' if more > 0 else ''}; the first {first[0].reason}; "
-        "data.on_bad_book: skip leaves them out"
-    )
+    first = _first_unreadable(details, NAMED_AT_ONCE)
+    raise UserError(name_unreadable(first, count))
 
 
 def _nothing_left(dropped: np.ndarray, details: list[dict[str, Any]], min_characters: int) -> str:

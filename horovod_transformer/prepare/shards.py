@@ -25,7 +25,7 @@ from horovod_transformer.prepare.duplicates import BookTable
 from horovod_transformer.system.files import replacing
 
 # Part of every name: what an older version of this code left is made again.
-_VERSION = 1
+_VERSION = 2
 _DETAILS = b"details"
 _NUMBERS = ("characters", "words", "bytes", "tokens")
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from horovod_transformer.books.find_files import describe_kinds
 from horovod_transformer.books.readers import ReadOptions
 from horovod_transformer.books.sources import open_books
 from horovod_transformer.data.manifest import FORMAT_VERSION, find_damage, find_prepared
@@ -30,13 +31,21 @@ from horovod_transformer.system.files import write_text
 from horovod_transformer.system.folders import new_folder
 from horovod_transformer.system.locks import FolderLock
 from horovod_transformer.system.machine import installed_version, usable_cores
-from horovod_transformer.system.paths import user_path
+from horovod_transformer.system.paths import readable, user_path
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
+
+_ABOUT_LISTED = 1000
 
 
 def shards_folder(data_dir: Path) -> Path:
-    """Return where shards lie until the data is assembled."""
+    """Return where shards lie until the data is assembled.
+
+    Raises:
+        UserError: There is no place beside it.
+    """
     target = data_dir.resolve()
+    if not target.name:
+        raise UserError(f"{data_dir}: is the root of the file system; name a folder in it (data.data_dir)")
     return target.with_name(f"{target.name}.units")
 
 
@@ -103,7 +112,7 @@ class Preparation:
         if taken:
             self.say(f"reading {taken}")
         if self.books.passed_over:
-            left = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.books.passed_over.items()))
+            left = describe_kinds(self.books.passed_over, {"about": self.books.about})
             self.say(f"passed over: {left}")
 
     @contextmanager
@@ -202,6 +211,7 @@ class Preparation:
                     "files": self.books.files,
                     "taken": dict(self.books.taken),
                     "passed_over": dict(self.books.passed_over),
+                    "about": [readable(name) for name in self.books.about[:_ABOUT_LISTED]],
                 },
                 "settings": self.recorded,
                 "tokenizer": tokenizer.to_dict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.data.manifest import MANIFEST, read_manifest
 from horovod_transformer.errors import UserError
+from horovod_transformer.export.tokenizers import read_tokenizer as huggingface_tokenizer
 from horovod_transformer.system.paths import readable, user_path
 from horovod_transformer.tokenizer import (
     GPT2_VOCAB_SIZE,
@@ -55,10 +57,11 @@ def chosen_tokenizer(name: str, size: int) -> Tokenizer | None:
 
 
 def read_tokenizer(source: str | Path) -> Tokenizer:
-    """Read the tokenizer of prepared data, of a checkpoint, or of a `tokenizer.json`.
+    """Read the tokenizer of prepared data, of a checkpoint, or of a Hugging Face GPT-2 folder.
 
     Args:
-        source: A folder that `prepare` wrote or that holds a `tokenizer.json`, such a file, or a checkpoint.
+        source: A folder that `prepare` wrote or that holds a `tokenizer.json` (or `vocab.json` and
+            `merges.txt`), such a file, or a checkpoint.
 
     Raises:
         UserError: There is nothing, or it holds no tokenizer of ours.
@@ -71,8 +74,15 @@ def read_tokenizer(source: str | Path) -> Tokenizer:
         )
     if path.is_dir() and (path / MANIFEST).exists():
         description = read_manifest(path).get("tokenizer")
+    elif path.is_dir() and not (path / TOKENIZER_FILE).exists() and (path / "vocab.json").exists():
+        return huggingface_tokenizer(path)
     elif path.is_dir() or path.suffix == ".json":
-        description = _read_tokenizer_file(path / TOKENIZER_FILE if path.is_dir() else path)
+        file = path / TOKENIZER_FILE if path.is_dir() else path
+        description = _read_tokenizer_file(file)
+        with contextlib.suppress(UserError):
+            return tokenizer_from_dict(description)
+        if description.get("kind") == "bpe" and file.name != MANIFEST:
+            return huggingface_tokenizer(file.parent, file.name)
     else:
         description = load_checkpoint(path)["tokenizer"]
     if description is None:

@@ -244,3 +244,42 @@ def test_prepare_cleans_before_it_looks_for_copies_and_counts(tmp_path: Path) ->
     as_it_is = config.with_overrides({"data.clean": "[]", "data.data_dir": str(tmp_path / "v2")})
     manifest = prepare(as_it_is, progress=False, workers=1)
     assert manifest["cleaned"] == {} and manifest["dropped"]["counts"]["duplicate"] == 0
+
+
+SECOND = STORY.replace("sea", "moor").replace("pier", "hill")
+NOT_KNOWN = "Ende dieses Projekt Gutenberg Etextes"
+TWO_BOOKS = {
+    "new": (GUTENBERG["today"], GUTENBERG["today"]),
+    "both styles": (GUTENBERG["with a typist"], GUTENBERG["with a typist"]),
+    "old": (GUTENBERG["small print"], GUTENBERG["small print, otherwise"]),
+    "new, then old": (GUTENBERG["a long title"], GUTENBERG["small print"]),
+    "old, then new": (GUTENBERG["small print"], GUTENBERG["today"]),
+}
+
+
+@pytest.mark.parametrize("name", TWO_BOOKS)
+def test_of_several_books_in_a_file_each_is_kept(name: str) -> None:
+    first, second = TWO_BOOKS[name]
+    text, cut = clean(f"{first}\n\n{second.replace(STORY, SECOND)}\n\n{first}", BOTH)
+    assert text == f"{STORY}\n\n{SECOND}\n\n{STORY}"
+    assert set(cut) == {"gutenberg"}
+
+
+@pytest.mark.parametrize("unknown", ["the first one's end", "the second one's beginning", "both"])
+def test_between_books_nothing_is_cut_whose_marks_are_not_known(unknown: str) -> None:
+    end = "End of Project Gutenberg Etext of The Long Pier, by A. N. Author"
+    for book in (GUTENBERG["small print"], GUTENBERG["today"].replace("*** END OF THE", "*** END OF THIS")):
+        first, second = book, book.replace(STORY, SECOND)
+        if unknown != "the second one's beginning":
+            first = first.replace(end, NOT_KNOWN).replace("*** END OF THIS", NOT_KNOWN)
+        if unknown != "the first one's end":
+            second = second.replace("*END*", "*ENDE*").replace("*** START", "*** ANFANG")
+        text, _ = clean(first[: first.index(STORY) + len(STORY) + 200] + second, BOTH)
+        assert text.startswith(STORY) and text.endswith(SECOND)
+
+
+def test_names_with_a_hyphen_and_books_that_are_not_free() -> None:
+    for kind in ("E-BOOK", "E-TEXT"):
+        assert cut_gutenberg(GUTENBERG["today"].replace("GUTENBERG EBOOK", f"GUTENBERG {kind}")) == STORY
+    book = GUTENBERG["today"].replace("THE PROJECT GUTENBERG", "THE COPYRIGHTED PROJECT GUTENBERG")
+    assert cut_gutenberg(book) == STORY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from horovod_transformer.books.find_files import find_files
+from horovod_transformer.books.find_files import describe_kinds, find_files
 from horovod_transformer.books.sources import open_books
+from horovod_transformer.data.manifest import read_manifest
 from horovod_transformer.errors import UserError
 
 
@@ -105,7 +107,8 @@ def test_what_was_taken_and_passed_over_is_said_and_kept(tmp_path: Path, run_pyt
     )
     assert done.returncode == 0, done.stderr
     assert "reading 1 .parquet, 3 .txt\n" in done.stdout
-    assert "passed over: 2 .jpg, 1 .pdf, 1 about\n" in done.stdout
+    assert "passed over: 2 .jpg, 1 .pdf, 1 about (README.md)\n" in done.stdout
+    assert read_manifest(tmp_path / "v1")["source"]["about"] == ["README.md"]
 
 
 def test_a_name_in_an_old_encoding_is_read_and_kept(tmp_path: Path, run_python) -> None:
@@ -121,3 +124,78 @@ def test_a_name_in_an_old_encoding_is_read_and_kept(tmp_path: Path, run_python) 
     assert done.returncode == 0, done.stderr
     listed = (tmp_path / "v1" / "source_files.json").read_text(encoding="utf-8")
     assert "caf\\\\xe9.txt" in listed and "two\\\\nlines.txt" in listed
+
+
+def test_titles_that_begin_like_licences_are_books(tmp_path: Path) -> None:
+    titles = [
+        "Changelog of the Heart.txt",
+        "Contributing Factors - A Novel.txt",
+        "License to Sail.md",
+        "Noticed.txt",
+    ]
+    abouts = ["CONTRIBUTING.md", "LICENSE-MIT.txt", "License.txt", "README de.txt", "notice.txt"]
+    make(tmp_path, *titles, *abouts)
+    assert found(tmp_path) == titles
+    assert find_files(str(tmp_path)).about == abouts
+    (tmp_path / "License.txt").write_text("This is a long book about a licence. " * 10_000)
+    assert "License.txt" in found(tmp_path), "no licence is as long as that"
+
+
+@pytest.mark.parametrize("suffix", [".epub", ".pdf", ".html", ".djvu", ".xyz", ""])
+def test_a_readme_beside_books_of_another_kind_is_not_the_corpus(tmp_path: Path, suffix: str) -> None:
+    make(tmp_path, "README.txt", f"novel{suffix}", f"other{suffix}")
+    text = refusal(tmp_path)
+    assert (
+        f"README.txt is no book, and the other files there are not read (2 {suffix or 'no suffix'})" in text
+    )
+    assert "name README.txt itself" in text and found(tmp_path / "README.txt") == ["README.txt"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.txt", "valid.txt", "test.txt"),
+        ("wiki.train.txt", "wiki.test.txt"),
+        ("corpus_train.jsonl", "corpus_test.jsonl"),
+        ("en.train.jsonl.gz", "en.dev.jsonl.gz"),
+        ("corpus-train-00000-of-00002.parquet", "corpus-validation-00000-of-00001.parquet"),
+        ("split=train/0.txt", "split=test/0.txt"),
+        ("books_train/0.txt", "books_valid/0.txt"),
+        ("train-00.txt", "train-01.txt", "test-00.txt"),
+        ("TRAIN.TXT", "Test.txt"),
+    ],
+)
+def test_splits_by_any_name_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=r"holds several splits \("):
+        find_files(str(tmp_path))
+    assert len(find_files(str(tmp_path / names[0])).files) == 1
+
+
+def test_titles_with_a_splits_word_in_them_are_books(tmp_path: Path) -> None:
+    names = ["the-acid-test.txt", "the-last-train.txt", "Night Train.txt", "A Test.txt", "valid points.txt"]
+    make(tmp_path, *names, "en.train.jsonl", "de.test.jsonl")
+    assert len(found(tmp_path)) == 7
+
+
+def test_what_stands_behind_a_full_stop_need_not_be_a_suffix(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        "a.txt",
+        "x.mp3",
+        *(f"Author {n}. A title, number {n}" for n in range(30)),
+        "bad\x1b.\x1b[1m",
+    )
+    (tmp_path / os.fsdecode(b"notes.caf\xe9")).touch()
+    passed_over = find_files(str(tmp_path)).passed_over
+    assert passed_over == {"no suffix": 31, ".mp3": 1, r".caf\xe9": 1}
+    assert describe_kinds(passed_over) == r"1 .caf\xe9, 1 .mp3, 31 no suffix"
+
+
+def test_many_kinds_are_summed_up() -> None:
+    kinds = {f".k{n}": n + 1 for n in range(40)} | {"about": 1}
+    text = describe_kinds(kinds, {"about": ["LICENSE\n.txt"]})
+    assert r"1 about (LICENSE\n.txt)" in text and "40 .k39" in text
+    assert text.endswith("561 of 33 other kinds") and sum(kinds.values()) == 821

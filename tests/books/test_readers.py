@@ -153,6 +153,12 @@ ODD: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "json in latin-1": (text('{"text": "né"}\n'.encode("latin-1"), "x.jsonl"), "line 1: is not UTF-8"),
     "text as gzip": (text(b"plain " * 99, "x.txt.gz"), "cannot be read: "),
     "torn gzip": (text(gzip.compress(b"plain " * 9999)[:-20], "x.txt.gz"), "cannot be read: "),
+    "gzip without a byte": (text(b"", "x.txt.gz"), "x.txt.gz: cannot be read: the archive has no bytes"),
+    "json lines as gzip without a byte": (
+        text(b"", "x.jsonl.gz"),
+        "cannot be read: the archive has no bytes",
+    ),
+    "zstd without a byte": (text(b"", "x.jsonl.zst"), "cannot be read: the archive has no bytes"),
     "text as zstd": (text(b"plain " * 99, "x.jsonl.zst"), "after line 0: cannot be read: "),
     "latin-1": (text(b"caf\xe9"), "is not UTF-8 text (byte 3)"),
     "utf-16": (text("né".encode("utf-16")), "is not UTF-8 text"),
@@ -163,6 +169,8 @@ ODD: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "archives": (text(b"PK", "x.zip"), "the data files there are not read (1 .zip); unpack"),
     "tables of another kind": (text(b"a,b", "x.csv"), "not read (1 .csv); convert it to parquet"),
     "e-books": (text(b"PK", "x.epub"), "it has only .epub"),
+    "utf-16 without a mark": (text("ne".encode("utf-16-le") * 99), "as in UTF-16 without a mark"),
+    "a page by a book's name": (text(b"<!doctype html>\n<p>"), "is no plain text but an HTML page"),
     "hidden files": (text(b"a", ".x.txt"), "it is empty"),
     # Strange, and books all the same.
     "NULs": (text(b"a\0b" * 99), None),

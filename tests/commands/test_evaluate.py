@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -126,7 +128,7 @@ def test_text_files_instead_of_books(run_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read"), (b"\xff\xfe", "is not text in UTF-8"), (b" \n", "is empty")],
+    [(None, "cannot be read"), (b"\xff\xfe", "is not UTF-8 text"), (b" \n", "is empty")],
 )
 def test_texts_that_are_none(run_folder, tmp_path, content, words):
     if content is not None:
@@ -237,3 +239,69 @@ def test_a_checkpoint_too_small_for_its_tokenizer(run_folder, tmp_path, tiny_tok
     save_checkpoint(path, tiny_checkpoint_contents(build_model(config.model), config, tiny_tokenizer))
     with pytest.raises(UserError):
         evaluate.main(command(run_folder, "--checkpoint", str(path)))
+
+
+HEADER = "The Project Gutenberg eBook of The Sea\n\n*** START OF THE PROJECT GUTENBERG EBOOK THE SEA ***\n\n"
+LICENCE = "\n\n*** END OF THE PROJECT GUTENBERG EBOOK THE SEA ***\n" + "General Terms of Use. " * 40
+
+
+def score_of(run_folder, tmp_path, *arguments: str) -> dict:
+    more = ["--samples", "2", "--output", str(tmp_path / "out"), *arguments]
+    assert evaluate.main(command(run_folder, *more)) == 0
+    return json.loads((tmp_path / "out" / "evaluation.json").read_text())["prediction"]
+
+
+def test_a_text_is_read_and_cleaned_as_prepare_does(run_folder, tmp_path, capsys):
+    book = f"{LINE}\n{LINE}\n{LINE}"
+    ways = {
+        "plain.txt": book.encode(),
+        "gutenberg.txt": (HEADER + book + LICENCE).encode(),
+        "packed.txt.gz": gzip.compress(book.encode()),
+        "rows.jsonl": json.dumps({"text": book}).encode(),
+        "no suffix": book.encode(),
+        "mac.txt": b"\xef\xbb\xbf" + book.replace("\n", "\r").encode(),
+    }
+    scores, notes = {}, {}
+    for name, content in ways.items():
+        (tmp_path / name).write_bytes(content)
+        scores[name] = score_of(run_folder, tmp_path, "--text", str(tmp_path / name))
+        notes[name] = capsys.readouterr().err
+    assert all(score == scores["plain.txt"] for score in scores.values())
+    cut = len(HEADER) + len(LICENCE)
+    assert f"note: --text {tmp_path}/gutenberg.txt: gutenberg cut {cut:,} characters" in notes["gutenberg.txt"]
+    assert "note" not in notes["plain.txt"]
+    as_it_is = score_of(run_folder, tmp_path, "--text", str(tmp_path / "gutenberg.txt"), "--data.clean", "[]")
+    assert as_it_is["bytes"] == len(ways["gutenberg.txt"])
+
+
+def test_a_text_in_another_encoding(run_folder, tmp_path, capsys):
+    book = LINE.replace("—", "-")
+    (tmp_path / "utf8.txt").write_text(book, encoding="utf-8")
+    (tmp_path / "latin.txt").write_text(book, encoding="latin-1")
+    wanted = score_of(run_folder, tmp_path, "--text", str(tmp_path / "utf8.txt"))
+    latin = ["--text", str(tmp_path / "latin.txt")]
+    assert score_of(run_folder, tmp_path, *latin, "--data.encoding", "latin-1") == wanted
+    assert "latin.txt: was read as latin-1" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"latin.txt: is not UTF-8 text .* data\.encoding"):
+        score_of(run_folder, tmp_path, *latin)
+
+
+def test_a_text_from_stdin(run_folder, tmp_path, run_python):
+    arguments = command(run_folder, "--samples", "2", "--text", "-", "--output", str(tmp_path))
+    done = run_python("-m", "horovod_transformer", "evaluate", *arguments, input=LINE)
+    assert done.returncode == 0, done.stderr
+    prediction = json.loads((tmp_path / "evaluation.json").read_text())["prediction"]
+    assert prediction["bytes"] == len(LINE.encode())
+
+
+def test_a_text_that_is_too_short_says_what_would_do(run_folder, tmp_path):
+    (tmp_path / "short.txt").write_text("The sea", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        score_of(run_folder, tmp_path, "--text", str(tmp_path / "short.txt"))
+    text = str(caught.value)
+    assert "a text of 10 tokens is enough for 2 samples" in text and "--samples 1" not in text
+    (tmp_path / "short.txt").write_text(LINE, encoding="utf-8")
+    with pytest.raises(UserError, match=r"take --samples (\d+) or fewer, or longer books") as caught:
+        score_of(run_folder, tmp_path, "--text", str(tmp_path / "short.txt"), "--samples", "1000")
+    fewer = re.findall(r"--samples (\d+) or", str(caught.value))[0]
+    score_of(run_folder, tmp_path, "--text", str(tmp_path / "short.txt"), "--samples", fewer)

@@ -19,9 +19,10 @@ from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.export import huggingface
 from horovod_transformer.export.huggingface import read_folder, write_folder
-from horovod_transformer.export.tokenizers import tokenizer_json
+from horovod_transformer.export.tokenizers import read_tokenizer, tokenizer_json
 from horovod_transformer.generation import continue_prompt, generate_text, load_model_for_generation
 from horovod_transformer.model.transformer import build_model
+from horovod_transformer.prepare.tokenizer_choice import chosen_tokenizer
 from horovod_transformer.system.signals import handling
 from horovod_transformer.tokenizer import gpt2_tokenizer
 from tests.conftest import TINY, tiny_checkpoint_contents
@@ -282,6 +283,10 @@ def _outside(folder: Path) -> None:
 
 
 REFUSED = {
+    "quantized": (
+        _config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        "has a quantization_config",
+    ),
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
     "config is no JSON": (
         lambda folder: (folder / "config.json").write_text("{"),
@@ -373,3 +378,62 @@ def test_a_padded_vocabulary_is_kept(tmp_path, tiny_tokenizer):
     assert run_command(_dispatch, arguments) == 0
     _, imported, tokenizer = read_folder(tmp_path / "out")
     assert (imported.model.vocab_size, tokenizer.vocab_size) == (288, 260)
+
+
+def test_no_tokenizer_hands_the_model_more_than_it_should(exported):
+    """What transformers 4 reads: there the class's own default has token_type_ids, too."""
+    values = json.loads((exported / "tokenizer_config.json").read_text())
+    assert values["model_input_names"] == ["input_ids", "attention_mask"]
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(exported)
+    assert set(tokenizer("The sea")) == {"input_ids", "attention_mask"}
+    assert json.loads((exported / "config.json").read_text())["n_ctx"] == 32
+
+
+def padded_gpt2(folder: Path, form: str, tokens: int = 1) -> None:
+    """GPT-2's tokenizer with tokens added behind it, as `save_pretrained` leaves it."""
+    values = json.loads(tokenizer_json(gpt2_tokenizer()))
+    model = values["model"]
+    model["vocab"]["<|endoftext|>"] = 50256
+    names = [f"[PAD{n}]" for n in range(tokens)]
+    more = {name: 50257 + n for n, name in enumerate(names)}
+    folder.mkdir(exist_ok=True)
+    if form == "tokenizer.json":
+        like = values["added_tokens"][0]
+        values["added_tokens"] += [{**like, "id": id_, "content": name} for name, id_ in more.items()]
+        (folder / "tokenizer.json").write_text(json.dumps(values))
+    elif form == "merges in one string":
+        model["merges"] = [" ".join(pair) for pair in model["merges"]]
+        (folder / "tokenizer.json").write_text(json.dumps(values))
+    else:
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+        merges = "\n".join(" ".join(pair) for pair in model["merges"])
+        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+        (folder / "added_tokens.json").write_text(json.dumps(more))
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "merges in one string", "vocab.json"])
+def test_gpt2s_tokenizer_is_gpt2s_in_every_form(form, tmp_path):
+    padded_gpt2(tmp_path, form, tokens=2)
+    assert read_tokenizer(tmp_path).kind == "gpt2"
+    # `--data.tokenizer` takes what `import` takes.
+    assert chosen_tokenizer(str(tmp_path), 50257).kind == "gpt2"
+    if form != "vocab.json":
+        named = tmp_path / "mine.json"
+        shutil.copy(tmp_path / "tokenizer.json", named)
+        assert chosen_tokenizer(str(named), 50257).kind == "gpt2"
+
+
+def test_quantized_weights_are_refused_whatever_says_so(theirs, tmp_path, capfd):
+    key = "transformer.h.1.mlp.c_fc.weight"
+    float8 = {"float8_e4m3fn": torch.float8_e4m3fn}
+    for name, dtype in {"int8": torch.int8, "uint8": torch.uint8, "int32": torch.int32, **float8}.items():
+        folder = tmp_path / name
+        shutil.copytree(theirs, folder)
+        _weights(lambda t, dtype=dtype: t.update({key: t[key].to(dtype)}))(folder)
+        with pytest.raises(UserError, match=rf"mlp\.c_fc\.weight is stored as {name}; quantized weights"):
+            read_folder(folder)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        folder = tmp_path / str(dtype)
+        shutil.copytree(theirs, folder)
+        _weights(lambda t, dtype=dtype: t.update({key: t[key].to(dtype)}))(folder)
+        assert read_folder(folder)[0]["blocks.1.feed_forward.expand.weight"].dtype == torch.float32

@@ -15,7 +15,10 @@ from horovod_transformer.generation import (
     generate_text,
     interactive_generation,
     load_model_for_generation,
+    text,
 )
+from horovod_transformer.generation.prompts_file import write_continuations
+from horovod_transformer.generation.terminal import SEPARATOR, print_texts
 
 BOOK = "The sea was calm — so said the captain, né à Brême."
 
@@ -142,3 +145,33 @@ def test_the_promised_names():
     assert promised.load_model_for_generation is load_model_for_generation
     assert promised.generate_text is generate_text
     assert promised.interactive_generation is interactive_generation
+
+
+def test_many_samples_are_written_some_at_a_time(loaded, monkeypatch):
+    """What is in memory does not grow with their number, and their texts do not depend on it."""
+    model, tokenizer, _ = loaded
+    hot = {"max_new_tokens": 5, "temperature": 3.0, "seed": 4}
+    together = generate_text(model, tokenizer, "The", num_samples=11, **hot)
+    rows = []
+    original = text.Decoder
+    monkeypatch.setattr(text, "AT_ONCE", 4)
+    monkeypatch.setattr(
+        text, "Decoder", lambda m, starts, *a, **k: rows.append(len(starts)) or original(m, starts, *a, **k)
+    )
+    assert generate_text(model, tokenizer, "The", num_samples=11, **hot) == together
+    assert rows == [4, 4, 3]
+
+
+def test_many_samples_on_a_terminal_and_in_a_file(loaded, monkeypatch, tmp_path, capsys):
+    model, tokenizer, _ = loaded
+    settings = GenerationConfig(max_new_tokens=3, temperature=3, num_samples=7)
+    rows = [{"prompt": "The"}, {"prompt": "sea"}]
+    written = []
+    for at_once in (64, 3):
+        monkeypatch.setattr(text, "AT_ONCE", at_once)
+        tokens = print_texts(model, tokenizer, "The", settings, seed=2)
+        path = tmp_path / f"{at_once}.jsonl"
+        counted = write_continuations(path, rows, model, tokenizer, settings, seed=2)
+        written.append((tokens, capsys.readouterr().out, counted, path.read_text(encoding="utf-8")))
+    assert written[0] == written[1]
+    assert written[0][1].count(f"\n{SEPARATOR}\n") == 6

@@ -123,3 +123,22 @@ def test_the_penalty_is_that_of_transformers():
     seen = torch.zeros(3, 20, dtype=torch.bool).scatter_(1, texts, True)
     found = next_tokens(logits, GenerationConfig(temperature=0, repetition_penalty=5.0), seen=seen)
     assert torch.equal(found, expected) and not torch.equal(found, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-300, 5e-324])
+@pytest.mark.parametrize("cuts", [{}, {"top_k": 3}, {"top_p": 0.5}])
+def test_the_smallest_temperatures_take_the_likeliest(temperature, cuts):
+    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0)) * 20
+    logits[0] -= 1000
+    logits[1, 3:] = -math.inf
+    assert torch.equal(draw(logits, temperature=temperature, **cuts), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("penalty", [1e-40, 1e-300, 1e300])
+def test_the_largest_penalties_leave_numbers(penalty):
+    logits = torch.tensor([[2.0, 1.0, -1.0, 3.0]])
+    seen = torch.tensor([[True, False, True, False]])
+    for temperature in (0, 1, 1e-300):
+        settings = GenerationConfig(**{**ALL, "temperature": temperature}, repetition_penalty=penalty)
+        drawn = next_tokens(logits, settings, torch.tensor([0.5], dtype=torch.float64), seen)
+        assert drawn.item() == (0 if penalty < 1 else 3) or (penalty > 1 and temperature == 1)

@@ -151,3 +151,19 @@ def test_a_second_prepare_is_refused_while_the_first_is_at_work(library: Path, t
         run(library, tmp_path / "v1", encoding="latin-1")
     run(library, tmp_path / "v1", encoding="latin-1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["books", "v1"]
+
+
+def test_all_kinds_of_bad_files_are_named_at_once(library: Path, tmp_path: Path) -> None:
+    """Those that are found by a look at them and those that are found by reading."""
+    names = [f"{kind} {n}" for kind in ("torn", "nowhere", "lines") for n in range(3)]
+    for n in range(3):
+        (library / f"torn {n}.parquet").write_bytes(b"PAR1 and no more")
+        (library / f"nowhere {n}.txt").symlink_to(tmp_path / f"gone {n}")
+        (library / f"lines {n}.jsonl").write_text('{"text": 1}\n')
+    with pytest.raises(UserError) as caught:
+        run(library, tmp_path / "v1")
+    text = str(caught.value)
+    assert text.startswith("data.source: 12 files or rows cannot be read: ") and "\n" not in text
+    assert all(name in text for name in [*names, *(f"latin {n}.txt" for n in range(3))])
+    assert text.endswith("data.on_bad_book: skip leaves them out")
+    assert run(library, tmp_path / "v1", on_bad_book="skip")["unreadable"]["count"] == 12

@@ -159,3 +159,8 @@ def test_what_dead_tries_left_is_cleared_and_the_living_are_spared(
     said = capsys.readouterr().out
     assert f"{names[0]}: removed" in said and "v1: brought back" in said
     assert f"{names[1]}: belongs to another process" in said and f"{names[2]}: belongs to" in said
+
+
+@pytest.mark.parametrize("place", ["/", "/tmp/..", "//"])
+def test_the_root_folder_is_refused_in_a_line(place: str, library: Path) -> None:
+    assert "is the root of the file system; name a folder in it" in refusal(library, Path(place))

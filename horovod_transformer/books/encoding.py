@@ -1,0 +1,80 @@
+"""What bytes are, whatever their file is called: text in some encoding, or no plain text at all."""
+
+from __future__ import annotations
+
+import codecs
+import re
+
+# Longer marks first: UTF-32's begins with UTF-16's.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+# Control characters that no text has; white space, backspace and escape aside.
+_CONTROLS = bytes({*range(32)} - {8, 9, 10, 11, 12, 13, 27})
+_LOOKED_AT = 1 << 16
+# UTF-16 without a mark has one in every second place; a text with some odd characters is a text.
+_MOST_CONTROLS = 0.4
+_OTHER_KINDS = [
+    (re.compile(beginning, re.IGNORECASE | re.DOTALL), kind)
+    for beginning, kind in (
+        (rb"\s*(<\?xml[^>]{0,200}>\s*)?(<!--.{0,2000}?-->\s*)?<(!doctype\s+html|html[\s>])", "an HTML page"),
+        (rb"\s*<\?xml[\s]", "XML"),
+        (rb"\s*\{\\rtf\d", "RTF, as word processors write it"),
+        (rb"\s*%PDF-\d", "a PDF"),
+        (rb"%!PS", "PostScript"),
+        (rb"PK\x03\x04", "a zip archive (an e-book or a word processor's file?)"),
+        (rb"\xd0\xcf\x11\xe0", "a word processor's file"),
+        (rb"\x1f\x8b", "packed with gzip"),
+        (rb"\x28\xb5\x2f\xfd", "packed with zstd"),
+        (rb"PAR1", "parquet"),
+    )
+]
+
+
+def other_kind(content: bytes) -> str | None:
+    """Say what a file is that is no plain text; None if nothing is known against it.
+
+    Args:
+        content: The file from its beginning.
+    """
+    head = content[:4096].removeprefix(codecs.BOM_UTF8)
+    return next((kind for beginning, kind in _OTHER_KINDS if beginning.match(head)), None)
+
+
+def decode(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
+    """Decode UTF-8, else `encoding`; return text and whether it was re-encoded, or what is wrong.
+
+    UTF-16 is never taken for anything else: not for UTF-8 or latin-1, in which it is letters between NULs.
+    """
+    marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+    advice = "such as latin-1 or cp1252"
+    if marked:
+        problem, advice = f"is not UTF-8 text (it has the mark of {marked})", marked.lower()
+    elif not _mostly_controls(content):
+        try:
+            return content.decode("utf-8-sig"), False
+        except UnicodeDecodeError as error:
+            problem = f"is not UTF-8 text (byte {error.start})"
+    else:
+        problem = "is not UTF-8 text (every second byte is a control character, as in UTF-16 without a mark)"
+        advice = "such as utf-16-le or utf-16-be"
+    if encoding is None:
+        return f"{problem}; set data.encoding to what it is, {advice}, or leave it out"
+    name = codecs.lookup(encoding).name
+    try:
+        if marked and not name.startswith(marked.lower()):
+            raise UnicodeError
+        text = content.decode(encoding).removeprefix("\ufeff")
+    except UnicodeError:
+        return f"{problem}, and not {encoding} (data.encoding)"
+    if _mostly_controls(text[:_LOOKED_AT].encode("utf-8", "replace")):
+        return f"{problem}, and not {encoding} (data.encoding)"
+    return text, True
+
+
+def _mostly_controls(content: bytes) -> bool:
+    head = content[:_LOOKED_AT]
+    return len(head) - len(head.translate(None, _CONTROLS)) > _MOST_CONTROLS * len(head)

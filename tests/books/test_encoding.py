@@ -1,0 +1,72 @@
+"""A file is what its bytes say: UTF-16 is not taken for latin-1, nor a web page for a book."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from horovod_transformer.books.encoding import decode, other_kind
+from horovod_transformer.books.readers import ReadOptions, Unreadable
+from horovod_transformer.books.sources import open_books
+
+TEXT = "The sea was calm, né à Brême. " * 40
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-be"])
+@pytest.mark.parametrize("text", [TEXT, "Море было спокойно. " * 40])
+def test_utf_16_is_read_as_nothing_else(encoding: str, text: str) -> None:
+    content = text.encode(encoding)
+    advised = decode(content, None)
+    assert isinstance(advised, str) and "latin-1" not in advised and "utf-" in advised
+    for wrong in ("latin-1", "cp437", "mac-roman"):
+        refused = decode(content, wrong)
+        assert isinstance(refused, str) and f"and not {wrong}" in refused
+    assert decode(content, encoding) == (text, True)
+
+
+def test_a_mark_is_no_part_of_the_text() -> None:
+    assert decode("\ufeffné".encode("utf-16-le"), "utf-16-le") == ("né", True)
+    assert decode("né".encode("utf-16"), "utf_16") == ("né", True)
+    assert decode("né".encode("utf-8-sig"), "utf-16") == ("né", False)
+
+
+def test_what_is_text_stays_text() -> None:
+    for text in (TEXT, "", "a\0b" * 99, "\n\t\f \r" * 99, "\x1b[1mbold\x1b[0m", "日本語" * 99):
+        assert decode(text.encode(), None) == (text, False)
+    assert decode(TEXT.encode("latin-1"), "latin-1") == (TEXT, True)
+
+
+NO_TEXT = {
+    "a page": (b"<!DOCTYPE html><html><body>x", "an HTML page"),
+    "an older page": (b"\xef\xbb\xbf\r\n<HTML>\n<HEAD>", "an HTML page"),
+    "xhtml": (b'<?xml version="1.0"?>\n<!-- saved -->\n<html xmlns="x">', "an HTML page"),
+    "fb2": (b'<?xml version="1.0"?>\n<FictionBook>', "XML"),
+    "rtf": (b"{\\rtf1\\ansi", "RTF"),
+    "pdf": (b"%PDF-1.4\nx", "a PDF"),
+    "docx": (b"PK\x03\x04\x14", "a zip archive"),
+    "doc": (b"\xd0\xcf\x11\xe0\xa1", "a word processor"),
+    "gzip": (gzip.compress(b"x"), "packed with gzip"),
+    "parquet": (b"PAR1....PAR1", "parquet"),
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXT)
+@pytest.mark.parametrize("file", ["a.txt", "a.md", "a.txt.gz"])
+def test_what_is_no_plain_text_is_none_whatever_it_is_called(name: str, file: str, tmp_path: Path) -> None:
+    content, kind = NO_TEXT[name]
+    (tmp_path / file).write_bytes(gzip.compress(content) if file.endswith(".gz") else content)
+    for encoding in (None, "latin-1"):
+        (book,) = open_books(str(tmp_path), ReadOptions(encoding=encoding)).read()
+        assert isinstance(book, Unreadable) and f"is no plain text but {kind}" in book.reason
+
+
+def test_texts_that_speak_of_pages_are_texts() -> None:
+    for content in (
+        b"",
+        b"The tag <html> begins a page.",
+        b"<p>A centered title</p>\n\nText",
+        b"PKs and %PDF-",
+    ):
+        assert other_kind(content) is None
