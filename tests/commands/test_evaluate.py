@@ -268,7 +268,9 @@ def test_a_text_is_read_and_cleaned_as_prepare_does(run_folder, tmp_path, capsys
         notes[name] = capsys.readouterr().err
     assert all(score == scores["plain.txt"] for score in scores.values())
     cut = len(HEADER) + len(LICENCE)
-    assert f"note: --text {tmp_path}/gutenberg.txt: gutenberg cut {cut:,} characters" in notes["gutenberg.txt"]
+    assert (
+        f"note: --text {tmp_path}/gutenberg.txt: gutenberg cut {cut:,} characters" in notes["gutenberg.txt"]
+    )
     assert "note" not in notes["plain.txt"]
     as_it_is = score_of(run_folder, tmp_path, "--text", str(tmp_path / "gutenberg.txt"), "--data.clean", "[]")
     assert as_it_is["bytes"] == len(ways["gutenberg.txt"])
