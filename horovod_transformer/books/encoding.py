@@ -27,6 +27,8 @@ _OTHER_KINDS = [
         (rb"%!PS", "PostScript"),
         (rb"PK\x03\x04", "a zip archive (an e-book or a word processor's file?)"),
         (rb"\xd0\xcf\x11\xe0", "a word processor's file"),
+        (rb'\s*\[?\s*\{\s*"[^"\n]{1,80}"\s*:', "JSON (its name should end in .jsonl, with an object a line)"),
+        (rb".{257}ustar", "a tar archive"),
         (rb"\x1f\x8b", "packed with gzip"),
         (rb"\x28\xb5\x2f\xfd", "packed with zstd"),
         (rb"PAR1", "parquet"),
@@ -44,12 +46,17 @@ def other_kind(content: bytes) -> str | None:
     return next((kind for beginning, kind in _OTHER_KINDS if beginning.match(head)), None)
 
 
+def marked_as(content: bytes) -> str | None:
+    """Return `UTF-16` or `UTF-32` where content begins with the mark of one."""
+    return next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+
+
 def decode(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
     """Decode UTF-8, else `encoding`; return text and whether it was re-encoded, or what is wrong.
 
     UTF-16 is never taken for anything else: not for UTF-8 or latin-1, in which it is letters between NULs.
     """
-    marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+    marked = marked_as(content)
     advice = "such as latin-1 or cp1252"
     if marked:
         problem, advice = f"is not UTF-8 text (it has the mark of {marked})", marked.lower()

@@ -32,6 +32,9 @@ _HINTS = {
     **dict.fromkeys(_PACKED, "unpack it first"),
     **dict.fromkeys(_E_BOOKS, "convert it to .txt first"),
     **dict.fromkeys(_DATA, "convert it to parquet with a column `text` first"),
+    **dict.fromkeys(
+        (".json", ".ndjson"), "rename it to .jsonl if it has an object a line, else convert it to parquet"
+    ),
 }
 # What accompanies data and is no book; left out of folders and globs where there is anything else. A
 # name that goes on with other words ("License to Sail.txt") is a title, and a text as long as this a book.

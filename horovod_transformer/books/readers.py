@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from horovod_transformer.books.encoding import decode, other_kind
+from horovod_transformer.books.encoding import decode, marked_as, other_kind
 from horovod_transformer.config import DataConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable
@@ -257,6 +257,13 @@ def _json_lines(
                 place += len(line)
                 if not line.strip():
                     continue
+                if place == len(line) and (mark := marked_as(line)):
+                    # Its line ends are no single bytes, whatever data.encoding says.
+                    reason = (
+                        f"is {mark}; JSON lines are read in UTF-8, so convert it: iconv -f {mark} -t UTF-8"
+                    )
+                    yield Unreadable(readable(path), reason)
+                    return
                 where = f"line {number}{after}"
                 origin = f"{readable(path)}, {where}"
                 decoded = decode(line, options.encoding)

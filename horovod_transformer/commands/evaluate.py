@@ -92,8 +92,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     if evaluation is not None:
         values = to_json(evaluation, tokenizer)
+        # First on the screen: a disk that has become full should not cost the figures.
+        print("\n".join(summary_lines(evaluation, values)), flush=True)
         _, page = write_report(values, folder)
-        print("\n".join(summary_lines(evaluation, values)))
         print(f"written to {page}")
     return 0
 

@@ -28,6 +28,7 @@ _TOKENS_AT_A_TIME = 8 << 20
 # Names listed per reason for dropping; the counts are complete.
 _NAMES_LISTED = 50
 _TITLES_LISTED = 10_000
+_SHARE_NOT_NOTED = 0.1
 _BAD_LISTED = 1000
 
 
@@ -161,7 +162,8 @@ def assemble(
     if single:
         splits, counts, notes = _write_single(folder, block_size, selected, tokenizer)
     else:
-        splits, counts, notes = *_copy(folder, block_size, selected, tokenizer, done), []
+        splits, counts = _copy(folder, block_size, selected, tokenizer, done)
+        notes = _notes_on_shares(selected, {name: split.tokens for name, split in splits.items()})
     digests = ":".join([str(block_size), *(splits[name].sha256 for name in selected.names)])
     fingerprint = hashlib.sha256(digests.encode()).hexdigest()
     describe_splits(folder, splits, fingerprint)
@@ -198,6 +200,19 @@ def assemble(
             "assemble": round(time.monotonic() - began, 1),
         },
     }
+
+
+def _notes_on_shares(selected: Selected, tokens: dict[str, int]) -> list[str]:
+    """Say where much more is held out than was asked for, as whole books are, however few there are."""
+    notes = []
+    for name in selected.names[1:]:
+        share, wanted = tokens[name] / sum(tokens.values()), selected.fractions[name]
+        if share > max(2 * wanted, wanted + _SHARE_NOT_NOTED):
+            notes.append(
+                f"{share:.0%} of the tokens are held out for {name}, where data.{name}_fraction is "
+                f"{wanted:g}: books are held out whole, and these are few or long"
+            )
+    return notes
 
 
 def _copy(

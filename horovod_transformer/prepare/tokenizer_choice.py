@@ -13,6 +13,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.export.tokenizers import read_tokenizer as huggingface_tokenizer
 from horovod_transformer.system.paths import readable, user_path
 from horovod_transformer.tokenizer import (
+    END_OF_TEXT,
     GPT2_VOCAB_SIZE,
     SMALLEST_VOCAB_SIZE,
     Tokenizer,
@@ -81,8 +82,12 @@ def read_tokenizer(source: str | Path) -> Tokenizer:
         description = _read_tokenizer_file(file)
         with contextlib.suppress(UserError):
             return tokenizer_from_dict(description)
-        if description.get("kind") == "bpe" and file.name != MANIFEST:
+        with contextlib.suppress(UserError):
             return huggingface_tokenizer(file.parent, file.name)
+        raise UserError(
+            f"{readable(path)}: is not a byte-level BPE in the manner of GPT-2's, with {END_OF_TEXT} as its "
+            "last token (data.tokenizer)"
+        )
     else:
         description = load_checkpoint(path)["tokenizer"]
     if description is None:

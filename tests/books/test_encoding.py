@@ -47,6 +47,9 @@ NO_TEXT = {
     "pdf": (b"%PDF-1.4\nx", "a PDF"),
     "docx": (b"PK\x03\x04\x14", "a zip archive"),
     "doc": (b"\xd0\xcf\x11\xe0\xa1", "a word processor"),
+    "json lines": (b'{"text": "It was night."}\n', "JSON"),
+    "an array": (b'[\n  {"title": "A", "text": "It was night."}]', "JSON"),
+    "tar": (b"book.txt".ljust(257, b"\0") + b"ustar" + b"x" * 999, "a tar archive"),
     "gzip": (gzip.compress(b"x"), "packed with gzip"),
     "parquet": (b"PAR1....PAR1", "parquet"),
 }
@@ -65,8 +68,17 @@ def test_what_is_no_plain_text_is_none_whatever_it_is_called(name: str, file: st
 def test_texts_that_speak_of_pages_are_texts() -> None:
     for content in (
         b"",
+        b"{he said}: no",
+        b'["Once"] {upon',
         b"The tag <html> begins a page.",
         b"<p>A centered title</p>\n\nText",
         b"PKs and %PDF-",
     ):
         assert other_kind(content) is None
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-16", "latin-1"])
+def test_json_lines_in_utf_16_are_told_what_helps(encoding: str | None, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes('{"text": "né"}\n{"text": "ne"}\n'.encode("utf-16"))
+    (bad,) = open_books(str(tmp_path), ReadOptions(encoding=encoding, skip_bad=True)).read()
+    assert isinstance(bad, Unreadable) and "iconv -f UTF-16 -t UTF-8" in bad.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import math
@@ -18,6 +19,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation import evaluate as evaluation
 from horovod_transformer.evaluation.text_quality import MEASURES
 from horovod_transformer.model.transformer import build_model
+from horovod_transformer.reports import evaluation as reports
 from horovod_transformer.tokenizer import Tokenizer, train_bpe
 from tests.conftest import LINE, TINY, tiny_checkpoint_contents
 
@@ -307,3 +309,14 @@ def test_a_text_that_is_too_short_says_what_would_do(run_folder, tmp_path):
         score_of(run_folder, tmp_path, "--text", str(tmp_path / "short.txt"), "--samples", "1000")
     fewer = re.findall(r"--samples (\d+) or", str(caught.value))[0]
     score_of(run_folder, tmp_path, "--text", str(tmp_path / "short.txt"), "--samples", fewer)
+
+
+def test_figures_are_on_the_screen_before_the_report_can_fail(run_folder, tmp_path, monkeypatch, capsys):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reports, "write_text", full)
+    with pytest.raises(UserError, match="cannot be written to: No space left"):
+        evaluate.main(command(run_folder, "--output", str(tmp_path / "out")))
+    printed = capsys.readouterr().out
+    assert "bits per byte" in printed and "own prompt fits best" in printed

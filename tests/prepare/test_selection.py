@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,17 @@ def test_a_single_book_may_have_a_test_split_too(tmp_path: Path) -> None:
     both = [str(tmp_path / "alone.txt"), str(tmp_path / "other.txt")]
     text = refusal(both, tmp_path / "v2", test_fraction=0.2)
     assert "2 books cannot be shared out to train, validation, test" in text
+
+
+def test_much_more_held_out_than_was_asked_for_is_noted(tmp_path: Path, capsys) -> None:
+    for number, books in ((2, 2), (3, 3), (40, 40)):
+        folder = tmp_path / f"{number} books"
+        folder.mkdir()
+        for n in range(books):
+            (folder / f"{n}.txt").write_text(some_text(n), encoding="utf-8")
+    said = {}
+    for number in (2, 3, 40):
+        manifest = run_quietly(tmp_path / f"{number} books", tmp_path / f"v{number}")
+        said[number] = manifest["notes"]
+    assert re.fullmatch(r"(49|50|51)% of the tokens are held out for validation, .* is 0.05: .*", said[2][0])
+    assert said[3][0].startswith("3") and said[40] == []
