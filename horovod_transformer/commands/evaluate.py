@@ -16,7 +16,7 @@ from horovod_transformer.commands.command_line import (
 )
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.paths import user_path
+from horovod_transformer.system.paths import path_of, user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,9 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--text",
+        type=path_of("--text"),
         metavar="FILE",
         action="append",
         help="measure on this text file, one book, instead of the validation books; may be repeated",
     )
-    parser.add_argument("--output", metavar="DIR", help="where the report goes")
+    parser.add_argument("--output", type=path_of("--output"), metavar="DIR", help="where the report goes")
     return parser
