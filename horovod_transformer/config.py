@@ -11,9 +11,12 @@ Every key has a default, so a file need only name what it changes. The comments 
 from __future__ import annotations
 
 import difflib
+import os
+import reprlib
+import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -27,6 +30,7 @@ from pydantic import (
 )
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.paths import user_path
 
 # Below `paths.tensorboard_dir`: every run's tables.
 TABLES = "structured"
@@ -40,6 +44,24 @@ def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("should be a number, not true/false")
     return value
+
+
+def _whole_characters(value: Any) -> Any:
+    """JSON escapes an emoji as two surrogates, which YAML leaves apart; one alone fits into no file."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError("should be text in UTF-8; it has other bytes, or half of a surrogate pair") from None
+
+
+def _in_home(path: str) -> str:
+    """`~` means home."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError("there is no such user, so no such home folder")
+    return expanded
 
 
 def _known_encoding(name: str) -> str:
@@ -69,7 +91,9 @@ Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
-PathText = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, BeforeValidator(_whole_characters)]
+PathText = Annotated[Text, Field(min_length=1)]
+OutputPath = Annotated[PathText, AfterValidator(_in_home)]
 EncodingName = Annotated[PathText, AfterValidator(_known_encoding)]
 # Probabilities that may not be certain: dropout, Adam's betas.
 BelowOne = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
@@ -134,7 +158,7 @@ class TrainingConfig(_Section):
     on_checkpoint_failure: Literal["continue", "stop"] = "continue"
     max_skipped_updates: Positive = 10
     sample_interval: Positive | None = None
-    sample_prompts: list[str] = ["", "Once upon a time"]
+    sample_prompts: list[Text] = ["", "Once upon a time"]
     threads_per_rank: Positive | None = None
     trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
 
@@ -192,15 +216,15 @@ class GenerationConfig(_Section):
     top_p: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)] = 0.9
     num_samples: Positive = 1
     repetition_penalty: PositiveFloat = 1.0
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_one_or_more)] = []
+    stop: Annotated[list[Annotated[Text, Field(min_length=1)]], BeforeValidator(_one_or_more)] = []
 
 
 class PathsConfig(_Section):
     """Where a run writes; relative to the working folder, or to `--output_dir`."""
 
-    checkpoint_dir: PathText = "checkpoints"
-    log_dir: PathText = "logs"
-    tensorboard_dir: PathText = "runs"
+    checkpoint_dir: OutputPath = "checkpoints"
+    log_dir: OutputPath = "logs"
+    tensorboard_dir: OutputPath = "runs"
 
     def tables_of(self, run_name: str) -> Path:
         """The folder of a run's tables; TensorBoard has the folder of its name beside `structured`."""
@@ -230,16 +254,23 @@ class Config(_Section):
         return self.model_dump(mode="json")
 
     def with_paths_in(self, folder: str | Path) -> Config:
-        """Return a copy whose `paths`, where a run writes, are relative to a folder."""
-        paths = {key: str(Path(folder) / value) for key, value in self.paths.model_dump().items()}
-        return self.model_copy(update={"paths": PathsConfig(**paths)})
+        """Return a copy whose `paths`, where a run writes, are relative to a folder.
+
+        Raises:
+            UserError: No folder can have this name.
+        """
+        folder = user_path(folder, "--output_dir")
+        paths = {key: str(folder / value) for key, value in self.paths.model_dump().items()}
+        return self.model_copy(update={"paths": config_from_dict({"paths": paths}, "--output_dir").paths})
 
     def with_overrides(self, overrides: Mapping[str, Any], where: str = "override") -> Config:
         """Return a copy with dotted keys replaced.
 
         Args:
             overrides: Dotted key to value, for example `{"training.max_updates": 10}`.
-                Strings are read as YAML, so `"1e-4"`, `"true"` and `"null"` mean what they say.
+                Strings are read as on the command line: a key that takes text takes it as it stands, or
+                without quotes that enclose all of it; `null` where it may be null; a list if it is
+                `[one, two]`. Other keys read YAML, so `"1e-4"` and `"true"` mean what they say.
             where: How an error message names the origin of these values.
 
         Raises:
@@ -265,7 +296,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         UserError: The file is missing or no YAML, a key is unknown, or a value is not allowed.
             The one-line text names file, key, value and what would be accepted.
     """
-    values = _read_yaml(Path(path))
+    values = _read_yaml(user_path(path, "--config"))
     config = config_from_dict(values, str(path))
     return config.with_overrides(overrides, "command line") if overrides else config
 
@@ -314,11 +345,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         values = yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError as error:
+    except (
+        Exception
+    ) as error:  # a date of 31 February is a ValueError, lists in lists in lists a RecursionError
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
+        raise UserError(f"{path}{line}: not valid YAML: {_yaml_problem(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -341,11 +373,50 @@ def _apply_overrides(values: dict[str, Any], overrides: Mapping[str, Any], where
         if section not in Config.model_fields:
             raise UserError(f"{where}: {dotted}: {_unknown(section, list(Config.model_fields), 'section')}")
         if isinstance(value, str):
-            try:
-                value = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise UserError(f"{where}: {dotted} = {value!r}: cannot be read as a YAML value") from None
+            value = _read_value(value, dotted, where)
         values[section] = {**values.get(section, {}), key: value}
+
+
+def _read_value(text: str, dotted: str, where: str) -> Any:
+    """What a key's value is that was given as text."""
+    section, _, key = dotted.partition(".")
+    section_type = Config.model_fields[section].annotation
+    assert isinstance(section_type, type) and issubclass(section_type, BaseModel)
+    field = section_type.model_fields.get(key)
+    kinds = _kinds(field.annotation) if field else set()
+    if str not in kinds:
+        try:
+            return yaml.safe_load(text)
+        except Exception:
+            raise UserError(f"{where}: {dotted} = {_shorten(text)}: cannot be read as a YAML value") from None
+    if text in ("", "null") and type(None) in kinds:
+        return None
+    if text[:1] in ('"', "'") or (text[:1] == "[" and list in kinds):
+        try:
+            value = yaml.load(text, yaml.BaseLoader)  # all that it reads stays text
+        except Exception:
+            return text  # `[12]*.txt`
+        if isinstance(value, list) or (isinstance(value, str) and text[-1:] == text[:1]):
+            return value
+    return text
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that a key takes, and those in its lists."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kinds(parts[0])
+    if origin in (Union, types.UnionType, list):
+        return {origin}.union(*map(_kinds, parts))
+    return {origin or annotation}
+
+
+def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "lists or sections in one another, too deep"
+    if isinstance(error, yaml.YAMLError):
+        return getattr(error, "problem", None) or "cannot be parsed"
+    return f"a value cannot be read: {' '.join(str(error).split())[:100]}"
 
 
 def _one_line(error: ValidationError, where: str) -> str:
@@ -392,8 +463,18 @@ def _unknown_key(name: str, section: type[BaseModel]) -> str:
     return _unknown(name, list(section.model_fields), "key")
 
 
+# Of a few aliases in one another YAML makes a value whose whole `repr` would fill the memory.
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+_SHORT.maxlist = _SHORT.maxdict = 20
+_SHORT.maxlevel = 3
+
+
 def _shorten(value: Any, limit: int = 60) -> str:
-    text = repr(value).replace("\n", " ")
+    try:
+        text = _SHORT.repr(value).replace("\n", " ")
+    except ValueError:
+        return "a number of thousands of digits"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

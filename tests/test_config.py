@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -51,6 +52,29 @@ MISTAKES = [
     (
         "x: !!python/object/apply:os.getcwd []",
         "c.yaml, line 1: not valid YAML: could not determine a constructor",
+    ),
+    # what only Python itself objects to
+    ("a: 2026-02-31", "c.yaml: not valid YAML: a value cannot be read: day is out of range for month"),
+    ("a: !!timestamp soon", "c.yaml: not valid YAML: a value cannot be read: "),
+    ("a: !!bool maybe", "c.yaml: not valid YAML: a value cannot be read: 'maybe'"),
+    ("a: !!int ''", "c.yaml: not valid YAML: a value cannot be read: "),
+    ("[1, 2]: a", "c.yaml: not valid YAML: a value cannot be read: unhashable type"),
+    ("a: " + "1" * 5000, "c.yaml: not valid YAML: a value cannot be read: Exceeds the limit"),
+    ("training: {seed: 0x" + "f" * 5000 + "}", "c.yaml: training.seed = a number of thousands of digits: "),
+    ("a: " + "[" * 5000, "c.yaml: not valid YAML: lists or sections in one another, too deep"),
+    ("model: &m {model: *m}", "c.yaml: model.model: no such key"),
+    ("model: &m [*m]", "c.yaml: model = [[[[...]]]]: should be a section with keys of its own"),
+    # a value of a billion words, made of few
+    (
+        "data:\n  source: &x0 [a]\n"
+        + "".join(
+            f"  {key}: &x{n} [{', '.join([f'*x{n - 1}'] * 20)}]\n"
+            for n, key in enumerate(
+                ("tokenizer", "text_column", "title_column", "separator", "encoding", "data_dir", "split"), 1
+            )
+        )
+        + "model: {d_model: *x7}",
+        "c.yaml: model.d_model = [[[[...], [...], [...], ",
     ),
     (b"\xff\xfe\x00", "c.yaml: is not a text file; a config is YAML in UTF-8"),
     # values
@@ -252,6 +276,77 @@ def test_a_bad_override_names_the_command_line(written, key, value, message):
     with pytest.raises(UserError) as caught:
         load_config(written("model: {d_ff: 100}"), {key: value})
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("data.separator", "---", "---"),
+        ("data.separator", "###", "###"),
+        ("data.separator", "\n\n\n", "\n\n\n"),
+        ("data.separator", '"', '"'),
+        ("data.separator", "~", "~"),
+        ("data.separator", "null", None),
+        ("data.encoding", "", None),
+        # As command lines had to say it while all text was read as YAML.
+        ("data.separator", '"\\n%%\\n"', "\n%%\n"),
+        ("data.data_dir", "'2024'", "2024"),
+        ("data.data_dir", "/scratch/run #2/data", "/scratch/run #2/data"),
+        ("data.data_dir", "2024", "2024"),
+        ("data.data_dir", "null", "null"),
+        ("data.source", "**/*.txt", "**/*.txt"),
+        ("data.source", "[12]*.txt", "[12]*.txt"),
+        ("data.source", "Dune: Messiah", "Dune: Messiah"),
+        ("data.source", "#1 of all", "#1 of all"),
+        ("data.source", "@home", "@home"),
+        ("data.source", "2001-01-01", "2001-01-01"),
+        ("data.source", "12:30", "12:30"),
+        ("data.source", '"one": "two"', '"one": "two"'),
+        ("data.source", "[1984, 12:30, on]", ["1984", "12:30", "on"]),
+        ("data.text_column", "yes", "yes"),
+        ("generation.stop", "- ", ["- "]),
+        ("generation.stop", "[1., a]", ["1.", "a"]),
+        ("training.sample_prompts", "[Once, 1984]", ["Once", "1984"]),
+        ("paths.log_dir", "007", "007"),
+    ],
+)
+def test_a_key_that_takes_text_takes_it_as_it_stands(key, text, value):
+    section, _, name = key.partition(".")
+    assert getattr(getattr(Config().with_overrides({key: text}), section), name) == value
+
+
+def test_home_in_the_paths_of_a_run(written, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file = written("paths: {checkpoint_dir: ~/ck, log_dir: logs}")
+    Path("home").mkdir()
+    Path(file).rename("home/c.yaml")
+    config = load_config("~/c.yaml", {"paths.tensorboard_dir": "~/tb"})
+    assert config.paths.checkpoint_dir == str(tmp_path / "home/ck")
+    assert config.paths.tensorboard_dir == str(tmp_path / "home/tb")
+    moved = config.with_paths_in("~/out").paths
+    assert (moved.checkpoint_dir, moved.log_dir) == (
+        str(tmp_path / "home/ck"),
+        str(tmp_path / "home/out/logs"),
+    )
+    with pytest.raises(UserError, match=r"^o: paths.log_dir = '~no-such-user/x': there is no such user"):
+        config.with_overrides({"paths.log_dir": "~no-such-user/x"}, "o")
+
+
+def test_an_emoji_as_json_escapes_it_is_one_character(written):
+    config = load_config(written('training: {sample_prompts: ["\\ud83d\\ude00 once"]}'))
+    assert config.training.sample_prompts == ["\U0001f600 once"]
+    with pytest.raises(UserError, match=r"sample_prompts = '\\ud83d': should be text in UTF-8"):
+        load_config(written('training: {sample_prompts: ["\\ud83d"]}'))
+
+
+def test_a_name_that_is_not_utf_8_is_one_line():
+    name = os.fsdecode(b"bad\xfc")
+    with pytest.raises(
+        UserError, match=r"^--output_dir: paths.checkpoint_dir = 'bad\\udcfc/checkpoints': shou"
+    ):
+        Config().with_paths_in(name)
+    with pytest.raises(UserError, match=r"^x: data.source = 'bad\\udcfc': should be text in UTF-8"):
+        Config().with_overrides({"data.source": name}, "x")
 
 
 def test_to_dict_goes_round_through_dict_and_yaml(root):

@@ -19,8 +19,9 @@ from pydantic import BaseModel
 
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import LostRankError, StoppedError, UserError
-from horovod_transformer.system.console import tell
+from horovod_transformer.system.console import make_streams_take_all, tell
 from horovod_transformer.system.launch_environment import launched_rank
+from horovod_transformer.system.paths import path_of
 
 RANK_0_SPEAKS_FIRST_S = 5.0
 LOST_RANK_LEAVES_LAST_S = 2.0
@@ -72,6 +73,24 @@ def describe_config_keys() -> str:
     return "\n".join(lines)
 
 
+class _StoreOnce(argparse.Action):
+    """Stores a value, and refuses a second one: argparse would take the last in silence."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if option_string:
+            assert isinstance(parser, CommandParser)
+            if self.dest in parser.given:
+                raise UserError(f"{option_string} is given twice: once is enough")
+            parser.given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser whose complaints are one line, like every other mistake's; options are not abbreviated.
 
@@ -91,6 +110,14 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.given: set[str] = set()
+        for name in (None, "store"):
+            self.register("action", name, _StoreOnce)
+
+    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
+        """As argparse's, from which `parse_args` calls it."""
+        self.given.clear()
+        return super().parse_known_args(*arguments, **named)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print below its usage.
@@ -103,7 +130,11 @@ class CommandParser(argparse.ArgumentParser):
     def add_checkpoint(self) -> None:
         """Add `--checkpoint`, the file to read."""
         self.add_argument(
-            "--checkpoint", default="checkpoints/best_model.pt", metavar="FILE", help="default: %(default)s"
+            "--checkpoint",
+            default="checkpoints/best_model.pt",
+            type=path_of("--checkpoint"),
+            metavar="FILE",
+            help="default: %(default)s",
         )
 
 
@@ -112,7 +143,11 @@ def config_parser(prog: str, description: str, examples: str = "") -> CommandPar
     overrides = OVERRIDES_HELP + describe_config_keys()
     parser = CommandParser(prog, description, f"{examples}\n{overrides}" if examples else overrides)
     parser.add_argument(
-        "--config", default="configs/config.yaml", metavar="FILE", help="YAML config (default: %(default)s)"
+        "--config",
+        default="configs/config.yaml",
+        type=path_of("--config"),
+        metavar="FILE",
+        help="YAML config (default: %(default)s)",
     )
     return parser
 
@@ -121,7 +156,7 @@ def checkpoint_parser(prog: str, description: str, examples: str, config_help: s
     """Make a parser for commands that run a model: `--checkpoint`, `--config`, `--device`, `--seed`."""
     parser = CommandParser(prog, description, examples)
     parser.add_checkpoint()
-    parser.add_argument("--config", metavar="FILE", help=config_help)
+    parser.add_argument("--config", type=path_of("--config"), metavar="FILE", help=config_help)
     parser.add_argument(
         "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
     )
@@ -186,7 +221,7 @@ def parse_options(
 
 
 def _read_overrides(rest: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, str]:
-    overrides = {}
+    overrides: dict[str, str] = {}
     words = iter(rest)
     for word in words:
         if not word.startswith("--") or "." not in word.partition("=")[0]:
@@ -197,6 +232,9 @@ def _read_overrides(rest: Sequence[str], parser: argparse.ArgumentParser) -> dic
             if following is None:
                 raise UserError(f"--{key} needs a value, as --{key} VALUE")
             value = following
+        if key in overrides:
+            more = "; a list is [first, second]" if "|list" in f"|{config_keys().get(key, ('',))[0]}" else ""
+            raise UserError(f"--{key} is given twice{more}")
         overrides[key] = value
     return overrides
 
@@ -237,6 +275,7 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
 
     With several ranks every one meets the same mistake: rank 0 tells it, all leave.
     """
+    make_streams_take_all()
     try:
         return main(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:

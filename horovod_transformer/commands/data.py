@@ -8,7 +8,7 @@ from typing import Any
 
 from horovod_transformer.commands.command_line import CommandParser
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.console import replace_unshowable
+from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
 Look at a folder that `prepare` wrote.
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Verify, show or count prepared data as the command line says; 2 if something is wrong with it."""
     parser = CommandParser("horovod-transformer data", DESCRIPTION, EXAMPLES)
     parser.add_argument("what", choices=("verify", "show", "stats"), help="what to do")
-    parser.add_argument("folder", metavar="DIR", help="prepared data")
+    parser.add_argument("folder", type=path_of("DIR"), metavar="DIR", help="prepared data")
     parser.add_argument(
         "--split", default="train", help="show: train, validation or test (default: %(default)s)"
     )
@@ -43,7 +43,6 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.data.inspection import show, stats, verify
 
     if options.what == "show":
-        replace_unshowable()
         print(show(options.folder, options.split, options.block))
         return 0
     if options.what == "stats":

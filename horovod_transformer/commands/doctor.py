@@ -19,6 +19,7 @@ from horovod_transformer.commands.doctor_machine import (
 )
 from horovod_transformer.commands.doctor_run import check_dataset, check_disk, check_run, check_tokenizer
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
 Look over this machine before a training run: what it has, what it lacks, and the command that fixes
@@ -52,7 +53,13 @@ CHECKS: dict[str, Callable[[CheckContext], Row]] = {
 def main(arguments: Sequence[str]) -> int:
     """Print a table and say whether training could run."""
     parser = config_parser("horovod-transformer doctor", DESCRIPTION, EXAMPLES)
-    parser.add_argument("--output_dir", default=".", metavar="DIR", help="as for train (default: here)")
+    parser.add_argument(
+        "--output_dir",
+        default=".",
+        type=path_of("--output_dir"),
+        metavar="DIR",
+        help="as for train (default: here)",
+    )
     options, config = parse_with_config(parser, arguments)
     rows = examine(CheckContext(config, options.config, Path(options.output_dir)))
     width = max(len(row.name) for row in rows)

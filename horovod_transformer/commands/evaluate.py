@@ -18,7 +18,7 @@ from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.launch_environment import launched_rank
-from horovod_transformer.system.paths import readable, user_path
+from horovod_transformer.system.paths import path_of, readable, user_path
 
 if TYPE_CHECKING:
     from horovod_transformer.books.readers import ReadOptions
@@ -169,9 +169,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--text",
+        type=path_of("--text"),
         metavar="FILE",
         action="append",
         help="measure on this file of books instead of the validation books (- for stdin); may be repeated",
     )
-    parser.add_argument("--output", metavar="DIR", help="where the report goes")
+    parser.add_argument("--output", type=path_of("--output"), metavar="DIR", help="where the report goes")
     return parser

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from horovod_transformer.commands.command_line import CommandParser, parse_options
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
 Write a checkpoint as a Hugging Face GPT-2 folder: weights (safetensors), config, tokenizer and a model
@@ -23,7 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     """Export as the command line says."""
     parser = CommandParser("horovod-transformer export", DESCRIPTION, EXAMPLES)
     parser.add_checkpoint()
-    parser.add_argument("--to", required=True, metavar="DIR", help="the folder to make; must not exist")
+    parser.add_argument(
+        "--to", required=True, type=path_of("--to"), metavar="DIR", help="the folder to make; must not exist"
+    )
     options, overrides = parse_options(parser, arguments)
     if overrides:
         raise UserError(f"--{next(iter(overrides))}: a checkpoint is exported as it is")

@@ -26,7 +26,7 @@ from horovod_transformer.generation.prompts_file import (
 from horovod_transformer.generation.quantization import PRECISIONS, pack_weights
 from horovod_transformer.generation.terminal import print_texts
 from horovod_transformer.generation.text import DEFAULTS
-from horovod_transformer.system.console import replace_unshowable
+from horovod_transformer.system.paths import path_of
 
 _EXAMPLES = """\
 examples:
@@ -56,7 +56,6 @@ def main(arguments: Sequence[str]) -> int:
     wanted = config.with_overrides(settings, "command line").generation
     if options.precision == "fp32":
         pack_weights(model, wanted.num_samples if rows is None else len(rows) * wanted.num_samples)
-    replace_unshowable()
     if options.interactive:
         interactive_generation(
             model, tokenizer, config.model_copy(update={"generation": wanted}), options.seed
@@ -82,7 +81,10 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[
         options.seed = whole_number("--seed", options.seed)
     # As text: the config's own checks read it, and say in one line what is wrong with it.
     flags = {f"generation.{key}": getattr(options, key) for key in GenerationConfig.model_fields}
-    settings = overrides | {key: value for key, value in flags.items() if value is not None}
+    flags = {key: value for key, value in flags.items() if value is not None}
+    for key in flags.keys() & overrides.keys():
+        raise UserError(f"--{key} is given twice, once as --{key.partition('.')[2]}")
+    settings = overrides | flags
     check_overrides(settings, "generation.")
     return options, settings
 
@@ -100,12 +102,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     source.add_argument(
         "--prompt_file",
+        type=path_of("--prompt_file"),
         metavar="FILE",
         help="read the prompt from a file, - for stdin; drops one last line break",
     )
     source.add_argument("--interactive", action="store_true", help="read prompts from the terminal")
-    source.add_argument("--prompts", metavar="FILE", help="continue many prompts: one JSON object a line")
-    parser.add_argument("--output", metavar="FILE", help="with --prompts: the file to write, as JSON lines")
+    source.add_argument(
+        "--prompts",
+        type=path_of("--prompts"),
+        metavar="FILE",
+        help="continue many prompts: one JSON object a line",
+    )
+    parser.add_argument(
+        "--output",
+        type=path_of("--output"),
+        metavar="FILE",
+        help="with --prompts: the file to write, as JSON lines",
+    )
     parser.add_argument(
         "--probabilities", action="store_true", help="with --prompts: also what the model gave each token"
     )

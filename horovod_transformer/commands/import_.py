@@ -7,6 +7,7 @@ from pathlib import Path
 
 from horovod_transformer.commands.command_line import CommandParser, parse_options
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
 Turn a Hugging Face GPT-2 folder into a checkpoint for generate, evaluate and --init_from. Weights are
@@ -23,8 +24,17 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Import as the command line says."""
     parser = CommandParser("horovod-transformer import", DESCRIPTION, EXAMPLES)
-    parser.add_argument("--from", required=True, dest="folder", metavar="DIR", help="the Hugging Face folder")
-    parser.add_argument("--to", required=True, metavar="FILE", help="the checkpoint to write")
+    parser.add_argument(
+        "--from",
+        required=True,
+        dest="folder",
+        type=path_of("--from"),
+        metavar="DIR",
+        help="the Hugging Face folder",
+    )
+    parser.add_argument(
+        "--to", required=True, type=path_of("--to"), metavar="FILE", help="the checkpoint to write"
+    )
     options, overrides = parse_options(parser, arguments)
     if overrides:
         raise UserError(f"--{next(iter(overrides))}: a model is imported as it is, without a config")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from horovod_transformer.commands.command_line import CommandParser, parse_options
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
 Write one self-contained HTML page of a training run, or of several side by side: curves, restarts and
@@ -24,9 +25,19 @@ def main(arguments: Sequence[str]) -> int:
     """Write the page."""
     parser = CommandParser("horovod-transformer report", DESCRIPTION, EXAMPLES)
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="runs/structured/NAME, or an output folder that holds one run"
+        "runs",
+        nargs="+",
+        type=path_of("RUN"),
+        metavar="RUN",
+        help="runs/structured/NAME, or an output folder that holds one run",
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="the page; replaced if it is there")
+    parser.add_argument(
+        "--output",
+        required=True,
+        type=path_of("--output"),
+        metavar="FILE",
+        help="the page; replaced if it is there",
+    )
     options, overrides = parse_options(parser, arguments)
     if overrides:
         raise UserError(f"--{next(iter(overrides))}: a report shows a run as it was")

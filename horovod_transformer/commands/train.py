@@ -11,6 +11,7 @@ from horovod_transformer.commands.command_line import config_parser, parse_with_
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.launch_environment import launched_rank, start_timeout, this_process
+from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
 Train a model on prepared blocks: alone as one process, under `horovodrun -np N`, `torchrun`, `srun`
@@ -31,15 +32,22 @@ def train_parser() -> argparse.ArgumentParser:
     parser = config_parser("python -m src.train", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--resume",
+        type=path_of("--resume"),
         metavar="PATH|auto",
         help="resume this checkpoint; auto: the newest good one, or start afresh if there is none",
     )
     parser.add_argument(
-        "--init_from", metavar="PATH", help="start a fresh run with the weights of this checkpoint"
+        "--init_from",
+        type=path_of("--init_from"),
+        metavar="PATH",
+        help="start a fresh run with the weights of this checkpoint",
     )
     parser.add_argument("--run_name", help="names the run's folders below runs/ (default: the time)")
     parser.add_argument(
-        "--output_dir", metavar="DIR", help="put checkpoints/, logs/ and runs/ in this folder"
+        "--output_dir",
+        type=path_of("--output_dir"),
+        metavar="DIR",
+        help="put checkpoints/, logs/ and runs/ in this folder",
     )
     parser.add_argument(
         "--profile",

@@ -101,9 +101,18 @@ def tell(text: str, stream: TextIO | None = None) -> None:
         print(text, file=stream, flush=True)
 
 
-def replace_unshowable() -> None:
-    """From now on a terminal that cannot show a character gets a question mark, not a traceback."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
+def make_streams_take_all() -> None:
+    """From now on whatever is said can be: to a closed stream, or in letters that a terminal lacks (`?`)."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Else the next file opened gets this number, and what C libraries print is written into it.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes them by itself
         sys.stdout.reconfigure(errors="replace")
 
 

@@ -120,6 +120,8 @@ def stderr_reaches_terminal() -> bool:
     `horovodrun` puts a pipe between its ranks and the terminal, and passes a bar through it: then
     the answer is where horovodrun's own stderr goes.
     """
+    if sys.stderr is None:  # closed
+        return False
     if sys.stderr.isatty():
         return True
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from horovod_transformer.errors import UserError
@@ -31,6 +32,16 @@ def user_path(text: str | Path, key: str) -> Path:
     except OSError as error:
         raise UserError(f"{readable(text)}: cannot be looked at: {error.strerror} ({key})") from None
     return path
+
+
+def path_of(option: str) -> Callable[[str], str]:
+    """Make argparse's `type` for an option that names a file or folder: `~` expanded, else as it is typed."""
+
+    def read(text: str) -> str:
+        user_path(text, option)
+        return os.path.expanduser(text)  # as text: `auto`, `-` and nothing at all have meanings of their own
+
+    return read
 
 
 def readable(path: str | Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from horovod_transformer.__main__ import _dispatch
 from horovod_transformer.commands import command_line
 from horovod_transformer.commands.command_line import (
     config_keys,
@@ -12,8 +13,10 @@ from horovod_transformer.commands.command_line import (
     parse_with_config,
     run_command,
 )
+from horovod_transformer.commands.generate import main as generate
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.paths import path_of
 
 
 def parse(root, *arguments):
@@ -44,6 +47,80 @@ def test_overrides_come_with_and_without_equals(root):
 def test_mistakes_are_told(root, arguments, told):
     with pytest.raises(UserError, match=told):
         parse(root, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--data.source", "a", "--data.source=b"],
+            "--data.source is given twice; a list is [first, second]",
+        ),
+        (["--training.seed", "1", "--training.seed", "1"], "--training.seed is given twice"),
+        (["--resume", "a", "--resume=b"], "--resume is given twice: once is enough"),
+        (["--config", "a"], "--config is given twice: once is enough"),
+    ],
+)
+def test_what_is_given_twice_is_refused(root, words, told):
+    with pytest.raises(UserError) as caught:
+        parse(root, *words)
+    assert str(caught.value) == told
+
+
+def test_a_setting_by_its_option_and_by_its_key_is_given_twice(root):
+    done = run_command(generate, ["--top_k", "5", "--generation.top_k", "6"])
+    assert done == 2
+
+
+def test_what_may_be_repeated_may_be(root):
+    parser = config_parser("test", "A test.")
+    parser.add_argument("--text", action="append")
+    options, _ = parse_options(parser, ["--text", "a", "--text", "b"])
+    assert options.text == ["a", "b"]
+    for _ in range(2):  # a parser may be used again
+        assert parse_options(parser, ["--config", "a"])[0].config == "a"
+
+
+# Each option that names a file or a folder; what it says of one in no user's home.
+PATHS = [
+    ("train", "--config"),
+    ("train", "--resume"),
+    ("train", "--init_from"),
+    ("train", "--output_dir"),
+    ("doctor", "--output_dir"),
+    ("generate", "--checkpoint"),
+    ("generate", "--config"),
+    ("generate", "--prompt_file"),
+    ("generate", "--prompts"),
+    ("generate", "--output"),
+    ("evaluate", "--checkpoint"),
+    ("evaluate", "--text"),
+    ("evaluate", "--output"),
+    ("export", "--checkpoint"),
+    ("export", "--to"),
+    ("import", "--from"),
+    ("import", "--to"),
+    ("report", "--output"),
+    ("report", "RUN"),
+    ("data verify", "DIR"),
+]
+
+
+@pytest.mark.parametrize(("command", "option"), PATHS)
+def test_home_is_meant_by_every_path(command, option, capsys):
+    given = [f"{option}=~no-such-user/x"] if option.startswith("-") else ["~no-such-user/x"]
+    assert run_command(_dispatch, [*command.split(), *given]) == 2
+    assert capsys.readouterr().err == (
+        f"error: ~no-such-user/x: there is no such user, so no such home folder ({option})\n"
+    )
+
+
+def test_home_is_expanded_in_options(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    read = path_of("--resume")
+    assert [read(text) for text in ("~/a", "auto", "-", "", "./a/")] == [
+        f"{tmp_path}/a", "auto", "-", "", "./a/"
+    ]  # fmt: skip
 
 
 def fail(arguments):

@@ -70,7 +70,16 @@ def readme(read_document):
 
 def test_commands_and_names(readme, check_commands, check_names):
     check_commands(readme)
-    check_names(readme, {"config.yaml", "runs/structured/first", "exported/plays", "report.html"})
+    check_names(
+        readme,
+        {
+            "config.until_update_N.yaml",
+            "config.yaml",
+            "runs/structured/first",
+            "exported/plays",
+            "report.html",
+        },
+    )
 
 
 def test_each_command_listed_here_is_in_the_readme(readme, commands_run_by):

@@ -57,6 +57,52 @@ def test_a_message_goes_to_stdout(capsys):
     assert capsys.readouterr().out == "done\n"
 
 
+SPEAKING = """
+import os, sys
+from horovod_transformer.commands.command_line import run_command
+from horovod_transformer.system.console import ProgressBar, tell
+from horovod_transformer.errors import UserError
+
+def main(arguments):
+    tell("prüfung – č ± \\udcfc")
+    print("straight")
+    bar = ProgressBar("č", 2)
+    bar.advance(2, loss="±")
+    bar.message("above – it")
+    bar.close()
+    os.write(2, b"from C\\n")
+    raise UserError("č: is wrong")
+
+sys.exit(run_command(main))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "ascii:strict"])
+def test_a_terminal_of_any_encoding(run_python, monkeypatch, encoding):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = run_python("-c", SPEAKING, encoding=encoding.partition(":")[0])
+    assert done.returncode == 2, done.stderr
+    assert "straight" in done.stdout and "Traceback" not in done.stderr and "?" in done.stdout
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_may_be_closed(root, tmp_path, closed):
+    (tmp_path / "speaking.py").write_text(SPEAKING)
+    command = f"exec {sys.executable} {tmp_path}/speaking.py {closed}"
+    done = subprocess.run(["sh", "-c", command], env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == 2
+
+
+def test_a_closed_stream_does_not_lead_into_the_next_file(root, tmp_path):
+    script = SPEAKING.replace("os.write", f"open({str(tmp_path / 'precious')!r}, 'w'); os.write")
+    (tmp_path / "speaking.py").write_text(script.replace("open(", "kept = open("))
+    command = f"exec {sys.executable} {tmp_path}/speaking.py 2>&-"
+    subprocess.run(
+        ["sh", "-c", command], env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL
+    )
+    assert (tmp_path / "precious").read_text() == ""
+
+
 def test_on_a_terminal_a_bar(root):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
