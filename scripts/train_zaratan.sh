@@ -81,6 +81,7 @@ else
   echo "$before" >"$failed_at"
 fi
 echo "job $SLURM_JOB_ID: ended with exit code $code; queueing it again, to resume from the newest checkpoint"
-scontrol requeue "$SLURM_JOB_ID" ||
+# In an array the last task has the job id of them all, by which all would be killed and queued again.
+scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}" ||
   fail "Slurm will not queue this job again; to resume, submit it once more with --resume auto"
 exit "$code"

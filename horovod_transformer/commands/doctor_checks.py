@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -53,7 +54,7 @@ class CheckContext:
     @property
     def checkpoint_dir(self) -> Path:
         """Where checkpoints will go."""
-        return self.output_dir / self.config.paths.checkpoint_dir
+        return Path(self.config.with_paths_in(self.output_dir).paths.checkpoint_dir)
 
 
 def existing_parent(path: Path) -> Path:
@@ -81,7 +82,8 @@ def quota_left(report: str) -> int | None:
 def free_bytes(folder: Path) -> tuple[int, str]:
     """Bytes that may still be written, and whether the disk or the home folder's quota ends them."""
     free = shutil.disk_usage(folder).free
-    if shutil.which("quota") and folder.resolve().is_relative_to(Path.home().resolve()):
+    home = os.path.expanduser("~")  # `~` itself where nobody knows a home
+    if shutil.which("quota") and folder.resolve().is_relative_to(Path(home).resolve()):
         # Its exit code 1 means "over a limit": the table is printed all the same.
         left = quota_left(ask("quota", "-w"))
         if left is not None and left < free:

@@ -24,6 +24,7 @@ from horovod_transformer.commands.doctor_checks import (
     free_bytes,
 )
 from horovod_transformer.reports.formats import byte_size
+from horovod_transformer.system.machine import usable_address
 
 OLDEST_PYTHON = (3, 11)
 # PyTorch's headers, against which Horovod is built, need C++20.
@@ -130,8 +131,12 @@ def check_horovod(context: CheckContext) -> Row:
 
 def check_home(context: CheckContext) -> Row:
     """What is left in the home folder, which clusters keep small."""
-    room, kind = free_bytes(existing_parent(Path.home()))
-    found = f"{byte_size(room)} {kind} in {Path.home()}"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user whom no passwd file knows
+        return Row("home", "warn", "no home folder: caches have no place", "export HOME=/some/folder")
+    room, kind = free_bytes(existing_parent(home))
+    found = f"{byte_size(room)} {kind} in {home}"
     if room < HOME_BYTES:
         return Row("home", "warn", found, "pip cache purge; keep data, .venv and checkpoints on scratch")
     return Row("home", "ok", found)
@@ -145,12 +150,16 @@ def check_host_name(context: CheckContext) -> Row:
     """
     name = socket.gethostname()
     address = hosts_entry(context.hosts, name) or ask("getent", "ahostsv4", name).partition(" ")[0]
+    fix = f"add a line `ADDRESS {name}` to {context.hosts}; 127.0.1.1 will do for one machine"
     if not address:
-        found = f"{name} resolves to nothing; ranks on several machines would not find each other"
-        return Row("host name", "warn", found, f"add a line `ADDRESS {name}` to {context.hosts}")
+        found = f"{name} resolves to nothing; several ranks would not start, not even on this machine"
+        return Row("host name", "warn", found, fix)
     if address.startswith("127."):
         found = f"{name} is {address} for itself: fine on one machine, on several the ranks cannot connect"
         fix = f"in {context.hosts}, give {name} this machine's address on the network instead of {address}"
+        return Row("host name", "warn", found, fix)
+    if not usable_address(name):
+        found = f"{name} is {address}, which is no address of this machine; several ranks would not start"
         return Row("host name", "warn", found, fix)
     return Row("host name", "ok", f"{name} is {address}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from horovod_transformer.distributed.devices import choose_device
 from horovod_transformer.distributed.rendezvous import meet
 from horovod_transformer.distributed.threads import set_threads
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.launch_environment import Launch, this_process
+from horovod_transformer.system.launch_environment import Launch, start_timeout, this_process
 from horovod_transformer.system.processes import terminate_with_parent
 
 # Horovod's background thread wakes this often (milliseconds) to look for work, and ranks wait that long for
@@ -111,6 +112,23 @@ def cpu_cycle_time_ms(flops: float) -> float:
     return min(longest, max(shortest, 1000 * flops / CPU_FLOPS / CYCLES_PER_UPDATE))
 
 
+def _require_horovodrun() -> None:
+    """Refuse variables that an earlier job has left behind: Horovod would wait for the others for minutes.
+
+    Raises:
+        UserError: No horovodrun is there to meet through.
+    """
+    host = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", "")
+    port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "")
+    try:
+        socket.create_connection((host, int(port)), timeout=start_timeout()).close()
+    except (OSError, ValueError, OverflowError):
+        raise UserError(
+            "HOROVOD_SIZE and HOROVOD_RANK say that horovodrun has started this process, but no horovodrun "
+            "answers: launch with horovodrun, or unset the two"
+        ) from None
+
+
 def _start_horovod(launch: Launch) -> Any:
     global _attempt
     if not horovod_is_installed():
@@ -125,7 +143,9 @@ def _start_horovod(launch: Launch) -> Any:
         # The parent may also be a shell that the user has put in between, and that dies of the same signal
         # which asks this rank to stop.
         terminate_with_parent()
-    if launch.launcher != "horovodrun":
+    if launch.launcher == "horovodrun":
+        _require_horovodrun()
+    else:
         meeting = meet(launch)
         os.environ.update(meeting.variables)
         _attempt = meeting.attempt

@@ -16,8 +16,9 @@ from horovod_transformer.distributed.collectives import (
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import PrecisionChoice, bf16_unit, choose_precision
 
-# Slurm says by these that it granted GPUs to this process.
-SLURM_GPU_VARIABLES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+# Slurm says by these that it granted GPUs to this process; beside each, what says that it granted none. The
+# first two are the numbers of GPUs, of which 0 is one; the last is their count.
+SLURM_GPU_VARIABLES = {"SLURM_STEP_GPUS": "", "SLURM_JOB_GPUS": "", "SLURM_GPUS_ON_NODE": "0"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ def _look(wanted: str) -> RankDevice:
     except (UserError, RuntimeError) as error:
         return RankDevice("cpu", problem=str(error).splitlines()[0])
     granted = next(
-        (name for name in SLURM_GPU_VARIABLES if os.environ.get(name) not in (None, "", "0")), None
+        (name for name, none in SLURM_GPU_VARIABLES.items() if os.environ.get(name, "") not in ("", none)),
+        None,
     )
     if wanted == "cuda" or granted:
         why = "training.device = cuda" if wanted == "cuda" else f"Slurm granted a GPU ({granted})"

@@ -21,10 +21,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from horovod_transformer.errors import LostRank0Error, LostRankError, UserError
 from horovod_transformer.system.launch_environment import Launch, start_timeout
+from horovod_transformer.system.machine import usable_address
 
 POLL_S = 0.02
 
@@ -184,6 +186,17 @@ def _find_mistake(reports: list[dict[str, Any]]) -> str | None:
             f"ranks of one host are not neighbours (hosts by rank: {', '.join(hosts)}); with srun, "
             "use --distribution=block"
         )
+    for report in reports:
+        if report["no_interface"]:
+            return (
+                f"HOROVOD_GLOO_IFACE={report['no_interface']}: host {report['host']} has no such network "
+                "interface; set it to one that `ip address` lists, or unset it"
+            )
+        if not report["address"]:
+            return (
+                f"host {report['host']}: its own name stands for no address of that machine, so Gloo cannot "
+                "listen; give the name its network address in /etc/hosts there, or 127.0.1.1 if it is alone"
+            )
     if len({report["network"] for report in reports}) > 1:
         for report in reports:
             if report["address"].startswith("127."):
@@ -197,12 +210,13 @@ def _find_mistake(reports: list[dict[str, Any]]) -> str | None:
 def _describe_host() -> dict[str, str]:
     # Under Slurm several "nodes" can be one machine, and must be kept apart.
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    try:
-        # What Gloo listens on.
-        address = socket.gethostbyname(socket.gethostname())
-    except OSError:
-        address = ""
-    return {"host": host, "address": address, "network": _network()}
+    wanted = os.environ.get("HOROVOD_GLOO_IFACE", "")
+    return {
+        "host": host,
+        "address": usable_address(socket.gethostname()),
+        "network": _network(),
+        "no_interface": wanted if wanted not in psutil.net_if_addrs() else "",
+    }
 
 
 def _network() -> str:

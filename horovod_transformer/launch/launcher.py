@@ -117,7 +117,7 @@ class Launcher:
         if EXIT_START_AGAIN in failures.values():
             return EXIT_START_AGAIN, ""
         if code < 0:
-            return 128 - code, f"rank {rank} was ended by {signal.Signals(-code).name}"
+            return 128 - code, f"rank {rank} was ended by {_signal_name(-code)}"
         return code, f"rank {rank} ended with exit code {code}"
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
@@ -137,6 +137,11 @@ def _reserved_port() -> Iterator[int]:
         reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reservation.bind((HOST, 0))
         yield reservation.getsockname()[1]
+
+
+def _signal_name(number: int) -> str:
+    """Real-time signals but the first and the last have no name."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def _show(rank: int, *outputs: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -93,6 +94,22 @@ def cpu_field(name: str, path: Path = CPUINFO) -> str:
 def cpu_flags(path: Path = CPUINFO) -> list[str]:
     """This CPU's flags by Linux's names: what the CPU has and the kernel lets programs use."""
     return cpu_field("flags", path).split()
+
+
+def usable_address(name: str) -> str:
+    """Choose an address to listen on as Gloo does: a name's first that this machine has; empty if none."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return ""
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as listener:
+                listener.bind(address)
+        except OSError:
+            continue
+        return str(address[0])
+    return ""
 
 
 _M_MMAP_THRESHOLD = -3  # malloc.h

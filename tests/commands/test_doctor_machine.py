@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -95,6 +96,28 @@ def test_what_the_machines_own_name_is(tmp_path, line, state):
     row = check_host_name(CheckContext(Config(), hosts=hosts))
     assert row.state == state
     assert ("127." in row.found and str(hosts) in row.fix) == (state == "warn")
+
+
+@pytest.mark.parametrize("hosts_line", ["203.0.113.9 {name}", ""])
+def test_a_name_that_is_no_address_of_this_machine(tmp_path, monkeypatch, hosts_line):
+    name = "no-such-host.invalid"
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    hosts = tmp_path / "hosts"
+    hosts.write_text(hosts_line.format(name=name))
+    row = check_host_name(CheckContext(Config(), hosts=hosts))
+    assert row.state == "warn" and "several ranks would not start" in row.found and str(hosts) in row.fix
+
+
+def test_a_user_without_a_home(tmp_path, monkeypatch):
+    def nobody_knows():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody_knows)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    program(tmp_path / "bin", "quota", "exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert check_home(CheckContext(Config())).state == "warn"
+    assert check_disk(CheckContext(Config(), output_dir=tmp_path)).state == "ok"
 
 
 def test_hosts_entry_is_by_whole_names(tmp_path):

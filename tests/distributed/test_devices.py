@@ -79,7 +79,15 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_a_mistake(no_slurm: pytest.Monke
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-@pytest.mark.parametrize(("name", "value"), [("SLURM_JOB_GPUS", "0,1"), ("SLURM_GPUS_ON_NODE", "2")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_JOB_GPUS", "0,1"),
+        ("SLURM_JOB_GPUS", "0"),
+        ("SLURM_STEP_GPUS", "0"),
+        ("SLURM_GPUS_ON_NODE", "2"),
+    ],
+)
 def test_a_gpu_that_slurm_granted_and_torch_does_not_see(
     no_slurm: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
@@ -89,3 +97,10 @@ def test_a_gpu_that_slurm_granted_and_torch_does_not_see(
     ):
         choose_device("auto")
     assert choose_device("cpu")[0].type == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(("name", "value"), [("SLURM_JOB_GPUS", ""), ("SLURM_GPUS_ON_NODE", "0")])
+def test_no_gpu_that_slurm_granted(no_slurm: pytest.MonkeyPatch, name: str, value: str) -> None:
+    no_slurm.setenv(name, value)
+    assert choose_device("auto")[0].type == "cpu"

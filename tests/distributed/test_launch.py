@@ -186,6 +186,7 @@ def test_the_exit_code_comes_through(start_job):
     expected = [
         ("exit 7", 0, 7, ["launch: rank 0 ended with exit code 7"]),
         ("kill -KILL $$", 0, 137, ["launch: rank 0 was ended by SIGKILL"]),
+        ("kill -40 $$", 0, 168, ["launch: rank 0 was ended by signal 40"]),  # of no name
         # Not worth another start, as are 2 and 75 (above).
         ("exit 0", 3, 0, []),
     ]

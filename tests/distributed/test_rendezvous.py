@@ -43,8 +43,8 @@ def srun(rank: int, size: int, **more: str) -> dict[str, str]:
 
 def _meet(environment: dict[str, str], address: str | None, pipe) -> None:
     os.environ.update(environment)
-    if address:
-        rendezvous.socket.gethostbyname = lambda name: address
+    if address is not None:
+        rendezvous.usable_address = lambda name: address
     try:
         meeting = rendezvous.meet(read_launch(os.environ))
         pipe.send({**meeting.variables, "attempt": meeting.attempt})
@@ -153,6 +153,17 @@ def test_a_host_whose_name_stands_for_itself_alone(start, monkeypatch):
     ]
     for rank in ranks:
         assert rank.result()[0].startswith("host n2: its own name stands for 127.0.1.1 there (/etc/hosts)")
+
+
+def test_a_host_whose_name_stands_for_no_address_of_it(start):
+    for rank in [start(srun(rank, 2), address="") for rank in range(2)]:
+        assert "its own name stands for no address of that machine" in rank.result()[0]
+
+
+def test_a_network_interface_that_is_not_there(start):
+    for rank in [start(srun(rank, 2, HOROVOD_GLOO_IFACE="nosuch0")) for rank in range(2)]:
+        told, _ = rank.result()
+        assert told.startswith("HOROVOD_GLOO_IFACE=nosuch0: host ") and "no such network interface" in told
 
 
 def test_a_restart_does_not_take_the_last_attempts_answers(start):

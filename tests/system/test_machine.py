@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from horovod_transformer.system import machine as cores
+from horovod_transformer.system.machine import usable_address
 
 BOUND = len(os.sched_getaffinity(0))
 
@@ -57,3 +58,14 @@ def test_quotas_of_both_versions_of_control_groups(
 def test_a_quota_is_rounded_up(no_groups: pytest.MonkeyPatch) -> None:
     no_groups.setattr(cores, "_quotas", lambda: [0.5])
     assert cores.usable_cores() == 1
+
+
+def test_an_address_to_listen_on():
+    assert usable_address("127.0.0.1") == "127.0.0.1"
+    assert usable_address("localhost") in ("127.0.0.1", "::1")
+    # One for documents, which no machine has; no name of any; none at all.
+    assert [usable_address(name) for name in ("203.0.113.9", "no-such-host.invalid", "x" * 300)] == [
+        "",
+        "",
+        "",
+    ]
