@@ -73,24 +73,6 @@ def describe_config_keys() -> str:
     return "\n".join(lines)
 
 
-class _StoreOnce(argparse.Action):
-    """Stores a value, and refuses a second one: argparse would take the last in silence."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if option_string:
-            assert isinstance(parser, CommandParser)
-            if self.dest in parser.given:
-                raise UserError(f"{option_string} is given twice: once is enough")
-            parser.given.add(self.dest)
-        setattr(namespace, self.dest, values)
-
-
 class CommandParser(argparse.ArgumentParser):
     """A parser whose complaints are one line, like every other mistake's; options are not abbreviated.
 
@@ -110,14 +92,6 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.given: set[str] = set()
-        for name in (None, "store"):
-            self.register("action", name, _StoreOnce)
-
-    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
-        """As argparse's, from which `parse_args` calls it."""
-        self.given.clear()
-        return super().parse_known_args(*arguments, **named)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print below its usage.
@@ -232,9 +206,6 @@ def _read_overrides(rest: Sequence[str], parser: argparse.ArgumentParser) -> dic
             if following is None:
                 raise UserError(f"--{key} needs a value, as --{key} VALUE")
             value = following
-        if key in overrides:
-            more = "; a list is [first, second]" if "|list" in f"|{config_keys().get(key, ('',))[0]}" else ""
-            raise UserError(f"--{key} is given twice{more}")
         overrides[key] = value
     return overrides
 

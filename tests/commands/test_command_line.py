@@ -49,36 +49,9 @@ def test_mistakes_are_told(root, arguments, told):
         parse(root, *arguments)
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (
-            ["--data.source", "a", "--data.source=b"],
-            "--data.source is given twice; a list is [first, second]",
-        ),
-        (["--training.seed", "1", "--training.seed", "1"], "--training.seed is given twice"),
-        (["--resume", "a", "--resume=b"], "--resume is given twice: once is enough"),
-        (["--config", "a"], "--config is given twice: once is enough"),
-    ],
-)
-def test_what_is_given_twice_is_refused(root, words, told):
-    with pytest.raises(UserError) as caught:
-        parse(root, *words)
-    assert str(caught.value) == told
-
-
 def test_a_setting_by_its_option_and_by_its_key_is_given_twice(root):
     done = run_command(generate, ["--top_k", "5", "--generation.top_k", "6"])
     assert done == 2
-
-
-def test_what_may_be_repeated_may_be(root):
-    parser = config_parser("test", "A test.")
-    parser.add_argument("--text", action="append")
-    options, _ = parse_options(parser, ["--text", "a", "--text", "b"])
-    assert options.text == ["a", "b"]
-    for _ in range(2):  # a parser may be used again
-        assert parse_options(parser, ["--config", "a"])[0].config == "a"
 
 
 # Each option that names a file or a folder; what it says of one in no user's home.

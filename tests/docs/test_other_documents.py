@@ -29,9 +29,9 @@ def test_names_in_the_architecture_document(read_document, check_names):
 def test_names_in_the_data_document(read_document, check_names, check_commands):
     document = read_document("docs/data.md")
     check_commands(document)
-    check_names(
-        document, {".jsonl", ".gz", ".zst", ".txt", ".md", "tokenizer.json", "manifest.json", "OWNER/NAME"}
-    )
+    endings = {".jsonl", ".gz", ".zst", ".txt", ".md"}
+    others = {"tokenizer.json", "merges.txt", "manifest.json", "train.txt", "test.txt", "OWNER/NAME"}
+    check_names(document, endings | others)
 
 
 def test_names_in_the_speed_document(read_document, check_names, check_commands):
