@@ -32,6 +32,14 @@ _END = re.compile(
     r"|^[ \t]*END OF (?:THE |THIS )?PROJECT GUTENBERG(?:['\u2019]S\b| E-?(?:TEXT|BOOK))",
     re.IGNORECASE | re.MULTILINE,
 )
+# What headers and licences speak of, again and again. A stretch without it is a book whose marks are not
+# known, beside one whose are.
+_GUTENBERG_WORDS = re.compile(
+    r"gutenberg|e-?text|e-?book|electronic|donat|copyright|licen[cs]e|small print|warrant|disclaim|refund"
+    r"|public domain|trademark|https?:|www\.|ftp|@",
+    re.IGNORECASE,
+)
+_GUTENBERG_SILENCE = 2000
 # Who typed it in: one paragraph right after the mark.
 _PRODUCED = re.compile(
     r"\s*(?:This e(?:book|text) was |E-?text )?(?:Produced|Prepared|Transcribed|Scanned) by [^\n]*"
@@ -98,13 +106,14 @@ def cut_gutenberg(text: str) -> str:
     start, end = 0, len(text)
     cuts: list[tuple[int, int]] = []
     first, last = runs[0], runs[-1]
-    if first.begins_book and first.start < _GUTENBERG_HEAD:
+    if first.begins_book and first.start < _GUTENBERG_HEAD and _is_notice(text, 0, first.start):
         start = _after_producers(text, first.end)
-    if not last.begins_book and last.start >= max(start, len(text) - _GUTENBERG_TAIL):
+    in_tail = last.start >= max(start, len(text) - _GUTENBERG_TAIL)
+    if not last.begins_book and in_tail and _is_notice(text, last.end, len(text)):
         end = last.start
     for one, following in pairwise(runs):
-        near = following.start - one.start <= _GUTENBERG_TAIL + _GUTENBERG_HEAD
-        if following.begins_book and not one.begins_book and near and start < one.start:
+        pair = following.begins_book and not one.begins_book and start < one.start
+        if pair and _is_notice(text, one.end, following.start):
             cuts.append((one.start, _after_producers(text, following.end)))
     if (start, end, cuts) == (0, len(text), []):
         return text
@@ -139,12 +148,21 @@ def _marks_together(text: str) -> list[_Marks]:
             and runs[-1].begins_book == begins_book
             and style not in runs[-1].styles
             and mark.start() - runs[-1].end <= reach
+            and _is_notice(text, runs[-1].end, mark.start())
         ):
             runs[-1].end = mark.end()
             runs[-1].styles.add(style)
         else:
             runs.append(_Marks(begins_book, mark.start(), mark.end(), {style}))
     return runs
+
+
+def _is_notice(text: str, start: int, end: int) -> bool:
+    """Whether what lies there speaks of nothing but Project Gutenberg: a header or a licence, and no book."""
+    if end - start > _GUTENBERG_TAIL + _GUTENBERG_HEAD:
+        return False
+    words = [word.start() for word in _GUTENBERG_WORDS.finditer(text, start, end)]
+    return all(after - before <= _GUTENBERG_SILENCE for before, after in pairwise([start, *words, end]))
 
 
 def _after_producers(text: str, place: int) -> int:

@@ -278,6 +278,14 @@ def test_between_books_nothing_is_cut_whose_marks_are_not_known(unknown: str) ->
         assert text.startswith(STORY) and text.endswith(SECOND)
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_book_without_marks_beside_books_with_marks_is_kept(place: int) -> None:
+    for name in GUTENBERG:
+        books = [GUTENBERG[name], GUTENBERG["today"]]
+        books.insert(place, SECOND)
+        assert SECOND in cut_gutenberg("\n\n".join(books)), name
+
+
 def test_names_with_a_hyphen_and_books_that_are_not_free() -> None:
     for kind in ("E-BOOK", "E-TEXT"):
         assert cut_gutenberg(GUTENBERG["today"].replace("GUTENBERG EBOOK", f"GUTENBERG {kind}")) == STORY
