@@ -97,7 +97,9 @@ def test_a_checkpoint_is_exported_as_it_was(run, tmp_path):
     assert {path.name for path in folder.iterdir()} == {path.name for path in (FILES / "exported").iterdir()}
     assert_equal(load_file(folder / "model.safetensors"), load_file(FILES / "exported/model.safetensors"))
     for path in (FILES / "exported").glob("*.json"):
-        assert json.loads((folder / path.name).read_text()) == json.loads(path.read_text()), path.name
+        written, now = (json.loads((base / path.name).read_text()) for base in (path.parent, folder))
+        # Keys have come since, for transformers 4 and others; what was there is as it was.
+        assert {key: now.get(key) for key in written} == written, path.name
 
 
 def test_an_exported_folder_is_imported(run, tmp_path):
