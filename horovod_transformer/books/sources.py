@@ -163,7 +163,7 @@ def open_books(
     if all_found.bad and not options.skip_bad:
         bad = list(all_found.bad.values())
         if total <= _READ_FOR_NAMES_BYTES:
-            # All at once, for nobody to mend one, wait, and hear of the next.
+            # All at once: fixing one should not lead to a wait and then the next.
             others = (one for one in ranges if one.path not in all_found.bad)
             bad += [
                 book for one in others for book in read_range(one, options) if isinstance(book, Unreadable)

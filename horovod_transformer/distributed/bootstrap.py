@@ -1,4 +1,4 @@
-"""How ranks find each other, whoever started them: horovodrun, torchrun, srun, or nobody."""
+"""How ranks find each other under each launcher: horovodrun, torchrun, srun, or nobody."""
 
 from __future__ import annotations
 

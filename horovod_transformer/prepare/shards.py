@@ -53,7 +53,7 @@ def plan_shards(
 ) -> list[Shard]:
     """Group small ranges, so that a shard has about `size` bytes of text.
 
-    The same files and settings give the same shards, whoever lists them.
+    The same files and settings give the same shards on every node.
     """
     shards: list[Shard] = []
     together: list[FileRange] = []
