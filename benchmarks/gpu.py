@@ -42,7 +42,7 @@ from gpu_checks import RATE, Case, Checks
 from side_by_side import TINY, hugging_face
 
 from horovod_transformer import distributed
-from horovod_transformer.config import ModelConfig
+from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.precision import autocast, bf16_unit, set_arithmetic

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from horovod_transformer import distributed
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
-from horovod_transformer.config import ModelConfig, TrainingConfig
+from horovod_transformer.config_sections import ModelConfig, TrainingConfig
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.distributed import weights_digest
 from horovod_transformer.launch.launcher import Launcher

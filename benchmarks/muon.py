@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from horovod_transformer import distributed
-from horovod_transformer.config import Config, TrainingConfig, load_config
+from horovod_transformer.config import Config, load_config
+from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training.optim.muon import (
     MUON_MOMENTUM,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from horovod_transformer.config import ModelConfig
+from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.model.losses import IGNORED_LABEL
 
 

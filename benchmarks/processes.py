@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from update import RATE
 
 from horovod_transformer import distributed
-from horovod_transformer.config import DistributedConfig, TrainingConfig
+from horovod_transformer.config_sections import DistributedConfig, TrainingConfig
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.training.optim.optimizer import build_optimizer

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from horovod_transformer.config import ModelConfig
+from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.system.machine import cpu_field, cpu_flags
 from horovod_transformer.training.metrics.tables import describe_environment
 

@@ -19,7 +19,7 @@ from plain_gpt import PlainGPT
 from side_by_side import GPT2_30M, GPT2_124M, TINY, OwnProcess, Row, hugging_face, in_turn, part, products
 from torch import Tensor, nn
 
-from horovod_transformer.config import ModelConfig, TrainingConfig
+from horovod_transformer.config_sections import ModelConfig, TrainingConfig
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.losses import IGNORED_LABEL
 from horovod_transformer.model.size import count_parameters, flops_per_token

@@ -1,4 +1,4 @@
-"""The configuration: typed sections, read from YAML, checked before anything runs.
+"""The configuration: read from YAML and the command line, checked before anything runs.
 
     config = load_config("configs/config.yaml", {"training.learning_rate": "1e-4"})
     config.model.d_model        # 768
@@ -11,235 +11,33 @@ Every key has a default, so a file need only name what it changes. The comments 
 from __future__ import annotations
 
 import difflib
-import os
 import reprlib
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ValidationError
 
+from horovod_transformer.config_sections import (
+    DataConfig,
+    DistributedConfig,
+    GenerationConfig,
+    ModelConfig,
+    PathsConfig,
+    Section,
+    TrainingConfig,
+)
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import user_path
 
-# Below `paths.tensorboard_dir`: every run's tables.
-TABLES = "structured"
 DEFAULT_CONFIG = "configs/config.yaml"
 # In a clone, and so wherever the package is installed from one.
 OUR_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-def _no_bool(value: Any) -> Any:
-    """Python takes True for 1; a config that says `epochs: yes` is a mistake."""
-    if isinstance(value, bool):
-        raise ValueError("should be a number, not true/false")
-    return value
-
-
-def _whole_characters(value: Any) -> Any:
-    """JSON escapes an emoji as two surrogates, which YAML leaves apart; one alone fits into no file."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16")
-    except UnicodeDecodeError:
-        raise ValueError("should be text in UTF-8; it has other bytes, or half of a surrogate pair") from None
-
-
-def _in_home(path: str) -> str:
-    """`~` means home."""
-    expanded = os.path.expanduser(path)
-    if expanded.startswith("~"):
-        raise ValueError("there is no such user, so no such home folder")
-    return expanded
-
-
-def _known_encoding(name: str) -> str:
-    """Python also has codecs that are no encodings of text, such as `hex`."""
-    try:
-        b"a".decode(name)
-    except UnicodeError:
-        pass  # of text, but not of this one
-    except LookupError:
-        raise ValueError(
-            "should be an encoding that Python knows, such as latin-1, cp1252 or utf-16"
-        ) from None
-    return name
-
-
-def _one_or_more(value: Any) -> Any:
-    """`stop: END` means a list of one."""
-    return [value] if isinstance(value, str) else value
-
-
-def _on_or_off(value: Any) -> Any:
-    """YAML takes the words `on` and `off` for true and false."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-
-
-Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
-NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
-Text = Annotated[str, BeforeValidator(_whole_characters)]
-PathText = Annotated[Text, Field(min_length=1)]
-OutputPath = Annotated[PathText, AfterValidator(_in_home)]
-EncodingName = Annotated[PathText, AfterValidator(_known_encoding)]
-# Probabilities that may not be certain: dropout, Adam's betas.
-BelowOne = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class ModelConfig(_Section):
-    """Shape of the transformer; the defaults are the 124M-parameter model."""
-
-    vocab_size: Positive = 50257
-    d_model: Positive = 768
-    n_layers: Positive = 12
-    n_heads: Positive = 12
-    d_ff: Positive = 3072
-    max_seq_len: Annotated[int, BeforeValidator(_no_bool), Field(ge=2)] = 512
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
-    dropout: BelowOne = 0.0
-    gradient_checkpointing: bool = False
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> ModelConfig:
-        if self.d_model % self.n_heads:
-            raise ValueError(f"n_heads must divide d_model; {self.n_heads} does not divide {self.d_model}")
-        if self.d_model % 2:
-            raise ValueError(f"d_model must be even (sinusoidal positions come in pairs), not {self.d_model}")
-        return self
-
-
-class TrainingConfig(_Section):
-    """How the model is trained; intervals are counted in optimizer updates."""
-
-    epochs: Positive = 1
-    max_updates: Positive | None = None
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: PositiveFloat = 6e-4
-    min_learning_rate_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = 0.1
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_updates: Count | None = None
-    lr_decay_updates: Positive | None = None
-    weight_decay: NonNegativeFloat = 0.1
-    adam_beta1: BelowOne = 0.9
-    adam_beta2: BelowOne = 0.95
-    adam_eps: PositiveFloat = 1e-8
-    max_grad_norm: NonNegativeFloat = 1.0
-    global_batch_size: Positive | None = 256
-    per_gpu_batch_size: Positive = 64
-    gradient_accumulation_steps: Positive | None = None
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
-    deterministic: bool = False
-    seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)] = 1337
-    log_interval: Positive = 10
-    eval_interval: Positive = 500
-    eval_blocks: Positive | None = 2000
-    save_interval: Positive = 500
-    keep_checkpoints: Positive = 2
-    keep_every: Positive | None = None
-    on_checkpoint_failure: Literal["continue", "stop"] = "continue"
-    max_skipped_updates: Positive = 10
-    sample_interval: Positive | None = None
-    sample_prompts: list[Text] = ["", "Once upon a time"]
-    threads_per_rank: Positive | None = None
-    trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _accumulation_replaces_the_default_batch(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("gradient_accumulation_steps") is not None:
-            values = {"global_batch_size": None, **values}
-        return values
-
-    @model_validator(mode="after")
-    def _one_way_to_say_the_batch(self) -> TrainingConfig:
-        if (self.global_batch_size is None) == (self.gradient_accumulation_steps is None):
-            raise ValueError(
-                "set either global_batch_size (accumulation is then worked out from the number of "
-                "processes) or gradient_accumulation_steps, and the other to null"
-            )
-        return self
-
-
-class DataConfig(_Section):
-    """Where books come from, how they are cut into blocks, how blocks are loaded."""
-
-    source: PathText | Annotated[list[PathText], Field(min_length=1)] = "data/bookcorpus"
-    tokenizer: PathText = "gpt2"
-    tokenizer_characters: Positive = 200_000_000
-    text_column: PathText = "text"
-    title_column: PathText = "title"
-    separator: PathText | None = None
-    join_rows: Positive | None = None
-    encoding: EncodingName | None = None
-    clean: list[Literal["smashwords", "gutenberg"]] = ["smashwords", "gutenberg"]
-    on_bad_book: Literal["stop", "skip"] = "stop"
-    data_dir: PathText = "notebooks/data/preprocessed/v1"
-    validation_fraction: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, lt=1)] = 0.05
-    test_fraction: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, lt=1)] = 0.0
-    split: Literal["share", "hash"] = "share"
-    min_book_characters: Count = 200
-    split_seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**32)] = 0
-    num_workers: Count = 0
-
-    @model_validator(mode="after")
-    def _something_is_left_to_train_on(self) -> DataConfig:
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction and test_fraction together should be less than 1")
-        return self
-
-
-class GenerationConfig(_Section):
-    """Defaults of `python -m src.generate`; the command line overrides them."""
-
-    max_new_tokens: Positive = 100
-    temperature: NonNegativeFloat = 0.8
-    top_k: Count = 50
-    top_p: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)] = 0.9
-    num_samples: Positive = 1
-    repetition_penalty: PositiveFloat = 1.0
-    stop: Annotated[list[Annotated[Text, Field(min_length=1)]], BeforeValidator(_one_or_more)] = []
-
-
-class PathsConfig(_Section):
-    """Where a run writes; relative to the working folder, or to `--output_dir`."""
-
-    checkpoint_dir: OutputPath = "checkpoints"
-    log_dir: OutputPath = "logs"
-    tensorboard_dir: OutputPath = "runs"
-
-    def tables_of(self, run_name: str) -> Path:
-        """The folder of a run's tables; TensorBoard has the folder of its name beside `structured`."""
-        return Path(self.tensorboard_dir) / TABLES / run_name
-
-
-class DistributedConfig(_Section):
-    """What Horovod does with the gradients on their way between processes."""
-
-    compression: Literal["none", "fp16"] = "none"
-    gradient_groups: Positive = 4
-    stall_timeout: PositiveFloat | None = 600.0
-
-
-class Config(_Section):
+class Config(Section):
     """The whole configuration, one attribute per section."""
 
     model: ModelConfig = ModelConfig()

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # `src` is not installed; a test may be started from any folder.
 sys.path.insert(0, str(ROOT))
 
-from horovod_transformer.config import Config, ModelConfig, config_from_dict  # noqa: E402
+from horovod_transformer.config import Config, config_from_dict  # noqa: E402
+from horovod_transformer.config_sections import ModelConfig  # noqa: E402
 from horovod_transformer.model.transformer import TransformerLM, build_model  # noqa: E402
 from horovod_transformer.tokenizer import Tokenizer, train_bpe  # noqa: E402
 

@@ -28,7 +28,7 @@ LAYERS = (
     ("data",),
     ("books", "checkpoint", "distributed", "model"),
     ("model.cpu",),
-    ("config", "launch", "metrics", "nested", "precision", "tokenizer"),
+    ("config", "config_sections", "launch", "metrics", "nested", "precision", "tokenizer"),
     ("errors", "system"),
 )
 

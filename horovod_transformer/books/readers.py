@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from horovod_transformer.books.encoding import decode, marked_as, other_kind
-from horovod_transformer.config import DataConfig
+from horovod_transformer.config_sections import DataConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable
 

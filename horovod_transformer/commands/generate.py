@@ -15,7 +15,7 @@ from horovod_transformer.commands.command_line import (
     read_text,
     whole_number,
 )
-from horovod_transformer.config import GenerationConfig
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import interactive_generation, load_model_for_generation
 from horovod_transformer.generation.prompts_file import (

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from horovod_transformer import distributed
-from horovod_transformer.config import Config, TrainingConfig
+from horovod_transformer.config import Config
+from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.data.dataset import BlockDataset, open_prepared_data
 from horovod_transformer.data.sampler import BatchPlan, MicroBatchSampler, UpdateSampler
 from horovod_transformer.errors import UserError

@@ -19,7 +19,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
-from horovod_transformer.config import TrainingConfig
+from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.errors import UserError
 
 

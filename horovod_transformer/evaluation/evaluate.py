@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from horovod_transformer.config import GenerationConfig
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.data.dataset import PreparedData
 from horovod_transformer.distributed import common_precision, gather_objects, get_rank, get_world_size
 from horovod_transformer.errors import UserError

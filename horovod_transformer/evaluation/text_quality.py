@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from sacrebleu.metrics import BLEU
 
-from horovod_transformer.config import GenerationConfig
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.book_scores import OTHER_PROMPTS, relevance
 from horovod_transformer.model.transformer import TransformerLM

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from horovod_transformer.config import Config, GenerationConfig, ModelConfig, config_from_dict
+from horovod_transformer.config import Config, config_from_dict
+from horovod_transformer.config_sections import GenerationConfig, ModelConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.export.tokenizers import read_tokenizer, tokenizer_json
 from horovod_transformer.model.transformer import TransformerLM

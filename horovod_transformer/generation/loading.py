@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from horovod_transformer.checkpoint.format import load_checkpoint
-from horovod_transformer.config import Config, ModelConfig, config_from_dict, load_config
+from horovod_transformer.config import Config, config_from_dict, load_config
+from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation.quantization import shrink_weights
 from horovod_transformer.model.transformer import TransformerLM

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from horovod_transformer.config import GenerationConfig
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation.text import Sample, Writing, write_samples
 from horovod_transformer.model.transformer import TransformerLM

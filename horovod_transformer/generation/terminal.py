@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.config import Config, GenerationConfig
+from horovod_transformer.config import Config
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation.loading import load_model_for_generation
 from horovod_transformer.generation.text import Writing, continue_prompt, write_samples

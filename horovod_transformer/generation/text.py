@@ -10,7 +10,8 @@ from typing import Any, overload
 
 import torch
 
-from horovod_transformer.config import GenerationConfig, config_from_dict
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation.loading import choose_device
 from horovod_transformer.model.decoding import Decoder, Written

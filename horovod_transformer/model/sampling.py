@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from horovod_transformer.config import GenerationConfig
+from horovod_transformer.config_sections import GenerationConfig
 
 
 def next_tokens(

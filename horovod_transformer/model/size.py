@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from horovod_transformer.config import ModelConfig, TrainingConfig
+from horovod_transformer.config_sections import ModelConfig, TrainingConfig
 
 
 def count_parameters(model: ModelConfig) -> int:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
-from horovod_transformer.config import GenerationConfig, ModelConfig
+from horovod_transformer.config_sections import GenerationConfig, ModelConfig
 from horovod_transformer.model.cache import KeyValueCache
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
 from horovod_transformer.model.cpu.linear import linear

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from horovod_transformer.config import ModelConfig
+from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.model.transformer import TransformerLM, build_model, sinusoidal_positions
 
 

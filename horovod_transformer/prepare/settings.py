@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from horovod_transformer.config import DataConfig
+from horovod_transformer.config_sections import DataConfig
 from horovod_transformer.data.manifest import SPLITS, TEST
 from horovod_transformer.tokenizer import Tokenizer
 

@@ -29,7 +29,8 @@ from typing import Any
 
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager, Takeover
-from horovod_transformer.config import ModelConfig, config_from_dict
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.data.dataset import PreparedData
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.errors import UserError

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from horovod_transformer import distributed
-from horovod_transformer.config import TABLES, Config
+from horovod_transformer.config import Config
+from horovod_transformer.config_sections import TABLES
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable
 from horovod_transformer.training.metrics.profiling import ProfileRequest

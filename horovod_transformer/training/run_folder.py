@@ -10,7 +10,7 @@ from pathlib import Path
 
 from horovod_transformer import distributed
 from horovod_transformer.checkpoint.manager import CheckpointManager, Takeover
-from horovod_transformer.config import PathsConfig
+from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.files import write_text

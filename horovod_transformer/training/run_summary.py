@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from horovod_transformer.config import ModelConfig, TrainingConfig
+from horovod_transformer.config_sections import ModelConfig, TrainingConfig
 from horovod_transformer.model.size import count_parameters, run_bytes
 from horovod_transformer.training.optim.schedule import warmup_updates
 

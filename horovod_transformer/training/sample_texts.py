@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from horovod_transformer import distributed
-from horovod_transformer.config import GenerationConfig
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.generation import continue_prompt
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.tokenizer import Tokenizer

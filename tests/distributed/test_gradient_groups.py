@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from horovod_transformer.config import ModelConfig
+from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.distributed.collectives import group_parameters
 from horovod_transformer.model.transformer import build_model
 from tests.conftest import TINY

@@ -66,7 +66,7 @@ def test_commands_and_names(document, check_commands, check_names, commands_run_
 
 def test_figures(document):
     """The table of the default configuration is the code's."""
-    from horovod_transformer.config import ModelConfig
+    from horovod_transformer.config_sections import ModelConfig
     from horovod_transformer.model.transformer import build_model
 
     rows = dict(re.findall(r"^\| `?([\w.]+)`? \| ([\d,]+)", "\n".join(document.prose), re.M))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from horovod_transformer.config import GenerationConfig
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.text_quality import (
     MEASURES,

@@ -9,7 +9,7 @@ import pytest
 
 from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.commands.generate import main
-from horovod_transformer.config import GenerationConfig
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import Writing, generate_text, load_model_for_generation, stream_text
 from horovod_transformer.generation.text import _Reader

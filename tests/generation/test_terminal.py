@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from horovod_transformer.config import Config, GenerationConfig
+from horovod_transformer.config import Config
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.generation import (
     interactive_generation,
     load_model_for_generation,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from horovod_transformer.config import GenerationConfig
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.generation import (
     generate_text,

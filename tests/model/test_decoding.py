@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from horovod_transformer.config import GenerationConfig, ModelConfig
+from horovod_transformer.config_sections import GenerationConfig, ModelConfig
 from horovod_transformer.model.cache import KeyValueCache
 from horovod_transformer.model.decoding import Decoder
 from horovod_transformer.model.transformer import build_model

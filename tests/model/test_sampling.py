@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from horovod_transformer.config import GenerationConfig
+from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.model.sampling import next_tokens
 
 ALL = {"temperature": 1, "top_k": 0, "top_p": 1}

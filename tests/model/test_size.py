@@ -7,7 +7,7 @@ import torch
 
 from horovod_transformer.checkpoint.format import save_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
-from horovod_transformer.config import ModelConfig
+from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.model.size import checkpoint_bytes, run_bytes
 from horovod_transformer.model.transformer import build_model
 from tests.conftest import TINY

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from horovod_transformer.config import ModelConfig, load_config
+from horovod_transformer.config import load_config
+from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.model.layer import TransformerLayer
 from horovod_transformer.model.transformer import (
     POSITION_SCALE,

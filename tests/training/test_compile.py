@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 
-from horovod_transformer.config import TrainingConfig, config_from_dict
+from horovod_transformer.config import config_from_dict
+from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.compilation import choose_compile

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from horovod_transformer.checkpoint.manager import CheckpointManager
-from horovod_transformer.config import PathsConfig
+from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.training import run_folder
 from horovod_transformer.training.resume import Start, StartRequest, TrainState

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from horovod_transformer.config import TrainingConfig
+from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training.optim import muon

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from horovod_transformer import distributed
-from horovod_transformer.config import PathsConfig
+from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import ProgressBar
 from horovod_transformer.system.files import archive_path

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from horovod_transformer.config import TrainingConfig
+from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.training.optim.eager_adamw import EagerAdamW
 from horovod_transformer.training.optim.muon import MuonAdamW
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from horovod_transformer.config import TrainingConfig
+from horovod_transformer.config_sections import TrainingConfig
 
 # Without `training.warmup_updates`: a tenth of the run, and no more than this.
 WARMUP_SHARE = 0.1

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from horovod_transformer.config import TrainingConfig
+from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.training.optim import muon
 from horovod_transformer.training.optim.muon import orthogonalized_together, share_out, working_dtype
