@@ -67,7 +67,7 @@ def look_at_ranks(folder: Path, cpu: bool) -> None:
     """Let all ranks meet, add up and exchange; rank 0 writes what they found. *Collective.*"""
     import torch
 
-    from horovod_transformer.distributed import collectives, setup_horovod
+    from horovod_transformer.distributed import collectives, gather_objects, setup_horovod
 
     began = time.monotonic()
     world_size, rank, local_rank, use_cuda = setup_horovod(device="cpu" if cpu else "cuda")
@@ -81,7 +81,7 @@ def look_at_ranks(folder: Path, cpu: bool) -> None:
         "threads": torch.get_num_threads(),
         "bf16": use_cuda and torch.cuda.is_bf16_supported(including_emulation=False),
     }
-    found["ranks"] = collectives.gather_objects(mine, "ranks")
+    found["ranks"] = gather_objects(mine, "ranks")
     numbers = torch.arange(1000, dtype=torch.float64) * (rank + 1)
     expected = torch.arange(1000, dtype=torch.float64) * (world_size * (world_size + 1) // 2)
     found["sum_is_right"] = bool((collectives.allreduce(numbers.to(device), "check").cpu() == expected).all())

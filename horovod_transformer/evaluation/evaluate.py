@@ -131,7 +131,7 @@ def evaluate(
     # A score is the same on every CPU, whether or not it has units for bf16.
     precision = common_precision("fp32" if device.type == "cpu" else "auto", device).name
     mine = score_each(model, books[rank::world_size], tokenizer, precision, progress=rank == 0)
-    shares = gather_objects(mine, "scores")
+    shares = gather_objects(mine, "scores", known=(BookScore,))
     if rank > 0:
         return None
     scores = [shares[place % world_size][place // world_size] for place in range(len(books))]

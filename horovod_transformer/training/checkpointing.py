@@ -87,13 +87,13 @@ class Checkpointer:
                     f"resume from the newest one in {self._manager.folder} with --resume auto"
                 )
 
-        distributed.run_on_rank0(wait, self._on_wait)
+        distributed.run_on_rank0(wait, self._on_wait, "writing a checkpoint")
 
     def _save(self, update: int, periodic: bool, best: bool) -> None:
         began = time.monotonic()
         distributed.require_equal_weights(self._model, f"update {update}")
         # The checkpoint before may still be being written; the others wait without timing out.
-        failure = distributed.run_on_rank0(self._wait_for_writer, self._on_wait)
+        failure = distributed.run_on_rank0(self._wait_for_writer, self._on_wait, "writing a checkpoint")
         if distributed.is_main_process():
             self._manager.save(self._contents(), update, periodic, best)
         self.stall += time.monotonic() - began

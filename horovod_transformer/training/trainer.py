@@ -13,7 +13,6 @@ from torch import Tensor
 
 from horovod_transformer import distributed
 from horovod_transformer.checkpoint.manager import LAST, CheckpointManager, Takeover
-from horovod_transformer.checkpoint.snapshot import snapshot
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
@@ -171,7 +170,12 @@ class Trainer:
                 config.to_dict(),
             )
 
-        return distributed.run_on_rank0(lambda: self.folder.claim(request, find), self.watchdog.beat)
+        return distributed.run_on_rank0(
+            lambda: self.folder.claim(request, find),
+            self.watchdog.beat,
+            "reading what the run starts from",
+            known=(Start, TrainState, Takeover),
+        )
 
     def _take_over(self) -> None:
         """Archive what an earlier run left in this one's way, unless that is done. *Collective.*"""
@@ -184,7 +188,7 @@ class Trainer:
             self.logger.take_over()
             return archived
 
-        archived = distributed.run_on_rank0(archive, self.watchdog.beat)
+        archived = distributed.run_on_rank0(archive, self.watchdog.beat, "archiving earlier files")
         if archived is not None:
             whose = "other" if takeover.resumed else "the earlier run's"
             self.logger.say(f"archived {whose} checkpoints in {archived}")
@@ -195,7 +199,7 @@ class Trainer:
         torch.manual_seed(config.training.seed)
         model = build_model(config.model)
         # Fresh weights come from rank 0, too: another machine's torch may draw others.
-        weights = start.model or distributed.broadcast(snapshot(model.state_dict()))
+        weights = start.model or distributed.broadcast(model.state_dict(), on_slice=self.watchdog.beat)
         model.load_state_dict(weights)
         model.to(self.device).train()
         wanted = config.training.compile

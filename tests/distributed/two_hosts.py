@@ -5,6 +5,7 @@ With `serve_ssh` one reaches the other as `horovodrun` wants it: without a passw
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -124,6 +125,19 @@ class TwoHosts:
     def mend(self) -> None:
         """Plug it in again."""
         _ip("link", "set", self._outside("h2"), "up")
+
+    def shape(self, megabits: int) -> None:
+        """Let each host send no more than so many Mbit/s from now on."""
+        for host in HOSTS:
+            words = f"qdisc replace dev eth0 root tbf rate {megabits}mbit burst 32kb latency 200ms"
+            command = ["ip", "netns", "exec", self._space(host), "tc", *words.split()]
+            subprocess.run(command, check=True, timeout=20)
+
+    def sent(self, host: str) -> int:
+        """Bytes that a host has sent to the other so far."""
+        command = ["ip", "-n", self._space(host), "-s", "-j", "link", "show", "eth0"]
+        shown = subprocess.run(command, check=True, timeout=20, capture_output=True)
+        return json.loads(shown.stdout)[0]["stats64"]["tx"]["bytes"]
 
     def _space(self, host: str) -> str:
         return f"{host}-{self._tag}"
