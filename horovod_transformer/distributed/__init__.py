@@ -1,4 +1,4 @@
-"""Horovod: how ranks meet (bootstrap), what they send (collectives, exchange), what each computes on (devices).
+"""Horovod: how ranks meet (bootstrap), what they send (collectives, exchange), on which devices (devices).
 
 Every function also works in a lone process, where nothing is exchanged and Horovod need not even
 be installed. A function marked *collective* must be called by all ranks, in the same order.
