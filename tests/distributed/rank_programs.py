@@ -341,6 +341,23 @@ class Trap:
         return os.mkdir, (self.mark,)
 
 
+def huge(scene: dict[str, Any]) -> Any:
+    """Gather, broadcast and add up so many bytes; tell what came, as lowest and highest values."""
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    length = scene["bytes"] // size
+    mine = torch.full((length,), rank + 1, dtype=torch.int8)
+    gathered = distributed.allgather(mine, "huge", [length] * size)
+    found = [[int(part.min()), int(part.max())] for part in gathered.split(length)]
+    del mine, gathered
+    given = {"weights": torch.full((scene["bytes"],), 5, dtype=torch.int8)} if rank == 0 else None
+    weights = distributed.broadcast(given)["weights"]
+    found.append([len(weights), int(weights.min()), int(weights.max())])
+    del given, weights
+    total = distributed.allreduce(torch.full((scene["bytes"] // 4,), rank + 1.0), "huge")
+    found.append([float(total.min()), float(total.max())])
+    return found
+
+
 def broadcast(scene: dict[str, Any]) -> Any:
     """Broadcast so many bytes; tell whether they have come."""
     state = {"weights": torch.arange(scene["bytes"] // 4, dtype=torch.int32)}
@@ -363,6 +380,7 @@ def main(folder: Path) -> None:
         "repeat_sums": repeat_sums,
         "in_slices": in_slices,
         "intruder": intruder,
+        "huge": huge,
         "broadcast": broadcast,
     }
     results = [acts[scene["do"]](scene) for scene in json.loads((folder / "scenes.json").read_text())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -130,6 +131,16 @@ def test_a_broadcast_goes_in_slices_and_the_watchdog_sees_each(of_three):
         assert rank[0]["broadcast"]
         assert rank[0]["handed_on"] <= SLICE
         assert rank[0]["beats"] == 3
+
+
+@pytest.mark.more
+def test_more_than_32_bits_can_count_arrives_whole(play):
+    """Takes 10 GB; Horovod's own allgather ends in a segmentation fault."""
+    if psutil.virtual_memory().available < 14e9:
+        pytest.skip("needs 14 GB of free memory")
+    length = 2**31 + 2**20
+    expected = [[1, 1], [2, 2], [length, 5, 5], [3.0, 3.0]]
+    assert play(2, [{"do": "huge", "bytes": length}], timeout=500) == [[expected]] * 2
 
 
 def test_a_pickle_from_a_rank_is_one_error_and_runs_nothing(of_three):
