@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from horovod_transformer.checkpoint.run_folders import BEST, run_paths, shown_checkpoints
 from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.distributed import horovod_is_installed, usual_processes
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"\nabout {updates} updates fit; now the run itself", flush=True)
     _train(processes, shared, RUN, updates)
     paths = config.with_paths_in(RUN).paths
-    run = paths.tables_of("demo")
+    run = run_paths(paths, "demo").tables
 
     _heading("3/5  Loss curve")
     from horovod_transformer.reports.plotting import draw_curve, terminal_curve
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"also in {picture}")
 
     _heading("4/5  Held-out plays, in bits per byte")
-    checkpoint = Path(paths.checkpoint_dir) / "best_model.pt"
+    checkpoint = shown_checkpoints(paths) / BEST
     _score(config, checkpoint)
 
     _heading("5/5  Text")
@@ -121,7 +122,7 @@ def _affordable_updates(config: Config, processes: int, minutes: float, shared: 
         folder = Path(name)
         few = ("--training.eval_blocks", "1", "--training.log_interval", "1")
         _train(processes, shared, folder, CALIBRATION_UPDATES, *few)
-        table = read_table(config.with_paths_in(folder).paths.tables_of("demo") / "train.csv")
+        table = read_table(run_paths(config.with_paths_in(folder).paths, "demo").tables / "train.csv")
     seconds = [value for value in table["seconds"] if value is not None]
     middle = len(seconds) // 3
     per_update = (seconds[-1] - seconds[middle]) / (len(seconds) - 1 - middle)

@@ -47,7 +47,7 @@ def train_parser() -> argparse.ArgumentParser:
         "--output_dir",
         type=path_of("--output_dir"),
         metavar="DIR",
-        help="put checkpoints/, logs/ and runs/ in this folder",
+        help="put runs/, and the links in checkpoints/ and logs/, in this folder",
     )
     parser.add_argument(
         "--profile",
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
             profile=None if window is None else ProfileRequest(window, profile_rank),
         )
     if rank == 0:
-        _report(config.with_paths_in(options.output_dir or ".").paths.tables_of(outcome["run_name"]))
+        _report(Path(outcome["records_dir"]))
     if outcome["finished"] or this_process().launcher == "horovodrun":
         return 0  # of another code horovodrun would make a traceback
     # Launchers end all ranks once one has left with such a code: leave together, all files closed.

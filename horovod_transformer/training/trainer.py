@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.manager import LAST, CheckpointManager, Takeover
+from horovod_transformer.checkpoint.manager import Takeover
+from horovod_transformer.checkpoint.run_folders import LAST
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
@@ -69,11 +69,8 @@ class Trainer:
         self.summary = RunSummary.of(config.model, training, self.plan)
         self.total = self.summary.updates
         self.decay_updates = training.lr_decay_updates or self.total
-        self.workers, self.paths = config.data.num_workers, config.paths
-        self.folder = RunFolder(
-            CheckpointManager(config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every),
-            config.paths,
-        )
+        self.workers = config.data.num_workers
+        self.folder = RunFolder(config.paths, training.keep_checkpoints, training.keep_every)
         with ExitStack() as opened:
             opened.callback(self.folder.release)
             start = self._find_start(config, request, precision)
@@ -124,7 +121,8 @@ class Trainer:
             "best_validation_loss": state.best_validation_loss,
             "finished": state.update >= self.total,
             "run_name": state.run_name,
-            "checkpoint_dir": str(self.folder.checkpoints.folder),
+            "checkpoint_dir": str(self.folder.paths.checkpoints),
+            "records_dir": str(self.folder.paths.tables),
         }
 
     def close(self) -> None:
@@ -170,12 +168,14 @@ class Trainer:
                 config.to_dict(),
             )
 
-        return distributed.run_on_rank0(
+        start = distributed.run_on_rank0(
             lambda: self.folder.claim(request, find),
             self.watchdog.beat,
             "reading what the run starts from",
             known=(Start, TrainState, Takeover),
         )
+        self.folder.settle(start)
+        return start
 
     def _take_over(self) -> None:
         """Archive what an earlier run left in this one's way, unless that is done. *Collective.*"""
@@ -183,12 +183,12 @@ class Trainer:
             return
         takeover, self.takeover = self.takeover, None
 
-        def archive() -> Path | None:
-            archived = self.folder.take_over(takeover)
-            self.logger.take_over()
-            return archived
-
-        archived = distributed.run_on_rank0(archive, self.watchdog.beat, "archiving earlier files")
+        archived = distributed.run_on_rank0(
+            lambda: self.folder.take_over(takeover, self.total),
+            self.watchdog.beat,
+            "archiving earlier files",
+        )
+        distributed.raise_on_all_ranks(self.logger.take_over)
         if archived is not None:
             whose = "other" if takeover.resumed else "the earlier run's"
             self.logger.say(f"archived {whose} checkpoints in {archived}")
@@ -245,8 +245,7 @@ class Trainer:
         }
         return distributed.raise_on_all_ranks(
             lambda: MetricLogger(
-                config.paths,
-                self.state.run_name,
+                self.folder.paths,
                 self.state.update,
                 self.total,
                 config.to_dict(),
@@ -263,7 +262,7 @@ class Trainer:
         bytes_per_token = self.data.bytes_per_token
         self.profiler: UpdateProfiler | None = None
         if profile is not None:
-            self.profiler = UpdateProfiler(profile, Path(config.paths.log_dir), self.device, self.timer)
+            self.profiler = UpdateProfiler(profile, self.folder.paths.logs, self.device, self.timer)
         peaks = [peak_flops(card, state.precision) for card in cards]
         self.throughput = Throughput(
             flops_per_token(config.model, self.summary.parameters, self.plan.block_size),
@@ -313,8 +312,7 @@ class Trainer:
         )
         configuration = config.to_dict()
         self.checkpointer = Checkpointer(
-            self.folder.checkpoints,
-            self.folder.lock,
+            self.folder,
             self.model,
             contents=lambda: self._checkpoint_contents(configuration),
             every=Every(training.save_interval, self.total),
@@ -386,6 +384,7 @@ class Trainer:
             why = ", ".join(sorted({reason for reason in reasons if reason}))
             say(f"stopped after update {state.update} ({why}); --resume auto resumes there")
         else:
+            distributed.run_on_rank0(self.folder.finish)
             best = state.best_validation_loss  # infinite if a signal came before any
             known = f"best validation loss {best:.4f}" if best < math.inf else "not validated"
             say(f"done: {state.update} updates, {known}; checkpoints in {self.folder.checkpoints.folder}")

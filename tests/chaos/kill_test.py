@@ -103,7 +103,7 @@ class KillTest:
         self.config.write_text(yaml.safe_dump(config))
         self.random = random.Random(self.seed)
         self.table = self.folder / "killed" / "runs" / "structured" / "run" / "train.csv"
-        self.checkpoints = self.folder / "killed" / "checkpoints"
+        self.checkpoints = self.folder / "killed" / "runs" / "run" / "checkpoints"
         self.start_up_s = 8.0
         self._killed_at = 0.0
 

@@ -65,12 +65,11 @@ def test_the_loss_falls(straight, outcome_of):
 def test_everything_is_where_it_is_promised(straight):
     folder = straight[1]
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoints", "logs", "runs"]
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
-        "best_model.pt",
-        "last.pt",
-        "update_00000056.pt",
-        "update_00000060.pt",
-    ]
+    promised = ["best_model.pt", "last.pt"]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == promised
+    own = folder / "runs" / "run" / "checkpoints"
+    assert sorted(p.name for p in own.glob("*.pt")) == [*promised, "update_00000056.pt", "update_00000060.pt"]
+    assert all((folder / "checkpoints" / name).samefile(own / name) for name in promised)
     assert sorted(p.name for p in (folder / "logs").iterdir()) == ["train_rank0.log", "train_rank1.log"]
     assert "validation loss" in (folder / "logs" / "train_rank0.log").read_text()
     assert list((folder / "runs" / "run").glob("events.out.tfevents.*"))
@@ -171,4 +170,5 @@ runpy.run_module("src.train", run_name="__main__")
     assert last_line.startswith("error: the checkpoint of update ") and "make room, then resume" in last_line
     rows = (tmp_path / "runs" / "structured" / "run" / "train.csv").read_text().splitlines()[1:]
     assert len(rows) == 20 if wanted == "continue" else len(rows) < 20
-    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "checkpoints").exists()
+    assert not list((tmp_path / "runs" / "run" / "checkpoints").iterdir())

@@ -62,7 +62,7 @@ def test_a_rank_that_drifts_ends_the_job_before_a_checkpoint_is_written(results,
         assert rank[5]["mistake"].startswith(
             "after update 6 the weights of ranks [1] differ from those of rank 0"
         )
-    checkpoints = sorted(path.name for path in (base / "drift" / "checkpoints").glob("*.pt"))
+    checkpoints = sorted(path.name for path in (base / "drift").glob("runs/*/checkpoints/*.pt"))
     assert checkpoints == ["best_model.pt", "last.pt", "update_00000002.pt", "update_00000004.pt"]
 
 

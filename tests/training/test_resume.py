@@ -13,6 +13,7 @@ import torch
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
+from horovod_transformer.checkpoint.run_folders import read_launch
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import choose_precision
@@ -259,11 +260,11 @@ def test_the_later_start_of_a_launch_means_auto():
 
 
 def test_a_launch_is_remembered(folder):
-    assert folder.launch is None
+    assert read_launch(folder.folder) is None
     folder.record_launch(None)
-    assert folder.launch is None
+    assert read_launch(folder.folder) is None
     folder.record_launch("slurm-7")
-    assert CheckpointManager(folder.folder).launch == "slurm-7"
+    assert read_launch(folder.folder) == "slurm-7"
 
 
 def test_an_archived_best_is_announced_and_written_anew(folder):
