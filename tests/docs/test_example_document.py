@@ -94,7 +94,7 @@ def after_example(workspace, run_example):
 
 @pytest.mark.distributed
 def test_example_makes_what_the_documents_name(after_example, made_by_running):
-    for name in made_by_running:
+    for name in made_by_running - {"runs/NAME/evaluation/"}:  # tests/docs/test_readme.py makes that
         assert list(after_example.glob(name.rstrip("/").replace("NAME", "*"))), name
 
 
