@@ -276,12 +276,11 @@ def run_to_resume(paths: PathsConfig) -> str | None:
 
 
 def run_of_launch(paths: PathsConfig, launch: str) -> str | None:
-    """The run that this launch has begun or resumed, if any."""
+    """The run that this launch has begun or resumed last, if any."""
     runs = Path(paths.output_dir, RUNS)
-    for own in own_folders(runs):
-        if read_launch(own / "checkpoints") == launch:
-            return own.relative_to(runs).as_posix()
-    return None
+    begun = [own for own in own_folders(runs) if read_launch(own / "checkpoints") == launch]
+    newest = max(begun, key=lambda own: (own / "checkpoints" / LAUNCH).stat().st_mtime, default=None)
+    return newest.relative_to(runs).as_posix() if newest else None
 
 
 def run_of_checkpoint(paths: PathsConfig, checkpoint: Path) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from horovod_transformer.checkpoint.run_folders import is_our_link
 from horovod_transformer.commands.command_line import (
     check_overrides,
     checkpoint_parser,
@@ -29,8 +30,8 @@ DESCRIPTION = """\
 Measure a checkpoint on the validation books: loss, perplexity, bits per byte and accuracy over whole
 books, and coherence, relevance, diversity and length of what it writes beside the same of the books.
 
-Writes evaluation.json and evaluation.html, by default into the folder `evaluation` beside the
-checkpoint's own folder. The same seed gives the same result on the same machine."""
+Writes evaluation.json and evaluation.html, by default into the run's folder, runs/NAME/evaluation.
+The same seed gives the same result on the same machine."""
 
 EXAMPLES = """\
 examples:
@@ -146,7 +147,9 @@ def _read_texts(path: str, options: ReadOptions) -> list[str]:
 
 
 def _beside(checkpoint: Path) -> Path:
-    """`run/checkpoints/best_model.pt` -> `run/evaluation`."""
+    """`runs/first/checkpoints/best_model.pt` -> `runs/first/evaluation`, by whatever link it is named."""
+    if is_our_link(checkpoint):
+        checkpoint = checkpoint.resolve()
     return checkpoint.absolute().parent.parent / "evaluation"
 
 

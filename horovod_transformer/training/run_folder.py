@@ -124,7 +124,7 @@ class RunFolder:
         self.lock.require()
         paths = self.paths
         try:
-            replaced = _archive_namesake(paths) if takeover.resumed is None else None
+            replaced = None if takeover.resumed else self._archive_namesake()
             self.checkpoints.make_folder()
             archived = self.checkpoints.take_over(takeover) or replaced
             self.checkpoints.record_launch(self._launch)
@@ -254,6 +254,18 @@ class RunFolder:
         self._locks.append(lock)
         return lock
 
+    def _archive_namesake(self) -> Path | None:
+        """Rename what an earlier run of the same name left; return the new name of its own folder, if any."""
+        paths, shared = self.paths, shared_paths(self._config, self.paths.name).tables
+        replaced = _archive(paths.own) if paths.own else None
+        if replaced is not None and (replaced / RECORD).is_file():
+            mark_replaced(replaced)
+            if (replaced / "tables").is_dir():
+                make_link(shared.with_name(replaced.name), replaced / "tables")
+        for folder in (paths.tables, paths.events, shared):
+            _archive(folder)
+        return replaced
+
     def _link_tables(self) -> None:
         """Let `runs/structured/NAME` lead to the run's tables; those of commit efaa3e3 move to them."""
         paths = self.paths
@@ -273,22 +285,13 @@ def default_name(number: int) -> str:
     return name if number == 1 else f"{name}-{number}"
 
 
-def _archive_namesake(paths: RunPaths) -> Path | None:
-    """Rename what an earlier run of the same name left, so that a fresh one overwrites nothing.
-
-    Returns:
-        The new name of its own folder, if it had one.
-    """
-    archived = None
-    for folder in (paths.own, paths.tables, paths.events):
-        if folder is None or not folder.is_dir():
-            continue
-        target = archive_path(folder.with_name(f"{folder.name}.previous"), [folder])
-        folder.rename(target)
-        if folder == paths.own:
-            archived = target
-            mark_replaced(target)
-    return archived
+def _archive(folder: Path) -> Path | None:
+    """Rename a folder, so that nothing in it is overwritten; return its new name, None if it is not there."""
+    if folder.is_symlink() or not folder.is_dir():
+        return None
+    target = archive_path(folder.with_name(f"{folder.name}.previous"), [folder])
+    folder.rename(target)
+    return target
 
 
 def require_no_other_runs(paths: RunPaths) -> None:

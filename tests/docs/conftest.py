@@ -315,8 +315,15 @@ def commands_run_by() -> Callable[[str], list[str]]:
     return lambda name: [command for command, place in RUN_BY.items() if place == f"tests/docs/{name}"]
 
 
-# What running the documented commands makes; the test of the example sees to it that it does.
+# What running the documented commands makes; NAME is a run's. The test of the example sees that it does.
 MADE_BY_RUNNING = {
+    "runs/NAME",
+    "runs/NAME/",
+    "runs/NAME/checkpoints/",
+    "runs/NAME/logs/train_rank0.log",
+    "runs/NAME/evaluation/",
+    "runs/NAME/tables/",
+    "runs/structured/NAME",
     "checkpoints/best_model.pt",
     "checkpoints/last.pt",
     "logs/train_rank0.log",

@@ -147,6 +147,15 @@ def test_a_new_run_moves_an_earlier_programs_under_its_own_name(train, earlier, 
     assert "200 of 200" in listed and "finished" in listed
 
 
+def test_a_new_run_of_an_earlier_programs_name_overwrites_nothing(train, earlier):
+    train(run_name="adamw")
+    (tables,) = earlier.glob("runs/structured/adamw.previous-*/train.csv")
+    assert tables.read_text().splitlines()[-1] == "200,4.9"
+    assert read_run(earlier / "runs/adamw").train["update"] == [1, 2, 3, 4]
+    (checkpoint,) = earlier.glob("runs/adamw.previous-*/checkpoints/update_00000200.pt")
+    assert progress_of(checkpoint)["update"] == 200
+
+
 def test_runs_are_listed_and_deleted(train, tmp_path, capsys):
     runs("--output_dir", tmp_path)
     assert f"no run in {tmp_path}/runs yet" in capsys.readouterr().out
