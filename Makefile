@@ -7,6 +7,9 @@ DEMO_MINUTES ?= 5
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
+# Into .venv, whatever pip's settings say.
+export PIP_USER := 0
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CAN_MAKE_VENV := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 
@@ -37,7 +40,7 @@ install: $(if $(UP_TO_DATE),,packages) ## make .venv with everything in it, Horo
 
 # Keeps a .venv that works and was made in this place, otherwise makes a new one.
 packages:
-	@if ! grep -qs "$$PWD/$(VENV_PYTHON)" $(VENV)/bin/pip || ! $(VENV_PYTHON) -c "$(CAN_MAKE_VENV)" 2>/dev/null; then \
+	@if ! grep -Fqs "$$PWD/$(VENV_PYTHON)" $(VENV)/bin/pip || ! $(VENV_PYTHON) -c "$(CAN_MAKE_VENV)" 2>/dev/null; then \
 		"$(PYTHON)" -c "$(CAN_MAKE_VENV)" 2>/dev/null || { \
 			echo "install: $(PYTHON) is not a Python >= 3.11 with venv; name one: make install PYTHON=python3.11" >&2; exit 2; }; \
 		"$(PYTHON)" -m venv --clear $(VENV); \

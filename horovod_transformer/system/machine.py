@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import os
 import socket
@@ -139,3 +140,16 @@ def installed_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is not enough memory, of a GPU or of the machine."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch has a type for GPUs alone, and not to be imported here.
+    torch_says = ("DefaultCPUAllocator", "std::bad_alloc")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in torch_says))
+    )

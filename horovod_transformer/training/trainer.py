@@ -203,10 +203,11 @@ class Trainer:
         model.load_state_dict(weights)
         model.to(self.device).train()
         wanted = config.training.compile
-        compiles, note = distributed.raise_on_all_ranks(lambda: choose_compile(wanted, self.device))
-        if compiles:
+        choice = distributed.raise_on_all_ranks(lambda: choose_compile(wanted, self.device))
+        choices = distributed.gather_objects(choice, "compile")  # all ranks, or none
+        if all(compiles for compiles, _ in choices):
             model.compile_layers()
-        self.notes += [note] if note else []
+        self.notes += sorted({note for _, note in choices if note})
         return model
 
     def _build_step(self, config: Config, start: Start) -> UpdateStep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 
@@ -97,10 +98,60 @@ def test_a_start_that_fails_late_gives_its_folders_and_its_log_back(train, tmp_p
     """In a notebook the next run follows in the same process."""
     with monkeypatch.context() as broken:
         broken.setattr(trainer, "SampleWriter", out_of_memory)
-        with pytest.raises(torch.OutOfMemoryError):
+        with pytest.raises(UserError, match="the GPU's memory is too small for training.per_gpu_batch_size"):
             train(run_name="next")
     assert not logging.getLogger("horovod_transformer.training").handlers
     assert not list(tmp_path.rglob("*.*"))
     train(run_name="next")
     log = (tmp_path / "logs" / "train_rank0.log").read_text()
     assert log.count("run next: ") == 1
+
+
+def raising(error):
+    def fails(*arguments, **more):
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+        ),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),  # a worker of the loader
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("place", ["build_model", "UpdateStep"])
+def test_a_machine_without_memory_is_one_line(train, monkeypatch, error, place):
+    monkeypatch.setattr(trainer, place, raising(error))
+    with pytest.raises(
+        UserError, match="this machine's memory is too small for .*, or make the model smaller$"
+    ):
+        train()
+
+
+def test_a_bug_keeps_its_traceback(train, monkeypatch):
+    monkeypatch.setattr(trainer, "build_model", raising(RuntimeError("shape mismatch")))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        train()
+
+
+def test_a_model_that_no_memory_holds_is_one_line(train):
+    # The feed-forward networks alone take 256 TB.
+    with pytest.raises(UserError, match="this machine's memory is too small"):
+        train({"model.d_ff": 2_000_000_000_000})
+
+
+def test_home_is_known_in_paths_to_checkpoints(train, tmp_path, monkeypatch):
+    train(run_name="run")
+    monkeypatch.setenv("HOME", str(tmp_path / "runs/run/checkpoints"))
+    older = "~/update_00000002.pt"
+    assert train({"training.max_updates": 3}, resume_checkpoint=older)["update"] == 3
+    assert train({"training.max_updates": 1}, init_from=older, run_name="other")["update"] == 1
+    with pytest.raises(UserError, match="--resume"):
+        train(resume_checkpoint="~no-such-user/last.pt")
