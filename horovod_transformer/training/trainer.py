@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,14 @@ from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.optim.schedule import learning_rate
 from horovod_transformer.training.recorder import UpdateRecorder
 from horovod_transformer.training.results import DeferredResults
-from horovod_transformer.training.resume import Start, StartRequest, TrainState, data_fingerprint, find_start
+from horovod_transformer.training.resume import (
+    Start,
+    StartRequest,
+    TrainState,
+    data_fingerprint,
+    find_start,
+    order_of,
+)
 from horovod_transformer.training.run_folder import RunFolder
 from horovod_transformer.training.run_summary import RunSummary
 from horovod_transformer.training.sample_texts import SampleWriter
@@ -79,6 +87,8 @@ class Trainer:
             opened.callback(self.folder.release)
             start = self._find_start(config, request, precision)
             self.state, self.notes = start.state, start.notes
+            # The order that the run began with, whatever a fresh one would take.
+            self.plan = replace(self.plan, order=order_of(self.state.data_fingerprint))
             self.takeover: Takeover | None = start.takeover
             self.model = self._build_model(config, start)
             self.timer = PhaseTimer(self.device)
