@@ -18,7 +18,7 @@ from horovod_transformer.checkpoint.snapshot import snapshot
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
-from horovod_transformer.data.page_cache import reading_ahead
+from horovod_transformer.data.page_cache import reading_ahead, worth_reading_ahead
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.model.transformer import TransformerLM, build_model
@@ -49,9 +49,6 @@ from horovod_transformer.training.sample_texts import SampleWriter
 from horovod_transformer.training.step import UpdateStep
 from horovod_transformer.training.validation import Validator
 from horovod_transformer.training.watchdog import Watchdog
-
-# A run that takes less of the blocks than this share finds them sooner one by one.
-WORTH_READING_AHEAD = 0.1
 
 
 class Trainer:
@@ -358,8 +355,11 @@ class Trainer:
 
     def _reading_ahead(self) -> AbstractContextManager[Any]:
         """On one rank of each node: have the blocks read in order, before they are wanted at random."""
-        blocks = (self.total - self.state.update) * self.plan.global_batch_size
-        if distributed.get_local_rank() or blocks < self.plan.blocks * WORTH_READING_AHEAD:
+        taken = (self.total - self.state.update) * self.plan.global_batch_size
+        ranks_here, ranks = distributed.get_local_size(), self.plan.world_size
+        if distributed.get_local_rank() or not worth_reading_ahead(
+            taken, self.plan.blocks, ranks_here, ranks
+        ):
             return nullcontext()
         return reading_ahead(self.data.train.files + self.data.validation.files)
 
