@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from horovod_transformer.checkpoint.run_folders import LAST
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
-from horovod_transformer.data.page_cache import reading_ahead
+from horovod_transformer.data.page_cache import reading_ahead, worth_reading_ahead
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.model.transformer import TransformerLM, build_model
@@ -33,16 +34,20 @@ from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.optim.schedule import learning_rate
 from horovod_transformer.training.recorder import UpdateRecorder
 from horovod_transformer.training.results import DeferredResults
-from horovod_transformer.training.resume import Start, StartRequest, TrainState, data_fingerprint, find_start
+from horovod_transformer.training.resume import (
+    Start,
+    StartRequest,
+    TrainState,
+    data_fingerprint,
+    find_start,
+    order_of,
+)
 from horovod_transformer.training.run_folder import RunFolder
 from horovod_transformer.training.run_summary import RunSummary
 from horovod_transformer.training.sample_texts import SampleWriter
 from horovod_transformer.training.step import UpdateStep
 from horovod_transformer.training.validation import Validator
 from horovod_transformer.training.watchdog import Watchdog
-
-# A run that takes less of the blocks than this share finds them sooner one by one.
-WORTH_READING_AHEAD = 0.1
 
 
 class Trainer:
@@ -75,6 +80,8 @@ class Trainer:
             opened.callback(self.folder.release)
             start = self._find_start(config, request, precision)
             self.state, self.notes = start.state, start.notes
+            # The order that the run began with, whatever a fresh one would take.
+            self.plan = replace(self.plan, order=order_of(self.state.data_fingerprint))
             self.takeover: Takeover | None = start.takeover
             self.model = self._build_model(config, start)
             self.timer = PhaseTimer(self.device)
@@ -351,8 +358,11 @@ class Trainer:
 
     def _reading_ahead(self) -> AbstractContextManager[Any]:
         """On one rank of each node: have the blocks read in order, before they are wanted at random."""
-        blocks = (self.total - self.state.update) * self.plan.global_batch_size
-        if distributed.get_local_rank() or blocks < self.plan.blocks * WORTH_READING_AHEAD:
+        taken = (self.total - self.state.update) * self.plan.global_batch_size
+        ranks_here, ranks = distributed.get_local_size(), self.plan.world_size
+        if distributed.get_local_rank() or not worth_reading_ahead(
+            taken, self.plan.blocks, ranks_here, ranks
+        ):
             return nullcontext()
         return reading_ahead(self.data.train.files + self.data.validation.files)
 
