@@ -75,11 +75,12 @@ def test_a_dead_process_is_followed_at_once(tmp_path, holder):
     other = holder()
     other.send_signal(signal.SIGKILL)
     other.wait()
-    began = time.monotonic()
+    said = []
     lock = FolderLock(tmp_path / ".lock", "it")
-    lock.acquire()
+    lock.acquire(said.append)
     lock.require()
-    assert time.monotonic() - began < 2
+    (line,) = said  # nothing of waiting
+    assert "taken over" in line
 
 
 def test_a_dead_process_that_nobody_asked_for_is_dead(tmp_path, holder):
@@ -119,7 +120,7 @@ def test_another_machine_is_taken_over_after_its_silence(tmp_path):
     lock = FolderLock(tmp_path / ".lock", "it", "slurm-7", silence=1.0)
     lock.acquire(said.append)
     lock.require()
-    assert 1.0 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 1.0
     assert said == [
         "it: job slurm-6, process 1 on elsewhere wrote here; waiting 1 s for a sign of life",
         "it: taken over from job slurm-6, process 1 on elsewhere, which has ended",
@@ -142,7 +143,7 @@ def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):
     lock = FolderLock(tmp_path / ".lock", "it")
     lock.acquire()
     os.utime(lock.path, (1, 1))
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + 60
     while lock.path.stat().st_mtime < 2 and time.monotonic() < limit:
         time.sleep(0.02)
     assert lock.path.stat().st_mtime > 2
@@ -161,7 +162,7 @@ def test_of_many_at_once_one_wins(tmp_path, root):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     tries = [subprocess.Popen(words, cwd=root, **pipes) for _ in range(6)]
     try:
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 300
         while sum(process.poll() is None for process in tries) > 1 and time.monotonic() < limit:
             time.sleep(0.05)
         winners = [process for process in tries if process.poll() is None]
@@ -211,7 +212,7 @@ def test_a_file_system_that_is_away_for_a_moment_takes_no_lock(tmp_path, monkeyp
     fails_until(monkeypatch, time.monotonic() + 0.5)
     lock.require()
     os.utime(lock.path, (1, 1))
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + 60
     while lock.path.stat().st_mtime < 2 and time.monotonic() < limit:
         time.sleep(0.02)
     assert lock.path.stat().st_mtime > 2  # it is touched still
