@@ -178,6 +178,15 @@ def hosts_entry(hosts: Path, name: str) -> str | None:
     return None
 
 
+def check_load(context: CheckContext) -> Row:
+    """Whether other work wants the cores, which costs training and timings of it."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    found = f"{load:.1f} processes wanted a core in the last minute, of {counted(cores, 'core')}"
+    if load > cores:
+        return Row("load", "warn", f"{found}: training would share them", "a quieter moment or machine")
+    return Row("load", "ok", found)
+
+
 def check_slurm(context: CheckContext) -> Row:
     """Slurm; without it nothing is lacking."""
     job = os.environ.get("SLURM_JOB_ID")
