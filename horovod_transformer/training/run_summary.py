@@ -30,7 +30,8 @@ class RunSummary:
     Attributes:
         updates: Optimizer updates.
         epochs: Passes over the corpus that these are.
-        tokens: Tokens predicted, as `train.csv` counts them: the first of a block has nothing before it.
+        tokens: Tokens predicted, as `train.csv` counts them: not the first of a block, which has nothing before
+            it, nor what fills the last one. (A run that ends within an epoch may have met that once more.)
         parameters: Of the model.
         warmup: Updates in which the learning rate rises.
         checkpoint_bytes: Disk that the run's checkpoints take.
@@ -49,10 +50,12 @@ class RunSummary:
     def of(cls, model: ModelConfig, training: TrainingConfig, plan: BatchPlan) -> RunSummary:
         """Work a run out from its config and the blocks there are."""
         updates = min(plan.total_updates, training.max_updates or plan.total_updates)
+        blocks = min(updates * plan.global_batch_size, plan.blocks * plan.epochs)
+        filling = blocks // plan.blocks * min(plan.padding, plan.block_size - 1)
         return cls(
             updates=updates,
-            epochs=updates * plan.global_batch_size / plan.blocks,
-            tokens=updates * plan.global_batch_size * (plan.block_size - 1),
+            epochs=blocks / plan.blocks,
+            tokens=blocks * (plan.block_size - 1) - filling,
             parameters=count_parameters(model),
             warmup=warmup_updates(training, training.lr_decay_updates or updates),
             checkpoint_bytes=run_bytes(model, training.keep_checkpoints),
