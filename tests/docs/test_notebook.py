@@ -118,7 +118,7 @@ def test_again_without_a_browser_leaves_the_data_alone(copy_of_repository, root,
     )
     assert done.returncode == 0, done.stderr
     page = (copy_of_repository / "notebooks/data/00_data_preprocessing.html").read_text(encoding="utf-8")
-    assert "already prepared with these settings" in page and page.count("data:image/png") == 3
+    assert "already prepared with these settings" in page and page.count("data:image/png") >= 3
     assert manifest.stat().st_mtime_ns == before
 
 
