@@ -30,8 +30,9 @@ class RunSummary:
     Attributes:
         updates: Optimizer updates.
         epochs: Passes over the corpus that these are.
-        tokens: Tokens predicted, as `train.csv` counts them: not the first of a block, which has nothing before
-            it, nor what fills the last one. (A run that ends within an epoch may have met that once more.)
+        tokens: Tokens predicted, as `train.csv` counts them: not the first of a block, which has nothing
+            before it, nor what fills the last one. (A run that ends within an epoch may have met that once
+            more.)
         parameters: Of the model.
         warmup: Updates in which the learning rate rises.
         checkpoint_bytes: Disk that the run's checkpoints take.
