@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from horovod_transformer.commands.command_line import run_command
+from horovod_transformer.system.console import counted
 
 UPDATES = 30
 # The last rank dies when so many updates are in the table; the newest checkpoint is then one of before.
@@ -308,7 +309,8 @@ class Report:
             self.check("one rank against all", self.same_curve)
             self.check("kill and resume", self.kill_and_resume)
         nodes, ranks = os.environ.get("SLURM_JOB_NUM_NODES", "1"), os.environ["CHECK_RANKS"]
-        what = f"{nodes} node(s), {ranks} process(es)" + (", CPU ONLY" if self.cpu else "")
+        what = f"{counted(int(nodes), 'node')}, {counted(int(ranks), 'process', 'processes')}"
+        what += ", CPU ONLY" if self.cpu else ""
         verdict = f"THIS CLUSTER WORKS: {what}"
         if self.failed:
             verdict = f"NOT YET: {', '.join(self.failed)} failed ({what}); {self.folder}/*.log tell more"

@@ -51,7 +51,7 @@ run=(--config "$config" "$@") # a run without a name is called slurm-$SLURM_JOB_
 before=$(python scripts/newest_update.py "${run[@]}") || exit 2
 
 echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST:" \
-  "$nodes node(s) with $ranks_per_node process(es) each, $config"
+  "nodes: $nodes, processes on each: $ranks_per_node, $config"
 start_ranks "$nodes" "$ranks_per_node" "$cores" -m src.train "${run[@]}" &
 step=$!
 code=0

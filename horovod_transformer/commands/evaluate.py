@@ -50,7 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     """Evaluate as the command line says."""
     options, overrides = parse_options(_parser(), arguments)
     check_overrides(overrides, "generation.", "data.data_dir", "data.encoding", "data.clean")
-    samples = whole_number("--samples", options.samples, 2, 100_000)
+    samples = whole_number("--samples", options.samples, 0, 100_000)
+    if samples == 1:
+        raise UserError("--samples 1: should be at least 2, one alone compares with nothing; 0: scores alone")
     seed = whole_number("--seed", options.seed)
     limit = None if options.books is None else whole_number("--books", options.books, 1)
     given = None if options.config is None else load_config(options.config)
@@ -162,7 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(seed="0")
     parser.add_argument(
-        "--samples", default="20", metavar="N", help="prompts to continue (default: %(default)s)"
+        "--samples",
+        default="20",
+        metavar="N",
+        help="prompts to continue, 0: score the books alone (default: %(default)s)",
     )
     parser.add_argument(
         "--books", metavar="N", help="score only N of the validation books, evenly spread (default: all)"

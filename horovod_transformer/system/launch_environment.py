@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from horovod_transformer.errors import UserError
 
@@ -112,26 +108,6 @@ def launched_rank() -> int:
         return this_process().rank
     except UserError:
         return 0
-
-
-def stderr_reaches_terminal() -> bool:
-    """Whether what we write to stderr ends up on a terminal.
-
-    `horovodrun` puts a pipe between its ranks and the terminal, and passes a bar through it: then
-    the answer is where horovodrun's own stderr goes.
-    """
-    if sys.stderr is None:  # closed
-        return False
-    if sys.stderr.isatty():
-        return True
-    try:
-        for process in psutil.Process().parents():
-            if "horovodrun" in " ".join(process.cmdline()[:2]):
-                target = Path(f"/proc/{process.pid}/fd/2").readlink()
-                return str(target).startswith(("/dev/pts/", "/dev/tty"))
-    except (psutil.Error, OSError):
-        pass  # not Linux, or the process is gone: no bar
-    return False
 
 
 def _job(environment: Mapping[str, str]) -> str | None:

@@ -22,6 +22,7 @@ from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.precision import PrecisionChoice, set_arithmetic
+from horovod_transformer.system.console import counted
 from horovod_transformer.system.machine import return_large_blocks
 from horovod_transformer.system.signals import StopRequest
 from horovod_transformer.training.checkpointing import Checkpointer
@@ -374,9 +375,9 @@ class Trainer:
         say = self.logger.say
         self._say(self.notes)
         say(
-            f"run {self.state.run_name}: {self.summary.parameters:,} parameters, {self.plan.world_size} "
-            f"process(es) on {self.device.type} in {self.state.precision}, {torch.get_num_threads()} CPU "
-            "thread(s) each"
+            f"run {self.state.run_name}: {self.summary.parameters:,} parameters, "
+            f"{counted(self.plan.world_size, 'process', 'processes')} on {self.device.type} in "
+            f"{self.state.precision}, {counted(torch.get_num_threads(), 'CPU thread')} each"
         )
         say(f"precision: {self.state.precision}, {self.precision_reason}")
         self._say(self.summary.introduction(self.training, self.plan))

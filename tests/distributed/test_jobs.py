@@ -9,6 +9,8 @@ import time
 import psutil
 import pytest
 
+from tests.conftest import PATIENCE_S
+
 pytestmark = pytest.mark.distributed
 
 LONG = {"training__max_updates": 60, "training__epochs": 40, "model__dropout": 0.1}
@@ -32,7 +34,7 @@ def train_command(config, folder, *more):
 def wait_for_update(job, folder, update):
     """Return once the run has recorded this update."""
     table = folder / "runs" / "structured" / "run" / "train.csv"
-    limit = time.monotonic() + 90
+    limit = time.monotonic() + PATIENCE_S
     while time.monotonic() < limit:
         rows = table.read_text().splitlines()[1:] if table.exists() else []
         if rows and int(rows[-1].split(",")[0]) >= update:
@@ -119,7 +121,7 @@ def test_a_killed_rank_ends_the_job(write_config, start_job, tmp_path, loaders):
     with start_job(2, *train_command(config, tmp_path)) as job:
         wait_for_update(job, tmp_path, 3)
         os.kill(job.rank_pid(1), signal.SIGKILL)
-        assert job.wait(timeout=30) != 0
+        assert job.wait() != 0
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
@@ -132,7 +134,7 @@ def test_a_signal_to_every_process_is_a_clean_stop(write_config, start_job, outc
         assert len(loaders) >= 2
         for process in [*loaders, psutil.Process(job.process.pid)]:
             process.send_signal(getattr(signal, name))
-        assert job.wait(timeout=30) == 75, job.stderr
+        assert job.wait() == 75, job.stderr
     assert f"({name}); --resume auto resumes there" in job.stdout
     assert "Traceback" not in job.stderr
     outcome = outcome_of(tmp_path)
@@ -144,7 +146,7 @@ def test_horovodruns_own_sigterm_is_a_clean_stop(write_config, start_job, outcom
     with start_job(2, *train_command(config, tmp_path)) as job:
         wait_for_update(job, tmp_path, 3)
         job.process.send_signal(signal.SIGTERM)
-        job.wait(timeout=30)
+        job.wait()
     outcome = outcome_of(tmp_path)
     assert int(outcome.rows[-1]["update"]) == outcome.state["progress"]["update"] < 5000
     assert "stopped after update" in (tmp_path / "logs" / "train_rank0.log").read_text()

@@ -43,7 +43,7 @@ def test_an_owner_that_lost_its_folder_stops_before_it_writes(write_config, star
         aside = lock.with_name("aside")
         aside.write_text(json.dumps(owner))
         os.replace(aside, lock)
-        assert job.wait(timeout=60) == 2
+        assert job.wait() == 2
     told = job.stderr.splitlines()[-1]
     assert "was taken over by process" in told and "stops before it writes there" in told
     # The new owner's lock is left alone.

@@ -231,7 +231,7 @@ def test_two_processes_walk_the_same_curve(trained_alone, workspace, run_command
 def test_four_processes_train_the_default_config(workspace, run_command):
     result = run_command(NP_4, workspace)
     assert result.returncode == 0, result.stderr
-    assert "4 process(es)" in result.stdout
+    assert "4 processes" in result.stdout
     assert len(losses(workspace)) == 4
     assert sorted(path.name for path in (workspace / "logs").iterdir())[:4] == [
         f"train_rank{rank}.log" for rank in range(4)
@@ -243,7 +243,7 @@ def test_python_sample(readme, workspace, run_command):
     (sample,) = [fence.text for fence in readme.fences if fence.language == "python"]
     result = run_command([sys.executable, "-c", sample], workspace)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("\n--- ") == 3 and "2 process(es)" in result.stdout
+    assert result.stdout.count("\n--- ") == 3 and "2 processes" in result.stdout
 
 
 @pytest.mark.slow
