@@ -26,8 +26,11 @@ def describe_host() -> dict[str, str]:
     return {
         # Under Slurm several "nodes" can be one machine, and must be kept apart.
         "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        # Horovod 0.28.1 has Gloo listen there to agree on what comes next, and for tensors always on the
+        # address that the host's own name stands for.
         "wanted": wanted,
-        "address": interfaces.get(wanted, "") if wanted else usable_address(socket.gethostname()),
+        "interface": interfaces.get(wanted, ""),
+        "address": usable_address(socket.gethostname()),
         "network": _network(),
         "loopback": next((name for name, address in interfaces.items() if address == LOOPBACK), ""),
     }
@@ -42,31 +45,27 @@ def find_mistake(reports: list[dict[str, Any]]) -> str | None:
             "use --distribution=block"
         )
     for report in reports:
-        if report["wanted"] and not report["address"]:
+        if report["wanted"] and not report["interface"]:
             return (
                 f"HOROVOD_GLOO_IFACE={report['wanted']}: host {report['host']} has no such network "
                 "interface, or it has no address; set it to one that `ip address` lists, or unset it"
             )
-    if _loopback(reports):
-        return None
-    for report in reports:
         if not report["address"]:
             return (
                 f"host {report['host']}: its own name stands for no address of that machine, so Gloo cannot "
-                "listen; give the name its network address in /etc/hosts there, or set HOROVOD_GLOO_IFACE"
+                "listen; give the name its network address in /etc/hosts there, or 127.0.1.1 if it is alone"
             )
     if len({report["network"] for report in reports}) > 1:
         for report in reports:
-            if report["address"].startswith("127.") and report["wanted"]:
-                return (
-                    f"HOROVOD_GLOO_IFACE={report['wanted']}: other hosts cannot reach host {report['host']} "
-                    f"there, at {report['address']}; set it to an interface of the network between them"
-                )
             if report["address"].startswith("127."):
                 return (
                     f"host {report['host']}: its own name stands for {report['address']} there (/etc/hosts), "
-                    "so other hosts cannot reach it; let the name stand for its network address, or set "
-                    "HOROVOD_GLOO_IFACE"
+                    "so other hosts cannot reach it; let the name stand for its network address"
+                )
+            if report["interface"].startswith("127."):
+                return (
+                    f"HOROVOD_GLOO_IFACE={report['wanted']}: other hosts cannot reach host {report['host']} "
+                    f"there, at {report['interface']}; set it to an interface of the network between them"
                 )
     return None
 
