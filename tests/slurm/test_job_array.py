@@ -1,4 +1,4 @@
-"""A job array through `train_zaratan.sh`, on a real Slurm: one task is queued again, the others left alone."""
+"""A job array through `train_zaratan.sh`, on a real Slurm: one task is queued again, the rest left alone."""
 
 from __future__ import annotations
 
