@@ -78,6 +78,15 @@ def test_reports_are_heard_and_answered(server):
     assert_serves_its_ranks(server)
 
 
+def test_ranks_that_come_at_once_need_not_knock_twice(server):
+    # As if rank 0 had no time to look: those that the system does not keep in line try again after a second, and
+    # after more the next time.
+    with server._changed:
+        connections = [socket.create_connection(server.address, timeout=5) for _ in range(200)]
+    for connection in connections:
+        connection.close()
+
+
 def test_a_strangers_report_is_refused_in_a_line(server, capfd):
     of_rank_1 = signed(server, 1)
     reports = {
