@@ -135,13 +135,13 @@ def _require_horovodrun() -> None:
 
 
 def _make_room_for_sockets(environment: Mapping[str, str]) -> None:
-    """Let this rank open a socket for every other rank, twice for each of Gloo's three circles.
+    """Let this rank open Gloo's sockets: two for each other rank of each context (global, local, cross).
 
     Raises:
         UserError: The system's hard limit is too low.
     """
-    circles = (int(environment.get(f"HOROVOD_{name}SIZE") or 1) for name in ("", "LOCAL_", "CROSS_"))
-    wanted = 2 * sum(size - 1 for size in circles) + OTHER_FILES
+    contexts = (int(environment.get(f"HOROVOD_{name}SIZE") or 1) for name in ("", "LOCAL_", "CROSS_"))
+    wanted = 2 * sum(size - 1 for size in contexts) + OTHER_FILES
     if (most := raise_open_files_limit()) < wanted:
         raise UserError(
             f"each of {environment['HOROVOD_SIZE']} ranks opens up to {wanted} files and sockets, but the "

@@ -51,7 +51,7 @@ REASONS = {
 
 
 class _Connection:
-    """One request, and what is left to be sent of its answer."""
+    """One request, and what is left to send of its answer."""
 
     __slots__ = ("socket", "host", "received", "needed", "unsent", "rank", "until")
 
@@ -115,13 +115,13 @@ class RendezvousServer:
         self._thread.start()
 
     def wait_for_reports(self, deadline: float) -> dict[int, dict[str, Any]]:
-        """Return what the other ranks report, by rank, once all have; at the deadline what is there."""
+        """Return the other ranks' reports, by rank: all of them, or those that are there at the deadline."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._reports) == self._size - 1, deadline - time.monotonic())
             return {rank: report for rank, (report, _) in self._reports.items()}
 
     def answer(self, answers: list[dict[str, Any]]) -> None:
-        """Tell each rank its answer, by rank; whoever reports later gets it at once."""
+        """Send each rank its answer, by rank; a rank that reports later gets it at once."""
         with self._changed:
             self._answers = answers
             reported, self._reports = self._reports, {}
@@ -129,7 +129,7 @@ class RendezvousServer:
                 self._answer_report(rank, connection)
 
     def close(self) -> None:
-        """Stop listening, once all that was answered has been sent, but after two seconds at most."""
+        """Stop listening once all answers have been sent, after two seconds at most."""
         self._closing = True
         self._thread.join()
 
@@ -185,7 +185,7 @@ class RendezvousServer:
         except OSError:
             received = b""
         if not received or connection not in self._incomplete:
-            self._drop(connection)  # it has left, or says more than was asked
+            self._drop(connection)  # it has left, or sends more than one request
             return
         connection.received += received
         if not connection.needed:
@@ -201,10 +201,10 @@ class RendezvousServer:
                 return
             connection.needed = head + 4 + length
         if len(connection.received) >= connection.needed:
-            self._obey(connection)
+            self._handle(connection)
 
-    def _obey(self, connection: _Connection) -> None:
-        """Do what a whole request asks for."""
+    def _handle(self, connection: _Connection) -> None:
+        """Answer a request that is complete."""
         head, _, body = bytes(connection.received).partition(b"\r\n\r\n")
         method, _, rest = head.partition(b" ")
         path = rest.partition(b" ")[0]
@@ -272,7 +272,6 @@ class RendezvousServer:
 
     def _reply(self, connection: _Connection, status: int, body: bytes = b"") -> None:
         self._incomplete.pop(connection, None)
-        # Said first: Gloo reads to the end of the connection unless it knows the length.
         head = (
             f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
@@ -295,7 +294,7 @@ class RendezvousServer:
         self._watch(connection, selectors.EVENT_WRITE)
 
     def _give_up(self) -> None:
-        """End what has waited for too long."""
+        """Answer or close the connections that have waited too long."""
         now = time.monotonic()
         while self._incomplete and (oldest := next(iter(self._incomplete))).until < now:
             self._drop(oldest)
