@@ -81,7 +81,9 @@ def main(arguments: Sequence[str]) -> int:
     stall_timeout = config.distributed.stall_timeout
     # Training has a watchdog of its own, which takes over. Loading a large checkpoint may take longer
     # than an update.
-    limit = max(2.0 * start_timeout(), stall_timeout) if stall_timeout is not None else None
+    limit = (
+        max(2.0 * start_timeout(this_process().size), stall_timeout) if stall_timeout is not None else None
+    )
     why = "in the start-up; the longer of distributed.stall_timeout and 2 x HOROVOD_START_TIMEOUT"
     with Watchdog(limit, launched_rank(), why):
         flops = flops_per_update(config.model, config.training, this_process().size)

@@ -21,8 +21,9 @@ VARIABLES = {
     "mpiexec": ("PMI_SIZE", "PMI_RANK"),
 }
 # Seconds until the last rank must have come. The first `import torch` of a day, from a slow network
-# file system, takes a minute or more, and not the same on every machine.
+# file system, takes a minute or more, and not the same on every machine; the more ranks read it, the longer.
 START_TIMEOUT_S = 120
+START_TIMEOUT_PER_RANK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,14 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     return Launch(launcher, job=_job(environment), attempt=restarts)
 
 
-def start_timeout() -> int:
-    """Seconds that ranks wait for each other when they start: HOROVOD_START_TIMEOUT, as horovodrun has it."""
-    return _number(os.environ, "HOROVOD_START_TIMEOUT", START_TIMEOUT_S)
+def start_timeout(size: int = 1) -> int:
+    """Seconds that ranks wait for each other when they start: HOROVOD_START_TIMEOUT, as horovodrun has it.
+
+    Args:
+        size: Ranks of the job: many are given longer, unless the variable is set.
+    """
+    usual = START_TIMEOUT_S + int(START_TIMEOUT_PER_RANK_S * size)
+    return _number(os.environ, "HOROVOD_START_TIMEOUT", usual)
 
 
 def launched_rank() -> int:

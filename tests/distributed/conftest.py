@@ -124,7 +124,10 @@ def job_environment(**extra: str) -> dict[str, str]:
     own = ("WORLD_SIZE", "RANK", "GROUP_WORLD_SIZE")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in own}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
+    set_here = {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # Or torchrun's ranks would keep one in the home folder of whoever runs the tests.
+    set_here["HOROVOD_TRANSFORMER_SECRET"] = "of the jobs that tests start"
+    return {**kept, **set_here, **extra}
 
 
 class Job:

@@ -164,6 +164,16 @@ def test_a_requeued_job_starts_the_same_launch(run_job):
     assert len(set(names)) == 3 and "\n" not in names
 
 
+def test_each_start_has_a_secret_of_its_own(run_job):
+    # Not in a command line, which all users of a machine can read.
+    script = "echo $HOROVOD_TRANSFORMER_SECRET; cat /proc/$$/cmdline /proc/$PPID/cmdline >&2; exit 3"
+    words = [*LAUNCH, "--max-restarts", "1", "--", "sh", "-c", script]
+    job = run_job(1, *words, HOROVOD_TRANSFORMER_SECRET="of who has started the launcher")
+    secrets = job.stdout.split()
+    assert len(set(secrets)) == 2 and all(re.fullmatch("[0-9a-f]{64}", secret) for secret in secrets)
+    assert "launch" in job.stderr and not any(secret in job.stderr for secret in secrets)
+
+
 def test_a_mistake_is_the_one_line_and_is_not_started_again(write_config, run_job, tmp_path):
     config = write_config(tmp_path / "config.yaml")
     arguments = ["--config", str(config), "--output_dir", str(tmp_path), "--data.data_dir", "nowhere"]
