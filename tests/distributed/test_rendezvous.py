@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import sys
-import time
 from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
