@@ -108,7 +108,7 @@ def load_checkpoint(
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file")
+        raise UserError(f"{path}: {_why_no_file(path)}")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=not with_optimizer)
     except OSError as error:
@@ -145,6 +145,13 @@ def load_checkpoint(
     if str(map_location) == "cpu":
         return contents
     return convert_all(contents, Tensor, lambda tensor: tensor.to(map_location))
+
+
+def _why_no_file(path: Path) -> str:
+    if path.is_dir():
+        inside = [file for file in (path / "last.pt", path / "checkpoints" / "last.pt") if file.is_file()]
+        return "is a folder; name a file" + (f", such as {inside[0]}" if inside else "")
+    return f"leads to {path.resolve()}, which is gone" if path.is_symlink() else "no such checkpoint file"
 
 
 def _without_optimizer(contents: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
-from horovod_transformer.checkpoint.run_folders import BEST, LAST, LAUNCH, is_our_link
+from horovod_transformer.checkpoint.run_folders import BEST, LAST, LAUNCH, REWIND, is_our_link, is_run_name
 from horovod_transformer.checkpoint.snapshot import Snapshots
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.files import (
@@ -32,9 +32,6 @@ from horovod_transformer.system.files import (
     sync_folder,
     write_text,
 )
-
-# Names the checkpoint that the run is being rewound to, while that takes.
-REWIND = ".rewind.json"
 
 
 @dataclass(frozen=True)
@@ -330,11 +327,15 @@ def update_of(path: Path) -> int | None:
 
 def progress_of(path: Path) -> dict[str, Any] | None:
     """A checkpoint's `progress`, read without its tensors; None if the file is broken."""
+    return _part_of(path, "progress")
+
+
+def _part_of(path: Path, key: str) -> dict[str, Any] | None:
     try:
-        progress = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["progress"]
+        part = torch.load(path, map_location="cpu", mmap=True, weights_only=True)[key]
     except Exception:  # torch raises half a dozen types for a damaged file
         return None
-    return progress if isinstance(progress, dict) else None
+    return part if isinstance(part, dict) else None
 
 
 def _give_second_name(path: Path, name: Path) -> None:
@@ -350,13 +351,27 @@ def _give_second_name(path: Path, name: Path) -> None:
 
 
 def run_name_of(checkpoint: Path) -> str | None:
-    """The run that wrote a checkpoint, by its own record; None if the file is broken."""
+    """The run that wrote a checkpoint, by its own record; None if that is broken, or no folder's name."""
     name = (progress_of(checkpoint) or {}).get("run_name")
-    return name if isinstance(name, str) and name else None
+    return name if isinstance(name, str) and is_run_name(name) else None
 
 
 def run_name_in(folder: Path) -> str | None:
     """The run that wrote the newest good checkpoint of a folder."""
+    return next((name for name in map(run_name_of, _newest_first(folder)) if name), None)
+
+
+def planned_updates(folder: Path) -> int | None:
+    """How many updates the run of a folder was to have, by its newest good checkpoint; None if not known."""
+    for path in _newest_first(folder):
+        training = (_part_of(path, "config") or {}).get("training")
+        aimed_at = (_part_of(path, "scheduler") or {}).get("decay_updates")
+        if isinstance(training, dict) and isinstance(aimed_at, int):
+            # The schedule ends with the run, unless the config says where.
+            return training.get("max_updates") if training.get("lr_decay_updates") else aimed_at
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
     newest = [path for _, path in reversed(numbered_checkpoints(folder))]
-    files = (path for path in [*newest, folder / LAST, folder / BEST] if not path.is_symlink())
-    return next((name for name in map(run_name_of, files) if name), None)
+    return [path for path in (*newest, folder / LAST, folder / BEST) if not path.is_symlink()]

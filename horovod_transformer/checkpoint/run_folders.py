@@ -20,6 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,13 +28,24 @@ from typing import Any
 
 from horovod_transformer.config_sections import TABLES, PathsConfig
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.console import tell
 from horovod_transformer.system.files import partial_of, sync_folder, write_text
-from horovod_transformer.system.locks import SILENCE_S
+from horovod_transformer.system.lock_owner import Life, LockOwner
+from horovod_transformer.system.locks import SILENCE_S, FolderLock
 
 RUNS, RECORD = "runs", "run.json"
 LAST, BEST = "last.pt", "best_model.pt"
 # Names the launch (a Slurm job, say) that began or resumed the run last; beside its checkpoints.
 LAUNCH = ".launch"
+# Names the checkpoint that the run is being rewound to, while that takes; there, too.
+REWIND = ".rewind.json"
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a name stands for a folder below `runs/`, and not for one that has another purpose."""
+    parts = name.split("/")
+    sound = all(part.strip() and not part.startswith(".") and part.isprintable() for part in parts)
+    return sound and parts[0] != TABLES
 
 
 @dataclass(frozen=True)
@@ -114,19 +126,52 @@ def has_shared_checkpoints(paths: PathsConfig) -> bool:
 
 
 def own_folders(runs: Path) -> Iterator[Path]:
-    """The folders of runs below `runs/`, in the order of their names; names may have slashes."""
-    for folder in sorted(path for path in _folders_in(runs) if not path.name.startswith(".")):
-        if (folder / RECORD).is_file():
-            yield folder
-        elif folder != runs / TABLES:
+    """The folders of runs below `runs/`, in the order of their names; names may have slashes.
+
+    Raises:
+        UserError: The file system does not answer.
+    """
+    for folder in _folders_in(runs):
+        if is_run(folder):
+            if not folder.is_symlink() or _leads_out_of(folder, runs):
+                yield folder
+        elif folder != runs / TABLES and not folder.is_symlink():
             yield from own_folders(folder)
 
 
-def _folders_in(folder: Path) -> list[Path]:
+def _leads_out_of(link: Path, runs: Path) -> bool:
+    """Whether a link stands for a run that was moved to another disk, and not for one that is here."""
+    target = os.path.abspath(link.parent / os.readlink(link))
+    return RUNS not in Path(os.path.relpath(target, runs.parent)).parts[:1] and not (
+        link.resolve().is_relative_to(runs.resolve())
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's own: it has a record, or checkpoints, which a record may have been lost to.
+
+    A run whose folder is renamed while it is trained goes on writing checkpoints under the old name.
+    """
     try:
-        return [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    except OSError:  # not there, or not ours to look into
+        return (folder / RECORD).is_file() or has_checkpoints(folder / "checkpoints")
+    except PermissionError:
+        return False  # somebody else's, as far as can be seen
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run can be resumed from a folder, if its files are good."""
+    return (folder / REWIND).is_file() or any(folder.glob("*.pt"))
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """The folders in one, sorted, without hidden ones; none if it is not ours to look into."""
+    try:
+        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
+    except OSError as error:
+        # Taken for an empty folder, it would have a run begin anew instead of being resumed.
+        raise UserError(f"{folder}: cannot be looked into: {error.strerror}") from None
 
 
 def read_launch(checkpoints: Path) -> str | None:
@@ -148,9 +193,9 @@ class RunStatus:
         update: Of its newest checkpoint; 0 without one.
         updates: How many it is to have; None if that is not known.
         validation_loss: The lowest so far, nats; None before the first validation.
-        bytes: On the disk, whatever has several names counted once.
-        is_running: Somebody has touched its lock a moment ago.
+        is_running: The owner of its lock lives, as far as can be seen.
         is_replaced: A new run has taken its name.
+        has_checkpoints: It can be resumed, if they are good.
     """
 
     name: str
@@ -159,32 +204,43 @@ class RunStatus:
     update: int
     updates: int | None
     validation_loss: float | None
-    bytes: int
     is_running: bool
     is_replaced: bool
+    has_checkpoints: bool
 
     @property
     def is_finished(self) -> bool:
         """Whether every update that it was to have is in a checkpoint."""
         return self.updates is not None and self.update >= self.updates
 
+    def bytes_on_disk(self) -> int:
+        """What its folder takes, whatever has several names counted once."""
+        return _bytes_in(self.folder)
 
-def mark_replaced(own: Path) -> None:
-    """Record that a new run has taken this one's name: `--resume auto` does not mean it any more."""
-    write_text(own / RECORD, json.dumps({**_read_record(own), "replaced": True}) + "\n")
+
+def mark_replaced(own: Path, archived_as: str | None = None) -> None:
+    """Record that a new run takes this one's name: `--resume auto` does not mean it any more.
+
+    Args:
+        own: Its folder.
+        archived_as: What the folder is about to be called. One that is called otherwise, because that has
+            not happened or was undone, is not replaced.
+    """
+    record = {**_read_record(own), "replaced": archived_as or own.name}
+    write_text(own / RECORD, json.dumps(record) + "\n")
 
 
-def write_record(own: Path, updates: int) -> None:
-    """Record how many updates a run is to have, and when it began unless that is known."""
+def write_record(own: Path, updates: int | None, name: str | None = None) -> None:
+    """Record how many updates a run is to have, its name, and when it began unless that is known."""
     began = _read_record(own).get("began") or datetime.now().isoformat()
-    write_text(own / RECORD, json.dumps({"began": began, "updates": updates}) + "\n")
+    write_text(own / RECORD, json.dumps({"name": name, "began": began, "updates": updates}) + "\n")
 
 
 def status_of(own: Path, runs: Path) -> RunStatus:
     """Look at a run; what is damaged or missing is not known."""
     record = _read_record(own)
     try:
-        began = datetime.fromisoformat(str(record.get("began")))
+        began = datetime.fromisoformat(str(record.get("began"))).replace(tzinfo=None)
     except ValueError:
         began = None
     updates = record.get("updates")
@@ -197,24 +253,26 @@ def status_of(own: Path, runs: Path) -> RunStatus:
         newest_update(own / "checkpoints"),
         updates if isinstance(updates, int) else None,
         _lowest_loss((tables if tables.is_dir() else runs / TABLES / name) / "val.csv"),
-        _bytes_in(own),
-        is_touched(lock_file(own)),
-        record.get("replaced") is True,
+        is_held(lock_file(own)),
+        record.get("replaced") == own.name,
+        has_checkpoints(own / "checkpoints"),
     )
 
 
 def newest_update(checkpoints: Path) -> int:
     """The update of the newest periodic checkpoint, by its name; 0 if there is none."""
     names = (path.stem.removeprefix("update_") for path in checkpoints.glob("update_*.pt"))
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def is_touched(lock: Path) -> bool:
-    """Whether the owner of a lock has shown itself a moment ago."""
+def is_held(lock: Path) -> bool:
+    """Whether the owner of a lock lives; one that cannot be seen, if it has shown itself a moment ago."""
     try:
-        return time.time() - lock.stat().st_mtime < SILENCE_S
+        life = LockOwner.from_text(lock.read_text(encoding="utf-8", errors="replace")).life()
+        silent = time.time() - lock.stat().st_mtime
     except OSError:
         return False
+    return life is Life.LIVES or (life is Life.UNSEEN and silent < SILENCE_S)
 
 
 def _read_record(own: Path) -> dict[str, Any]:
@@ -262,7 +320,7 @@ def run_to_resume(paths: PathsConfig) -> str | None:
     """
     runs = Path(paths.output_dir, RUNS)
     found = [status_of(own, runs) for own in own_folders(runs)]
-    found = [run for run in found if run.update and not run.is_replaced]
+    found = [run for run in found if run.has_checkpoints and not run.is_replaced]
     unfinished = [run for run in found if not run.is_finished]
     chosen = unfinished or found
     if len(chosen) > 1:
@@ -276,10 +334,15 @@ def run_to_resume(paths: PathsConfig) -> str | None:
 
 
 def run_of_launch(paths: PathsConfig, launch: str) -> str | None:
-    """The run that this launch has begun or resumed last, if any."""
+    """The run that this launch has begun or resumed last, if any; not a copy of it, if it is there itself."""
     runs = Path(paths.output_dir, RUNS)
     begun = [own for own in own_folders(runs) if read_launch(own / "checkpoints") == launch]
-    newest = max(begun, key=lambda own: (own / "checkpoints" / LAUNCH).stat().st_mtime, default=None)
+
+    def rank(own: Path) -> tuple[bool, float]:
+        is_itself = _read_record(own).get("name") == own.relative_to(runs).as_posix()
+        return is_itself, (own / "checkpoints" / LAUNCH).stat().st_mtime
+
+    newest = max(begun, key=rank, default=None)
     return newest.relative_to(runs).as_posix() if newest else None
 
 
@@ -296,20 +359,57 @@ def delete_run(run: RunStatus, paths: PathsConfig) -> None:
     """Remove a run's own folder, and the links that have led to it.
 
     Raises:
-        UserError: The run is being trained, or its files cannot be removed.
+        UserError: The run is being trained, it holds another, or its files cannot be removed.
     """
+    folder = run.folder
     if run.is_running:
-        raise UserError(f"{run.folder}: is being trained; end that first")
-    # Renamed first: what a kill leaves is no run any more.
-    doomed = run.folder.with_name(f".{run.folder.name}.deleted")
+        raise UserError(f"{folder}: is being trained; end that first")
+    if folder.is_symlink():
+        raise UserError(f"{folder}: is a link; remove the link, or what it leads to, by hand")
+    if (other := next(own_folders(folder), None)) is not None:
+        raise UserError(f"{folder}: holds another run, {other}; move that first")
+    lock = FolderLock(lock_file(folder), str(folder))
     try:
-        run.folder.rename(doomed)
-        shutil.rmtree(doomed)
-        for link in _links(paths, run.name):
-            if is_our_link(link) and not link.exists():
+        lock.acquire(tell)  # nobody begins to train it meanwhile
+        try:
+            links = [link for link in _links(paths, run.name) if _leads_into(link, folder)]
+            finish_deletion(folder)
+            # Renamed first: what a kill leaves is no run any more.
+            folder.rename(deleted_name(folder))
+            finish_deletion(folder)
+            for link in links:
                 link.unlink()
+        finally:
+            lock.release()
     except OSError as error:
-        raise UserError(f"{error.filename or run.folder}: cannot be removed: {error.strerror}") from None
+        raise UserError(f"{error.filename or folder}: cannot be removed: {error.strerror}") from None
+    _remove_empty(folder.parent, Path(paths.output_dir, RUNS))
+
+
+def deleted_name(folder: Path) -> Path:
+    """What a run's folder is called while it is being deleted."""
+    return folder.with_name(f".{folder.name}.deleted")
+
+
+def finish_deletion(folder: Path) -> bool:
+    """Remove what a deletion has left that was cut short; return whether there was anything."""
+    doomed = deleted_name(folder)
+    if not doomed.is_dir():
+        return False
+    shutil.rmtree(doomed)
+    return True
+
+
+def _remove_empty(folder: Path, above: Path) -> None:
+    """Remove folders that only led to a run, `runs/tests` of `runs/tests/first`, once nothing is in them."""
+    with suppress(OSError):
+        while folder != above:
+            folder.rmdir()
+            folder = folder.parent
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    return link.is_symlink() and Path(os.path.realpath(link)).is_relative_to(folder.resolve())
 
 
 def _links(paths: PathsConfig, name: str) -> list[Path]:
@@ -327,7 +427,7 @@ def is_our_link(path: Path) -> bool:
 def make_link(link: Path, target: Path) -> None:
     """Let a name stand for a file or folder, in place of the link that may be there.
 
-    It is relative: the folder that holds both can be moved.
+    It is relative: the folder that holds both can be moved. If a folder on the way is a link, it is not.
 
     Raises:
         OSError: It cannot be made, or the name is a file's or a folder's own.
@@ -339,6 +439,9 @@ def make_link(link: Path, target: Path) -> None:
     partial.unlink(missing_ok=True)
     try:
         partial.symlink_to(os.path.relpath(target, link.parent))
+        if partial.resolve() != target.resolve():
+            partial.unlink()
+            partial.symlink_to(target.absolute())
         os.replace(partial, link)
     finally:
         partial.unlink(missing_ok=True)

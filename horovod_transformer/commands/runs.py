@@ -12,6 +12,9 @@ from horovod_transformer.checkpoint.run_folders import (
     RUNS,
     RunStatus,
     delete_run,
+    deleted_name,
+    finish_deletion,
+    is_run_name,
     own_folders,
     run_of_checkpoint,
     shown_checkpoints,
@@ -50,8 +53,12 @@ def main(arguments: Sequence[str]) -> int:
     runs = Path(paths.output_dir, RUNS)
     found = {run.name: run for run in (status_of(own, runs) for own in own_folders(runs))}
     if options.delete:
-        _delete([_named(name, found, runs) for name in dict.fromkeys(options.delete)], paths, options.yes)
-    elif not found:
+        names = dict.fromkeys(name.rstrip("/") for name in options.delete)
+        return _delete([run for name in names if (run := _named(name, found, runs))], paths, options.yes)
+    for cut_short in sorted(runs.glob(".*.deleted")):
+        name = readable(cut_short.name[1:].removesuffix(".deleted"))
+        print(f"{cut_short}: not all of run {name} is deleted; --delete {name} goes on with it")
+    if not found:
         print(f"no run in {runs} yet; python -m src.train begins one")
     else:
         shown = run_of_checkpoint(paths, shown_checkpoints(paths) / BEST)
@@ -73,7 +80,7 @@ def row(run: RunStatus) -> tuple[str, ...]:
         f"{run.update:,} of {total}",
         "replaced" if run.is_replaced else state,
         "-" if run.validation_loss is None else f"{run.validation_loss:.4f}",
-        byte_size(run.bytes),
+        byte_size(run.bytes_on_disk()),
     )
 
 
@@ -84,22 +91,37 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in rows]
 
 
-def _named(name: str, found: dict[str, RunStatus], runs: Path) -> RunStatus:
-    if name.rstrip("/") not in found:
-        known = ", ".join(found) or "none"
-        raise UserError(f"--delete {readable(name)}: no such run in {runs}; there are {known}")
-    return found[name.rstrip("/")]
+def _named(name: str, found: dict[str, RunStatus], runs: Path) -> RunStatus | None:
+    """The run of a name; None if all that was left of it by a deletion that was cut short is gone now."""
+    if name in found:
+        return found[name]
+    if is_run_name(name):
+        try:
+            if finish_deletion(runs / name):
+                print(f"deleted {deleted_name(runs / name)}")
+                return None
+        except OSError as error:
+            raise UserError(f"{error.filename or name}: cannot be removed: {error.strerror}") from None
+    known = ", ".join(found) or "none"
+    raise UserError(f"--delete {readable(name)}: no such run in {runs}; there are {known}")
 
 
-def _delete(doomed: list[RunStatus], paths: PathsConfig, yes: bool) -> None:
-    if not yes:
+def _delete(doomed: list[RunStatus], paths: PathsConfig, yes: bool) -> int:
+    if doomed and not yes:
         if sys.stdin is None or not sys.stdin.isatty():
             raise UserError("--delete: nobody is here to be asked; --yes deletes without the question")
         for line in table([row(run) for run in doomed]):
             print(line)
-        if input("delete for good? [y/N] ").strip().lower() not in ("y", "yes"):
+        try:
+            answer = input("delete for good? [y/N] ")
+        except (EOFError, KeyboardInterrupt) as error:
+            print("\nnothing deleted")
+            return 130 if isinstance(error, KeyboardInterrupt) else 0
+        if answer.strip().lower() not in ("y", "yes"):
             print("nothing deleted")
-            return
+            return 0
     for run in doomed:
+        size = byte_size(run.bytes_on_disk())
         delete_run(run, paths)
-        print(f"deleted {run.folder}: {byte_size(run.bytes)}")
+        print(f"deleted {run.folder}: {size}")
+    return 0

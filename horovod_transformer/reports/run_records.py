@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from horovod_transformer.checkpoint.run_folders import RECORD
+from horovod_transformer.checkpoint.run_folders import RECORD, RUNS, own_folders
 from horovod_transformer.errors import UserError
 
 _SAMPLE = re.compile(r"^=== update (\d+), prompt (.*) ===$", re.M)
+_STARTED = re.compile(r" run (.+): [\d,]+ parameters, ")
 _STALL = re.compile(r"checkpoints held training up for ([\d.]+) s of ([\d.]+) s")
 
 
@@ -97,18 +98,33 @@ def read_run(path: str | Path) -> RunRecords:
     ]
     output = Path(str(config.get("paths.output_dir") or ""))
     logs, checkpoints = config.get("paths.log_dir"), config.get("paths.checkpoint_dir")
-    # A log may hold several runs, and this run's several starts: the part since the latest start counts.
     log = _text((output / str(logs) if logs else (own or output) / "logs") / "train_rank0.log")
-    stalls = _STALL.findall(log.rpartition(f" run {run.name}: ")[2]) if f" run {run.name}: " in log else []
-    if stalls:
-        run.stall = (float(stalls[-1][0]), float(stalls[-1][1]))
+    run.stall = _stall_in(log, run.name, is_own=own is not None and not logs)
     for beside in ((output / str(checkpoints)).parent if checkpoints else output, own):
         evaluation = _read(beside / "evaluation" / "evaluation.json", json.loads) if beside else {}
-        # One folder may have the evaluations of several runs in turn.
+        # A shared folder may have the evaluations of several runs in turn; a run's own may have been renamed.
         model = evaluation.get("model")
-        if isinstance(model, dict) and model.get("run") == run.name:
+        if isinstance(model, dict) and (beside == own or _ends_with(str(model.get("run")), run.name)):
             run.evaluation = evaluation
     return run
+
+
+def _stall_in(log: str, name: str, is_own: bool) -> tuple[float, float] | None:
+    """What a log says that checkpoints cost the latest start of a run; it may hold several runs, too."""
+    starts = list(_STARTED.finditer(log))
+    ends = [start.start() for start in starts[1:]] + [len(log)]
+    parts = [
+        log[start.end() : end]
+        for start, end in zip(starts, ends, strict=False)
+        if is_own or _ends_with(start[1], name)
+    ]
+    stalls = _STALL.findall(parts[-1]) if parts else []
+    return (float(stalls[-1][0]), float(stalls[-1][1])) if stalls else None
+
+
+def _ends_with(name: str, last: str) -> bool:
+    """Whether a run's name, which may have slashes, is that of a folder."""
+    return f"/{name}".endswith(f"/{last}")
 
 
 def _own_folder(tables: Path) -> Path | None:
@@ -123,8 +139,11 @@ def _find(path: Path) -> Path:
     for folder in (path, path / "tables"):
         if (folder / "train.csv").is_file():
             return folder
-    patterns = ("*/train.csv", "structured/*/train.csv", "runs/structured/*/train.csv")
-    found = sorted(table.parent for pattern in patterns for table in path.glob(pattern))
+    patterns = ("*/train.csv", "structured/**/train.csv", "runs/structured/**/train.csv")
+    tables = [table.parent for pattern in patterns for table in path.glob(pattern)]
+    runs = path if path.resolve().name == RUNS else path / RUNS
+    tables += [own / "tables" for own in own_folders(runs) if (own / "tables/train.csv").is_file()]
+    found = sorted({folder.resolve(): folder for folder in tables}.values())
     if not found:
         raise UserError(f"{path}: holds no run; name a folder with train.csv, such as runs/structured/NAME")
     if len(found) > 1:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from horovod_transformer.checkpoint.manager import run_name_in
+from horovod_transformer.checkpoint.manager import planned_updates, run_name_in
 from horovod_transformer.checkpoint.run_folders import (
     BEST,
     LAST,
     RunPaths,
     make_link,
-    newest_update,
+    mark_replaced,
     run_paths,
     shown_checkpoints,
     write_record,
@@ -80,12 +80,15 @@ class PromisedNames:
         name = run_name_in(folder) or "earlier"
         own = run_paths(self._config, name).own
         assert own is not None
-        if (own / "checkpoints").exists():
+        is_copy = (own / "checkpoints").exists()  # of a folder, with files in place of links
+        if is_copy:
             own = archive_path(own.with_name(f"{own.name}.previous"), [folder])
         own.mkdir(parents=True, exist_ok=True)
+        write_record(own, planned_updates(folder))
+        if is_copy:
+            mark_replaced(own)
         folder.rename(own / "checkpoints")
         folder.mkdir()
         (own / "checkpoints" / ".lock").unlink(missing_ok=True)
         lock.release()
-        write_record(own, newest_update(own / "checkpoints"))
         return f"moved the checkpoints of run {name} to {own / 'checkpoints'}"

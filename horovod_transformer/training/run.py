@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from horovod_transformer import distributed
+from horovod_transformer.checkpoint.run_folders import is_run_name
 from horovod_transformer.config import Config
 from horovod_transformer.config_sections import TABLES
 from horovod_transformer.errors import UserError
@@ -90,14 +91,15 @@ def run_distributed_training(
 
 def _require_name(name: str) -> None:
     """Refuse a name that would reach out of `runs/`, where folders of that name are made and renamed."""
-    parts = name.split("/")
-    if any(not part.strip() or part.startswith(".") or not part.isprintable() for part in parts):
+    if name.split("/")[0] == TABLES:
+        raise UserError(
+            f"--run_name {readable(name)}: that is the folder of all runs' tables; choose another name"
+        )
+    if not is_run_name(name):
         raise UserError(
             f"--run_name {readable(name) or repr(name)}: should name a folder below runs/, such as first or "
             "tests/first, no part of it empty or beginning with a dot"
         )
-    if parts[0] == TABLES:
-        raise UserError(f"--run_name {name}: that is the folder of all runs' tables; choose another name")
 
 
 def _out_of_memory(config: Config, error: Exception) -> UserError:

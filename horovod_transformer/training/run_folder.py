@@ -22,9 +22,12 @@ from horovod_transformer.checkpoint.run_folders import (
     RunPaths,
     explicit,
     has_shared_checkpoints,
+    is_run,
+    is_run_name,
     lock_file,
     make_link,
     mark_replaced,
+    own_folders,
     read_launch,
     run_of_checkpoint,
     run_of_launch,
@@ -34,7 +37,7 @@ from horovod_transformer.checkpoint.run_folders import (
     shown_checkpoints,
     write_record,
 )
-from horovod_transformer.config_sections import PathsConfig
+from horovod_transformer.config_sections import TABLES, PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.files import archive_path
@@ -71,6 +74,8 @@ class RunFolder:
         self._launch: str | None = None
         # The run is one of commit efaa3e3, and goes on where that wrote.
         self._shares = False
+        # It resumes another run's checkpoint, and takes a name that a third one has.
+        self._replaces = False
 
     def claim(self, request: StartRequest, find_start: Callable[[StartRequest], Start]) -> Start:
         """Decide which run this is, lock its folders, and find what it starts from; on rank 0.
@@ -96,8 +101,7 @@ class RunFolder:
         start.in_shared_folders = self._shares
         self.settle(start)
         require_progress(self._starts, self._launch, distributed.attempt(), start.state.update)
-        if start.takeover.resumed is None:
-            require_no_other_runs(self.paths)
+        require_no_other_runs(self.paths, is_fresh=start.takeover.resumed is None)
         return start
 
     def settle(self, start: Start) -> None:
@@ -122,19 +126,20 @@ class RunFolder:
         """
         assert self.lock is not None
         self.lock.require()
-        paths = self.paths
+        paths, is_fresh = self.paths, takeover.resumed is None
+        require_no_other_runs(paths, is_fresh)  # one may have come meanwhile
         try:
-            replaced = None if takeover.resumed else self._archive_namesake()
+            replaced = self._archive_namesake() if is_fresh or self._replaces else None
             self.checkpoints.make_folder()
             archived = self.checkpoints.take_over(takeover) or replaced
             self.checkpoints.record_launch(self._launch)
             if paths.own is not None:
                 paths.own.mkdir(parents=True, exist_ok=True)
-                write_record(paths.own, updates)
+                write_record(paths.own, updates, paths.name)
                 self._link_tables()
         except OSError as error:
             folder = self.checkpoints.folder
-            raise UserError(f"{folder}: cannot archive what was there: {error.strerror}") from None
+            raise UserError(f"{folder}: cannot archive what was there: {error.strerror or error}") from None
         return archived
 
     def finish(self) -> None:
@@ -188,7 +193,10 @@ class RunFolder:
         self.checkpoints.make_folder()
         self.lock = self._acquire(folder / ".lock", folder)
         start = find_start(request.on_attempt(self._is_later_start(read_launch(folder))))
-        start.state.run_name = self._lock_records(start.state.run_name)
+        name = start.state.run_name
+        if name and not is_run_name(name):  # commit efaa3e3 took any, and other programs do
+            start.notes.append("the checkpoint's run has a name that is no folder's; this one gets another")
+        start.state.run_name = self._lock_records(name if is_run_name(name) else "")
         return start
 
     def _claim_own(self, request: StartRequest, find_start: Callable[[StartRequest], Start]) -> Start:
@@ -198,6 +206,10 @@ class RunFolder:
         self.lock = self._locks[0]
         self._set(name)
         start = find_start(request)
+        resumed, own = start.takeover.resumed, self.paths.own
+        if resumed is not None and own is not None and is_run(own):
+            is_its_own = own.resolve() in resumed.resolve().parents or run_name_of(resumed) in (None, name)
+            self._replaces = not is_its_own
         start.state.run_name = name
         return start
 
@@ -257,11 +269,9 @@ class RunFolder:
     def _archive_namesake(self) -> Path | None:
         """Rename what an earlier run of the same name left; return the new name of its own folder, if any."""
         paths, shared = self.paths, shared_paths(self._config, self.paths.name).tables
-        replaced = _archive(paths.own) if paths.own else None
-        if replaced is not None and (replaced / RECORD).is_file():
-            mark_replaced(replaced)
-            if (replaced / "tables").is_dir():
-                make_link(shared.with_name(replaced.name), replaced / "tables")
+        replaced = _archive(paths.own, links_too=True) if paths.own else None
+        if replaced is not None and (replaced / "tables").is_dir():
+            _show_tables(shared.with_name(replaced.name), replaced / "tables")
         for folder in (paths.tables, paths.events, shared):
             _archive(folder)
         return replaced
@@ -274,8 +284,22 @@ class RunFolder:
         link = shared_paths(self._config, paths.name).tables
         if link.is_dir() and not link.is_symlink() and not paths.tables.exists():
             link.rename(paths.tables)
+        _archive(link)  # where a copy of the folders has files in place of links
         paths.tables.mkdir(parents=True, exist_ok=True)
-        make_link(link, paths.tables)
+        _show_tables(link, paths.tables)
+
+
+def _show_tables(link: Path, tables: Path) -> None:
+    """Make a link where the file system has links; a run needs none."""
+    try:
+        for parent in link.parents:
+            if parent.name == TABLES:
+                break
+            if parent.is_symlink() and not parent.exists():
+                parent.unlink()  # of a run that was removed by hand
+        make_link(link, tables)
+    except OSError as error:
+        tell(f"{link} does not lead to this run's, which is {tables}: {error.strerror or error}")
 
 
 def default_name(number: int) -> str:
@@ -285,24 +309,42 @@ def default_name(number: int) -> str:
     return name if number == 1 else f"{name}-{number}"
 
 
-def _archive(folder: Path) -> Path | None:
+def _archive(folder: Path, links_too: bool = False) -> Path | None:
     """Rename a folder, so that nothing in it is overwritten; return its new name, None if it is not there."""
-    if folder.is_symlink() or not folder.is_dir():
+    if not folder.is_dir() or (folder.is_symlink() and not links_too):
         return None
     target = archive_path(folder.with_name(f"{folder.name}.previous"), [folder])
+    if (folder / RECORD).is_file():
+        mark_replaced(folder, target.name)
     folder.rename(target)
     return target
 
 
-def require_no_other_runs(paths: RunPaths) -> None:
-    """Refuse a fresh run whose folder lies in another run's, or holds others that would be renamed, too."""
-    for folder in {paths.own, paths.tables, paths.events} - {None}:
+def require_no_other_runs(paths: RunPaths, is_fresh: bool) -> None:
+    """Refuse a run whose folder lies in another run's or holds others; a fresh one, too, if it is the user's.
+
+    Raises:
+        UserError: So it is; what a fresh run finds under its name is renamed, and others would be, too.
+    """
+    option = f"--run_name {paths.name}"
+    for folder in {paths.own, paths.tables, paths.events} - {None} if is_fresh else ():
         assert folder is not None
-        if (folder / RECORD).is_file() or not folder.is_dir():
+        if not folder.is_dir() or is_run(folder):
             continue
-        if folder.name != "tables" and any(path.is_dir() for path in folder.iterdir()):
-            raise UserError(f"--run_name {paths.name}: {folder} holds other folders; choose another name")
-    if paths.own is not None:
+        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        if folder.name != "tables" and any(path.is_dir() for path in entries):
+            raise UserError(f"{option}: {folder} holds other folders; choose another name")
+        if entries and not any(map(_is_a_runs, entries)):
+            raise UserError(f"{option}: {folder} holds files that are no run's; choose another name")
+    if paths.own is not None and not is_run(paths.own):
+        if any(own_folders(paths.own)):
+            raise UserError(f"{option}: {paths.own} holds other runs; choose another name")
         for parent in paths.own.parents[: paths.name.count("/")]:
-            if (parent / RECORD).is_file():
-                raise UserError(f"--run_name {paths.name}: {parent} is another run's; choose another name")
+            if is_run(parent):
+                raise UserError(f"{option}: {parent} is another run's; choose another name")
+
+
+def _is_a_runs(path: Path) -> bool:
+    """Whether a file is one that runs leave among their events and tables."""
+    tables = ("train.csv", "val.csv", "samples.txt", "environment.json", "report.html")
+    return path.name in tables or path.name.startswith(("events.out.tfevents", "config."))
