@@ -16,7 +16,7 @@ from horovod_transformer.checkpoint.run_folders import RECORD, RUNS, own_folders
 from horovod_transformer.errors import UserError
 
 _SAMPLE = re.compile(r"^=== update (\d+), prompt (.*) ===$", re.M)
-_STARTED = re.compile(r" run (.+): [\d,]+ parameters, ")
+_STARTED = re.compile(r" run (.+): [\d,]+ parameters\b")
 _STALL = re.compile(r"checkpoints held training up for ([\d.]+) s of ([\d.]+) s")
 
 

@@ -13,6 +13,7 @@ from horovod_transformer import distributed
 from horovod_transformer.checkpoint.manager import (
     CheckpointManager,
     Takeover,
+    planned_updates,
     run_name_in,
     run_name_of,
 )
@@ -27,6 +28,7 @@ from horovod_transformer.checkpoint.run_folders import (
     lock_file,
     make_link,
     mark_replaced,
+    newest_update,
     own_folders,
     read_launch,
     run_of_checkpoint,
@@ -35,6 +37,7 @@ from horovod_transformer.checkpoint.run_folders import (
     run_to_resume,
     shared_paths,
     shown_checkpoints,
+    status_of,
     write_record,
 )
 from horovod_transformer.config_sections import TABLES, PathsConfig
@@ -130,13 +133,14 @@ class RunFolder:
         require_no_other_runs(paths, is_fresh)  # one may have come meanwhile
         try:
             replaced = self._archive_namesake() if is_fresh or self._replaces else None
+            if paths.own is not None:
+                # First: without it the next start would take the folder for somebody's own.
+                paths.own.mkdir(parents=True, exist_ok=True)
+                write_record(paths.own, updates, paths.name)
             self.checkpoints.make_folder()
             archived = self.checkpoints.take_over(takeover) or replaced
             self.checkpoints.record_launch(self._launch)
-            if paths.own is not None:
-                paths.own.mkdir(parents=True, exist_ok=True)
-                write_record(paths.own, updates, paths.name)
-                self._link_tables()
+            self._link_tables()
         except OSError as error:
             folder = self.checkpoints.folder
             raise UserError(f"{folder}: cannot archive what was there: {error.strerror or error}") from None
@@ -181,10 +185,26 @@ class RunFolder:
         if request.resume != "auto":
             return Path(request.resume).resolve().parent == folder.resolve()
         if request.run_name is None:
-            return run_to_resume(self._config) is None
+            return self._auto_means_shared(folder)
         if run_paths(self._config, request.run_name).checkpoints.is_dir():
             return False
         return request.run_name == run_name_in(folder)
+
+    def _auto_means_shared(self, folder: Path) -> bool:
+        """Whether `--resume auto` without a name means the run of commit efaa3e3, where there are others."""
+        own = run_to_resume(self._config)
+        planned = planned_updates(folder)
+        if own is None:
+            return True
+        if planned is not None and newest_update(folder) >= planned:
+            return False
+        runs = Path(self._config.output_dir, RUNS)
+        if status_of(runs / own, runs).is_finished:
+            return True
+        raise UserError(
+            f"--resume auto: {own} in {runs} and {run_name_in(folder)} in {folder} are both unfinished; say "
+            "which with --run_name, or leave --resume out to start another"
+        )
 
     def _claim_shared(self, request: StartRequest, find_start: Callable[[StartRequest], Start]) -> Start:
         """Claim a folder of checkpoints that runs share: resuming takes the newest, whoever wrote it."""

@@ -27,6 +27,7 @@ from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.reports.run_records import read_run
 from horovod_transformer.system.lock_owner import LockOwner
+from tests.formats.test_written_by_efaa3e3 import FILES
 from tests.training.test_own_folder import leads_to, runs
 from tests.training.test_run_folder import claim, launch, write_run  # noqa: F401
 
@@ -231,6 +232,48 @@ def test_a_kill_while_a_run_is_replaced_leaves_one_to_resume(claim, tmp_path, mo
         folder.release()
         assert run_to_resume(of(tmp_path)) == (None if renamed else "a")
     assert len(list(tmp_path.glob("runs/a.previous-*/checkpoints/update_00000009.pt"))) == 1
+
+
+def test_a_start_that_dies_while_it_takes_over_may_be_repeated(claim, tmp_path, monkeypatch):  # noqa: F811
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_run(tmp_path / "runs/a", 9)
+    for step in ("write_record", "CheckpointManager.take_over", "RunFolder._link_tables"):
+        folder = claim("a")
+        with monkeypatch.context() as broken, pytest.raises(UserError, match="No space left on device"):
+            broken.setattr(f"horovod_transformer.training.run_folder.{step}", fail)
+            folder.take_over(Takeover(), 20)
+        folder.release()
+    folder = claim("a")
+    folder.take_over(Takeover(), 20)
+    assert len(list(tmp_path.glob("runs/a.previous-*/checkpoints/update_00000009.pt"))) == 1
+
+
+def test_auto_with_a_run_of_commit_efaa3e3_and_others(claim, tmp_path):  # noqa: F811
+    shared = tmp_path / "checkpoints"
+    shared.mkdir()
+    finished = shared / "update_00000200.pt"
+    shutil.copy(FILES / "adamw.pt", finished)
+    own = write_run(tmp_path / "runs/a", 9)
+    assert meant_by_auto(claim) == own / "checkpoints"
+    # The same run, asked to go on further, or cut short.
+    contents = load_checkpoint(finished)
+    contents["config"]["training"].update(max_updates=300, lr_decay_updates=200)
+    finished.unlink()
+    save_checkpoint(finished, contents)
+    with pytest.raises(
+        UserError, match="a in .*runs and adamw in .*checkpoints are both unfinished; say which"
+    ):
+        claim(resume="auto")
+    write_record(own, 9, "a")
+    assert meant_by_auto(claim) == shared
+
+
+def meant_by_auto(claim) -> Path:  # noqa: F811
+    folder = claim(resume="auto", update=3)
+    folder.release()
+    return folder.paths.checkpoints
 
 
 def test_a_copy_is_not_taken_for_the_run_of_a_launch(claim, tmp_path, launch):  # noqa: F811
