@@ -372,7 +372,7 @@ def delete_run(run: RunStatus, paths: PathsConfig) -> None:
     try:
         lock.acquire(tell)  # nobody begins to train it meanwhile
         try:
-            links = [link for link in _links(paths, run.name) if _leads_into(link, folder)]
+            links = links_into(paths, run.name, folder)
             finish_deletion(folder)
             # Renamed first: what a kill leaves is no run any more.
             folder.rename(deleted_name(folder))
@@ -408,8 +408,13 @@ def _remove_empty(folder: Path, above: Path) -> None:
             folder = folder.parent
 
 
-def _leads_into(link: Path, folder: Path) -> bool:
-    return link.is_symlink() and Path(os.path.realpath(link)).is_relative_to(folder.resolve())
+def links_into(paths: PathsConfig, name: str, folder: Path) -> dict[Path, Path]:
+    """Those of the names that may lead to a run which lead into its folder, each with its path in there."""
+    inside = folder.resolve()
+    targets = {link: Path(os.path.realpath(link)) for link in _links(paths, name) if link.is_symlink()}
+    return {
+        link: target.relative_to(inside) for link, target in targets.items() if target.is_relative_to(inside)
+    }
 
 
 def _links(paths: PathsConfig, name: str) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from horovod_transformer.checkpoint.run_folders import (
     has_shared_checkpoints,
     is_run,
     is_run_name,
+    links_into,
     lock_file,
     make_link,
     mark_replaced,
@@ -289,7 +291,13 @@ class RunFolder:
     def _archive_namesake(self) -> Path | None:
         """Rename what an earlier run of the same name left; return the new name of its own folder, if any."""
         paths, shared = self.paths, shared_paths(self._config, self.paths.name).tables
+        links = links_into(self._config, paths.name, paths.own) if paths.own else {}
         replaced = _archive(paths.own, links_too=True) if paths.own else None
+        if replaced is not None:
+            # They lead to the run that wrote a checkpoint last, and the new one has none yet.
+            with suppress(OSError):
+                for link, inside in links.items():
+                    make_link(link, replaced / inside)
         if replaced is not None and (replaced / "tables").is_dir():
             _show_tables(shared.with_name(replaced.name), replaced / "tables")
         for folder in (paths.tables, paths.events, shared):

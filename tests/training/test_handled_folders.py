@@ -335,6 +335,22 @@ def claim_fresh(claim, name):  # noqa: F811
 # Links.
 
 
+def test_links_follow_a_run_that_is_replaced(train, tmp_path, monkeypatch):
+    train(run_name="a")
+    last, best = tmp_path / "checkpoints/last.pt", tmp_path / "checkpoints/best_model.pt"
+    seen = []
+
+    def look(path, contents):
+        if not seen:
+            seen.extend((progress_of(last), progress_of(best), (tmp_path / "logs/train_rank0.log").is_file()))
+        save_checkpoint(path, contents)
+
+    monkeypatch.setattr("horovod_transformer.checkpoint.manager.save_checkpoint", look)
+    train({"training.max_updates": 2}, run_name="a")
+    assert [progress["update"] for progress in seen[:2]] == [4, 4] and seen[2]
+    assert (leads_to(last), progress_of(last)["update"], progress_of(best)["update"]) == ("a", 2, 2)
+
+
 def test_links_from_folders_that_are_links_themselves(train, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
