@@ -10,6 +10,7 @@ from horovod_transformer.checkpoint.run_folders import (
     LAST,
     RunPaths,
     make_link,
+    mark_replaced,
     newest_update,
     run_paths,
     shown_checkpoints,
@@ -80,7 +81,8 @@ class PromisedNames:
         name = run_name_in(folder) or "earlier"
         own = run_paths(self._config, name).own
         assert own is not None
-        if (own / "checkpoints").exists():
+        is_copy = (own / "checkpoints").exists()  # of a folder, with files in place of links
+        if is_copy:
             own = archive_path(own.with_name(f"{own.name}.previous"), [folder])
         own.mkdir(parents=True, exist_ok=True)
         folder.rename(own / "checkpoints")
@@ -88,4 +90,6 @@ class PromisedNames:
         (own / "checkpoints" / ".lock").unlink(missing_ok=True)
         lock.release()
         write_record(own, newest_update(own / "checkpoints"))
+        if is_copy:
+            mark_replaced(own)
         return f"moved the checkpoints of run {name} to {own / 'checkpoints'}"

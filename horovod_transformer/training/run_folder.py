@@ -274,6 +274,7 @@ class RunFolder:
         link = shared_paths(self._config, paths.name).tables
         if link.is_dir() and not link.is_symlink() and not paths.tables.exists():
             link.rename(paths.tables)
+        _archive(link)  # where a copy of the folders has files in place of links
         paths.tables.mkdir(parents=True, exist_ok=True)
         make_link(link, paths.tables)
 
