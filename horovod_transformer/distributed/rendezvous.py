@@ -193,10 +193,7 @@ def _find_mistake(reports: list[dict[str, Any]]) -> str | None:
                 "interface; set it to one that `ip address` lists, or unset it"
             )
         if not report["address"]:
-            return (
-                f"host {report['host']}: its own name stands for no address of that machine, so Gloo cannot "
-                "listen; give the name its network address in /etc/hosts there, or 127.0.1.1 if it is alone"
-            )
+            return no_address(report["host"])
     if len({report["network"] for report in reports}) > 1:
         for report in reports:
             if report["address"].startswith("127."):
@@ -205,6 +202,14 @@ def _find_mistake(reports: list[dict[str, Any]]) -> str | None:
                     "so other hosts cannot reach it; let the name stand for its network address"
                 )
     return None
+
+
+def no_address(host: str) -> str:
+    """What to say of a host whose own name leads nowhere: Gloo listens on no other, whatever it is told."""
+    return (
+        f"host {host}: its own name stands for no address of that machine, so Gloo cannot listen; give the "
+        "name its network address in /etc/hosts there, or 127.0.1.1 if it is alone"
+    )
 
 
 def _describe_host() -> dict[str, str]:
