@@ -86,15 +86,17 @@ def test_a_lone_process_is_told_how_to_be_launched(run_job):
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="a host name needs root")
-def test_a_host_name_that_leads_nowhere_is_one_line(root):
+def test_a_host_name_that_leads_nowhere_is_one_line(root, tmp_path):
     """A laptop, a container: Gloo would end the process in C++."""
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n192.0.2.99 nowhere\n")  # an address of yesterday
     with socket.create_server(("127.0.0.1", 0)) as horovodrun:
         address, port = horovodrun.getsockname()
         ranks = {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}
         ranks |= {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port)}
-        script = 'hostname nowhere.invalid; exec "$@"'
+        script = 'mount --bind "$1" /etc/hosts; shift; hostname nowhere; exec "$@"'
+        elsewhere = ["unshare", "--uts", "--mount", "sh", "-c", script, "sh", str(tmp_path / "hosts")]
         done = subprocess.run(
-            ["unshare", "--uts", "sh", "-c", script, "sh", sys.executable, "-c", SCRIPT],
+            [*elsewhere, sys.executable, "-c", SCRIPT],
             env={**os.environ, **ranks},
             cwd=root,
             capture_output=True,
@@ -103,4 +105,4 @@ def test_a_host_name_that_leads_nowhere_is_one_line(root):
         )
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: host nowhere.invalid: its own name stands for no address of that machine")
+    assert line.startswith("error: host nowhere: its own name stands for no address of that machine")
