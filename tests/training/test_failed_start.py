@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 
 from horovod_transformer import distributed
 from horovod_transformer.commands.command_line import config_keys
@@ -146,6 +147,18 @@ def test_a_machine_without_memory_is_one_line(train, monkeypatch, error, place):
         UserError, match="this machine's memory is too small for .*, or make the model smaller$"
     ):
         train()
+
+
+def test_too_few_open_files_is_one_line(train, corpus, tmp_path, run_python):
+    """A worker of the loader takes some."""
+    program = ["-c", "import resource, sys, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "]
+    program[1] += "sys.argv[0] = 'src.train'; runpy.run_module('src.train', run_name='__main__')"
+    values = {**BASE, "data": {"data_dir": str(corpus), "num_workers": 8}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    done = run_python(*program, "--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path))
+    assert done.returncode == 2, done.stderr
+    # torch's half-made loader complains when it is collected, after that.
+    assert "error: rank 0: Too many open files: the system allows no more" in done.stderr
 
 
 def test_a_bug_keeps_its_traceback(train, monkeypatch):
