@@ -61,7 +61,7 @@ def validation_loader(
         pin_memory: As for `BlockLoader`.
     """
     number = min(len(validation), most_blocks or len(validation))
-    chosen = (np.arange(number) * len(validation) // number)[rank :: plan.world_size].tolist()
+    chosen = (np.arange(rank, number, plan.world_size) * len(validation) // number).tolist()
     size = plan.micro_batch_size
     batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
     return BlockLoader(validation, batches, workers, pin_memory)

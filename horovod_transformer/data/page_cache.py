@@ -22,8 +22,22 @@ _MEMORY_FILES = {
 _PIECE = 16 << 20
 # What the page cache may take of the memory that is free; the rest is for the processes that train.
 _SHARE_OF_FREE = 0.8
+# A node that takes less of the blocks than this share finds them sooner one by one.
+_WORTH_READING = 0.1
 # A read that a file system never answers does not keep a run from ending: the thread is a daemon.
 _PATIENCE_S = 10.0
+
+
+def worth_reading_ahead(taken: int, blocks: int, ranks_here: int, ranks: int) -> bool:
+    """Whether a node wants enough of the blocks for it to read all of them in order.
+
+    Args:
+        taken: Blocks that the whole job is going to take, epoch after epoch.
+        blocks: Blocks in the training split.
+        ranks_here: Ranks on this node, which find in its memory what one of them has read.
+        ranks: Ranks of the job.
+    """
+    return taken * ranks_here >= blocks * ranks * _WORTH_READING
 
 
 @contextmanager

@@ -1,25 +1,23 @@
 """Which blocks make up each optimizer update, and which rank computes them.
 
-The blocks form one line: a permutation of the corpus per epoch, one after the other. Update k
-takes the next `global_batch_size` of them, wherever epochs begin. The line depends on the seed
-alone, so any number of processes sees the same updates, and a run is resumed at any update by
-starting there: there is no state to save.
+The blocks form one line: the corpus in another order each epoch (`data.epoch_order`), one after the
+other. Update k takes the next `global_batch_size` of them, wherever epochs begin. The line depends on
+the seed and the kind of order alone, so any number of processes sees the same updates, and a run is
+resumed at any update by starting there: there is no state to save.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 
-import numpy as np
 from torch.utils.data import Dataset, Sampler
 from torch.utils.data.distributed import DistributedSampler
 
 from horovod_transformer.config_sections import TrainingConfig
+from horovod_transformer.data.epoch_order import TABLE, derive_seed, epoch_order, usual_order
 from horovod_transformer.errors import UserError
 
 
@@ -35,7 +33,8 @@ class BatchPlan:
         micro_batch_size: Blocks per forward pass on one rank, at most.
         world_size: Number of ranks.
         epochs: Passes over the corpus.
-        seed: Decides the permutations.
+        seed: Decides the orders of the epochs.
+        order: The kind of order, see `data.epoch_order`.
     """
 
     blocks: int
@@ -46,12 +45,13 @@ class BatchPlan:
     world_size: int
     epochs: int
     seed: int
+    order: str = TABLE
 
     @classmethod
     def of(
         cls, training: TrainingConfig, blocks: int, block_size: int, padding: int, world_size: int
     ) -> BatchPlan:
-        """Work out the plan of a run; see `training.global_batch_size` in configs/config.yaml.
+        """Work out the plan of a fresh run; see `training.global_batch_size` in configs/config.yaml.
 
         Raises:
             UserError: There are more ranks than blocks in an update.
@@ -76,6 +76,7 @@ class BatchPlan:
             world_size=world_size,
             epochs=training.epochs,
             seed=training.seed,
+            order=usual_order(blocks),
         )
 
     @property
@@ -108,17 +109,28 @@ class BatchPlan:
     def block_indices(self, positions: range) -> list[int]:
         """Blocks that stand at these places of the line."""
         indices = []
-        for position in positions:
-            epoch, place = divmod(position, self.blocks)
-            indices.append(int(_permutation(self.blocks, self.seed, epoch)[place]))
+        for epoch, places in self._by_epoch(positions):
+            indices += epoch_order(self.order, self.blocks, self.seed, epoch).blocks_at(places)
         return indices
 
     def target_tokens(self, update: int) -> int:
         """Tokens predicted in an update over all ranks, known without asking them."""
-        indices = self.block_indices(self.positions(update))
-        # The first token of a block has nothing before it; the filling is not predicted.
+        positions = self.positions(update)
+        # The first token of a block has nothing before it; the filling of the last one is not predicted.
         short = min(self.padding, self.block_size - 1)
-        return len(indices) * (self.block_size - 1) - indices.count(self.blocks - 1) * short
+        times = 0
+        for epoch, places in self._by_epoch(positions) if short else ():
+            times += epoch_order(self.order, self.blocks, self.seed, epoch).place_of_last in places
+        return len(positions) * (self.block_size - 1) - times * short
+
+    def _by_epoch(self, positions: range) -> Iterator[tuple[int, range]]:
+        """Cut a piece of the line where epochs begin: each epoch's number, and the places within it."""
+        start = positions.start
+        while start < positions.stop:
+            epoch, place = divmod(start, self.blocks)
+            end = min(positions.stop, (epoch + 1) * self.blocks)
+            yield epoch, range(place, place + end - start)
+            start = end
 
     def dropout_seed(self, update: int, rank: int, number: int) -> int:
         """Seed of one forward pass's random numbers, derived rather than saved."""
@@ -155,7 +167,14 @@ class UpdateSampler(DistributedSampler):
             yield from self.plan.block_indices(places)
 
     def __len__(self) -> int:
-        return sum(map(len, self.micro_batches()))
+        if not self.updates:
+            return 0
+        # All updates but the run's very last have the same number of blocks.
+        return self._share(self.updates[0]) * (len(self.updates) - 1) + self._share(self.updates[-1])
+
+    def _share(self, update: int) -> int:
+        numbers = range(self.plan.micro_batches)
+        return sum(len(self.plan.micro_batch(update, self.rank, number)) for number in numbers)
 
 
 class MicroBatchSampler(Sampler[list[int]]):
@@ -175,15 +194,3 @@ class MicroBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.sampler.updates) * self.sampler.plan.micro_batches
-
-
-def derive_seed(*parts: int | str) -> int:
-    """Make a 63-bit seed from what it stands for; unrelated parts give unrelated seeds."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
-
-
-@lru_cache(maxsize=2)  # an update may straddle two epochs
-def _permutation(blocks: int, seed: int, epoch: int) -> np.ndarray:
-    # RandomState's streams are frozen for good, unlike those of NumPy's newer generators: a run
-    # resumed after an upgrade still sees the same order.
-    return np.random.RandomState(derive_seed(seed, "order", epoch) % 2**32).permutation(blocks)

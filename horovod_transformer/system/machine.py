@@ -6,6 +6,7 @@ import ctypes
 import errno
 import math
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -113,6 +114,24 @@ def usable_address(name: str) -> str:
             continue
         return str(address[0])
     return ""
+
+
+MOST_OPEN_FILES = 2**20  # where there is no limit: Linux itself allows no more unless it is told to
+
+
+def raise_open_files_limit() -> int:
+    """Let this process, and those it will start, open as many files and sockets as its user may.
+
+    Systems hand out a soft limit of 1,024 for programs that use `select`, which nothing here does.
+
+    Returns:
+        How many that are.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 _M_MMAP_THRESHOLD = -3  # malloc.h

@@ -7,6 +7,7 @@ What makes a resumed run the same, bit for bit, as one that was never stopped:
 - derived from (seed, update), hence not saved: which blocks an update has and who computes them
   (`data.sampler.BatchPlan`), the learning rate (`training.schedule`), the seeds of dropout
   (`BatchPlan.dropout_seed`), the seeds of sample texts;
+- kept: the kind of order that blocks come in (`order_of`);
 - kept unless the config asks for another: the precision (`PrecisionChoice.resuming`);
 - refused if it is not the same: model shape, seed, global batch, data, tokenizer, optimizer (this
   file calls every check);
@@ -32,6 +33,7 @@ from horovod_transformer.checkpoint.manager import CheckpointManager, Takeover
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.data.dataset import PreparedData
+from horovod_transformer.data.epoch_order import BIJECTION, TABLE
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import DTYPES, PrecisionChoice
@@ -96,6 +98,7 @@ class Start:
         notes: Lines for the user about how it was found.
         precision_reason: Why it is `state.precision`.
         takeover: What the run will change among the checkpoints of its folder.
+        in_shared_folders: The run is one of commit efaa3e3, and goes on where that wrote.
     """
 
     state: TrainState
@@ -104,6 +107,7 @@ class Start:
     notes: list[str] = field(default_factory=list)
     precision_reason: str = ""
     takeover: Takeover = Takeover()
+    in_shared_folders: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,18 @@ class StartRequest:
 
 def data_fingerprint(plan: BatchPlan, data: PreparedData) -> dict[str, Any]:
     """What decides which data each update sees, and so must not change in mid-run."""
-    return {
+    fingerprint = {
         "seed": plan.seed,
         "global_batch_size": plan.global_batch_size,
         "data": data.manifest.get("fingerprint") or f"{plan.blocks} x {plan.block_size}",
     }
+    # Checkpoints are without it where the order is the one that was the only one at first.
+    return fingerprint if plan.order == TABLE else {**fingerprint, "order": plan.order}
+
+
+def order_of(fingerprint: dict[str, Any]) -> str:
+    """The kind of order, see `data.epoch_order`, that a run with this `data_fingerprint` keeps."""
+    return fingerprint.get("order", TABLE)
 
 
 def find_start(
@@ -301,11 +312,18 @@ def require_same_tokenizer(before: dict[str, Any] | None, data: PreparedData, ch
 def require_same_run(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:
     """Refuse to resume where the same updates would see other data.
 
+    The order of blocks need not be what a fresh run would take: a resumed run keeps its own.
+
     Raises:
-        UserError: Seed, global batch or data differ.
+        UserError: Seed, global batch or data differ, or the order is not known here.
     """
+    if order_of(before) not in (TABLE, BIJECTION):
+        raise UserError(
+            f"{path}: was trained with blocks in the order `{order_of(before)}`, which this version does not "
+            "know; resume it with the version that began it"
+        )
     for key, value in now.items():
-        if before.get(key) != value:
+        if key != "order" and before.get(key) != value:
             raise UserError(
                 f"{path}: was trained with {key} = {before.get(key)}, now it is {value}: resuming would "
                 "repeat or skip data; set it back, or start a new run from these weights with --init_from"

@@ -46,14 +46,15 @@ def run_distributed_training(
         resume_checkpoint: Resume this checkpoint, `~` being home; `"auto"` takes the newest good one of
             the run's checkpoint folder, or starts afresh if there is none. A later start of the same Slurm
             job or torchrun launch always means `"auto"`.
-        run_name: Names the run's folders, below `paths.tensorboard_dir`; None takes the resumed run's, or
+        run_name: Names the run and its folder, `runs/NAME`; None takes the resumed run's, the Slurm job's or
             the time.
-        output_dir: Folder that `config.paths` are relative to.
+        output_dir: Folder that holds `runs/`; replaces `config.paths.output_dir`.
         init_from: Start afresh, but with this checkpoint's weights.
         profile: Record a window of updates; None records nothing.
 
     Returns:
-        `update`, `train_loss`, `best_validation_loss`, `finished`, `run_name`, `checkpoint_dir`.
+        `update`, `train_loss`, `best_validation_loss`, `finished`, `run_name`, `checkpoint_dir`,
+        `records_dir`.
 
     Raises:
         UserError: The data, a checkpoint, a folder or a device is not what the config says, another

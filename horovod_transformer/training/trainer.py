@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.manager import LAST, CheckpointManager, Takeover
-from horovod_transformer.checkpoint.snapshot import snapshot
+from horovod_transformer.checkpoint.manager import Takeover
+from horovod_transformer.checkpoint.run_folders import LAST
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
-from horovod_transformer.data.page_cache import reading_ahead
+from horovod_transformer.data.page_cache import reading_ahead, worth_reading_ahead
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.size import flops_per_token, require_memory
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.precision import PrecisionChoice, set_arithmetic
+from horovod_transformer.system.console import counted
 from horovod_transformer.system.machine import return_large_blocks
 from horovod_transformer.system.signals import StopRequest
 from horovod_transformer.training.checkpointing import Checkpointer
@@ -34,16 +35,20 @@ from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.optim.schedule import learning_rate
 from horovod_transformer.training.recorder import UpdateRecorder
 from horovod_transformer.training.results import DeferredResults
-from horovod_transformer.training.resume import Start, StartRequest, TrainState, data_fingerprint, find_start
+from horovod_transformer.training.resume import (
+    Start,
+    StartRequest,
+    TrainState,
+    data_fingerprint,
+    find_start,
+    order_of,
+)
 from horovod_transformer.training.run_folder import RunFolder
 from horovod_transformer.training.run_summary import RunSummary
 from horovod_transformer.training.sample_texts import SampleWriter
 from horovod_transformer.training.step import UpdateStep
 from horovod_transformer.training.validation import Validator
 from horovod_transformer.training.watchdog import Watchdog
-
-# A run that takes less of the blocks than this share finds them sooner one by one.
-WORTH_READING_AHEAD = 0.1
 
 
 class Trainer:
@@ -70,15 +75,14 @@ class Trainer:
         self.summary = RunSummary.of(config.model, training, self.plan)
         self.total = self.summary.updates
         self.decay_updates = training.lr_decay_updates or self.total
-        self.workers, self.paths = config.data.num_workers, config.paths
-        self.folder = RunFolder(
-            CheckpointManager(config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every),
-            config.paths,
-        )
+        self.workers = config.data.num_workers
+        self.folder = RunFolder(config.paths, training.keep_checkpoints, training.keep_every)
         with ExitStack() as opened:
             opened.callback(self.folder.release)
             start = self._find_start(config, request, precision)
             self.state, self.notes = start.state, start.notes
+            # The order that the run began with, whatever a fresh one would take.
+            self.plan = replace(self.plan, order=order_of(self.state.data_fingerprint))
             self.takeover: Takeover | None = start.takeover
             self.model = self._build_model(config, start)
             self.timer = PhaseTimer(self.device)
@@ -125,7 +129,8 @@ class Trainer:
             "best_validation_loss": state.best_validation_loss,
             "finished": state.update >= self.total,
             "run_name": state.run_name,
-            "checkpoint_dir": str(self.folder.checkpoints.folder),
+            "checkpoint_dir": str(self.folder.paths.checkpoints),
+            "records_dir": str(self.folder.paths.tables),
         }
 
     def close(self) -> None:
@@ -171,7 +176,14 @@ class Trainer:
                 config.to_dict(),
             )
 
-        return distributed.run_on_rank0(lambda: self.folder.claim(request, find), self.watchdog.beat)
+        start = distributed.run_on_rank0(
+            lambda: self.folder.claim(request, find),
+            self.watchdog.beat,
+            "reading what the run starts from",
+            known=(Start, TrainState, Takeover),
+        )
+        self.folder.settle(start)
+        return start
 
     def _take_over(self) -> None:
         """Archive what an earlier run left in this one's way, unless that is done. *Collective.*"""
@@ -179,12 +191,12 @@ class Trainer:
             return
         takeover, self.takeover = self.takeover, None
 
-        def archive() -> Path | None:
-            archived = self.folder.take_over(takeover)
-            self.logger.take_over()
-            return archived
-
-        archived = distributed.run_on_rank0(archive, self.watchdog.beat)
+        archived = distributed.run_on_rank0(
+            lambda: self.folder.take_over(takeover, self.total),
+            self.watchdog.beat,
+            "archiving earlier files",
+        )
+        distributed.raise_on_all_ranks(self.logger.take_over)
         if archived is not None:
             whose = "other" if takeover.resumed else "the earlier run's"
             self.logger.say(f"archived {whose} checkpoints in {archived}")
@@ -196,7 +208,7 @@ class Trainer:
         distributed.raise_on_all_ranks(lambda: require_memory(config.model))
         model = build_model(config.model)
         # Fresh weights come from rank 0, too: another machine's torch may draw others.
-        weights = start.model or distributed.broadcast(snapshot(model.state_dict()))
+        weights = start.model or distributed.broadcast(model.state_dict(), on_slice=self.watchdog.beat)
         model.load_state_dict(weights)
         model.to(self.device).train()
         wanted = config.training.compile
@@ -243,8 +255,7 @@ class Trainer:
         }
         return distributed.raise_on_all_ranks(
             lambda: MetricLogger(
-                config.paths,
-                self.state.run_name,
+                self.folder.paths,
                 self.state.update,
                 self.total,
                 config.to_dict(),
@@ -261,7 +272,7 @@ class Trainer:
         bytes_per_token = self.data.bytes_per_token
         self.profiler: UpdateProfiler | None = None
         if profile is not None:
-            self.profiler = UpdateProfiler(profile, Path(config.paths.log_dir), self.device, self.timer)
+            self.profiler = UpdateProfiler(profile, self.folder.paths.logs, self.device, self.timer)
         peaks = [peak_flops(card, state.precision) for card in cards]
         self.throughput = Throughput(
             flops_per_token(config.model, self.summary.parameters, self.plan.block_size),
@@ -311,8 +322,7 @@ class Trainer:
         )
         configuration = config.to_dict()
         self.checkpointer = Checkpointer(
-            self.folder.checkpoints,
-            self.folder.lock,
+            self.folder,
             self.model,
             contents=lambda: self._checkpoint_contents(configuration),
             every=Every(training.save_interval, self.total),
@@ -350,8 +360,11 @@ class Trainer:
 
     def _reading_ahead(self) -> AbstractContextManager[Any]:
         """On one rank of each node: have the blocks read in order, before they are wanted at random."""
-        blocks = (self.total - self.state.update) * self.plan.global_batch_size
-        if distributed.get_local_rank() or blocks < self.plan.blocks * WORTH_READING_AHEAD:
+        taken = (self.total - self.state.update) * self.plan.global_batch_size
+        ranks_here, ranks = distributed.get_local_size(), self.plan.world_size
+        if distributed.get_local_rank() or not worth_reading_ahead(
+            taken, self.plan.blocks, ranks_here, ranks
+        ):
             return nullcontext()
         return reading_ahead(self.data.train.files + self.data.validation.files)
 
@@ -363,9 +376,9 @@ class Trainer:
         say = self.logger.say
         self._say(self.notes)
         say(
-            f"run {self.state.run_name}: {self.summary.parameters:,} parameters, {self.plan.world_size} "
-            f"process(es) on {self.device.type} in {self.state.precision}, {torch.get_num_threads()} CPU "
-            "thread(s) each"
+            f"run {self.state.run_name}: {self.summary.parameters:,} parameters, "
+            f"{counted(self.plan.world_size, 'process', 'processes')} on {self.device.type} in "
+            f"{self.state.precision}, {counted(torch.get_num_threads(), 'CPU thread')} each"
         )
         say(f"precision: {self.state.precision}, {self.precision_reason}")
         self._say(self.summary.introduction(self.training, self.plan))
@@ -384,6 +397,7 @@ class Trainer:
             why = ", ".join(sorted({reason for reason in reasons if reason}))
             say(f"stopped after update {state.update} ({why}); --resume auto resumes there")
         else:
+            distributed.run_on_rank0(self.folder.finish, self.watchdog.beat, "tidying up")
             best = state.best_validation_loss  # infinite if a signal came before any
             known = f"best validation loss {best:.4f}" if best < math.inf else "not validated"
             say(f"done: {state.update} updates, {known}; checkpoints in {self.folder.checkpoints.folder}")

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from horovod_transformer.config import config_from_dict
-from horovod_transformer.data.sampler import BatchPlan, derive_seed
+from horovod_transformer.data.epoch_order import BIJECTION, TABLE, TABLE_LIMIT, derive_seed
+from horovod_transformer.data.sampler import BatchPlan, UpdateSampler
 from horovod_transformer.errors import UserError
 
 
-def make_plan(blocks=23, batch=5, micro=2, world=1, epochs=3, padding=4, seed=9):
-    return BatchPlan(blocks, 16, padding, batch, micro, world, epochs, seed)
+def make_plan(blocks=23, batch=5, micro=2, world=1, epochs=3, padding=4, seed=9, order=TABLE):
+    return BatchPlan(blocks, 16, padding, batch, micro, world, epochs, seed, order)
+
+
+each_order = pytest.mark.parametrize("order", [TABLE, BIJECTION])
 
 
 def update_of(plan, update):
@@ -26,8 +30,9 @@ def update_of(plan, update):
 # Batches that divide the corpus, do not, and are larger than it.
 @pytest.mark.parametrize(("blocks", "batch"), [(24, 6), (23, 5), (7, 20), (1, 3), (10, 1)])
 @pytest.mark.parametrize("micro", [1, 2, 64])
-def test_every_block_comes_once_per_epoch(blocks, batch, micro):
-    plans = [make_plan(blocks, batch, micro, world) for world in range(1, min(batch, 6) + 1)]
+@each_order
+def test_every_block_comes_once_per_epoch(blocks, batch, micro, order):
+    plans = [make_plan(blocks, batch, micro, world, order=order) for world in range(1, min(batch, 6) + 1)]
     line = [block for update in range(plans[0].total_updates) for block in update_of(plans[0], update)]
     epochs = [line[i : i + blocks] for i in range(0, len(line), blocks)]
     assert len(epochs) == 3
@@ -38,9 +43,10 @@ def test_every_block_comes_once_per_epoch(blocks, batch, micro):
             assert update_of(plan, update) == update_of(plans[0], update)
 
 
-def test_epochs_differ_and_so_do_seeds():
+@each_order
+def test_epochs_differ_and_so_do_seeds(order):
     def line(seed):
-        return make_plan(seed=seed).block_indices(range(46))
+        return make_plan(seed=seed, order=order).block_indices(range(46))
 
     assert line(9)[:23] != line(9)[23:]
     assert line(9) != line(10)
@@ -76,9 +82,11 @@ def test_shares_differ_by_at_most_a_block_and_fit_their_micro_batches(world, mic
     assert plan.micro_batches == -(-max(shares) // micro)
 
 
-def test_tokens_of_an_update_are_those_with_labels():
+@each_order
+@pytest.mark.parametrize("batch", [1, 4, 20])
+def test_tokens_of_an_update_are_those_with_labels(order, batch):
     # The filling of the last block is not predicted, nor is any block's first token.
-    plan = make_plan(blocks=6, batch=4, epochs=2, padding=4)
+    plan = make_plan(blocks=6, batch=batch, epochs=4, padding=4, order=order)
     for update in range(plan.total_updates):
         blocks = update_of(plan, update)
         labels = torch.zeros(len(blocks), 16)
@@ -90,6 +98,16 @@ def test_tokens_of_an_update_are_those_with_labels():
 @pytest.mark.parametrize(("padding", "tokens"), [(0, 15), (14, 1), (15, 0), (16, 0)])
 def test_a_block_of_filling_has_no_tokens(padding, tokens):
     assert make_plan(blocks=1, batch=1, epochs=1, padding=padding).target_tokens(0) == tokens
+
+
+@pytest.mark.parametrize("world", [1, 3, 5])
+@pytest.mark.parametrize("updates", [range(14), range(3, 5), range(13, 14), range(5, 5)])
+def test_a_sampler_knows_its_length(world, updates):
+    plan = make_plan(world=world)
+    assert plan.total_updates == 14  # the last has four blocks
+    for rank in range(world):
+        sampler = UpdateSampler(range(23), plan, rank, updates)
+        assert len(sampler) == len(list(sampler))
 
 
 def test_dropout_seeds_belong_to_micro_batches_not_to_ranks():
@@ -107,9 +125,14 @@ def test_seeds_and_orders_are_the_same_for_ever():
     assert make_plan(seed=1337).block_indices(range(6)) == [16, 13, 12, 7, 20, 22]
 
 
-def plan_of(world, **training):
+def plan_of(world, blocks=100, **training):
     config = config_from_dict({"training": {"per_gpu_batch_size": 4, **training}}, "test")
-    return BatchPlan.of(config.training, 100, 16, 0, world)
+    return BatchPlan.of(config.training, blocks, 16, 0, world)
+
+
+def test_only_many_blocks_go_without_a_table():
+    assert plan_of(2, TABLE_LIMIT).order == TABLE
+    assert plan_of(2, TABLE_LIMIT + 1).order == BIJECTION
 
 
 def test_the_batch_is_the_configs():

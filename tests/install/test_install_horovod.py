@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -615,7 +614,7 @@ def test_check_wants_both_sums_and_a_good_end(installer, monkeypatch, program):
     assert installer.check_two_processes() is not None
 
 
-def test_second_make_install_is_quick():
+def test_a_second_make_install_does_nothing():
     if Path(sys.prefix) != ROOT / ".venv":
         pytest.skip("not running from .venv")
     planned = subprocess.run(
@@ -623,13 +622,11 @@ def test_second_make_install_is_quick():
     )
     if "pip install" in planned.stdout or not (Path(sys.prefix) / ".horovod-verified").exists():
         pytest.skip(".venv is not up to date; `make install` first")
-    start = time.monotonic()
     result = subprocess.run(
         ["make", "install"], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     assert "already installed and checked" in result.stdout
-    assert time.monotonic() - start < 5  # alone it takes 0.2 s
 
 
 @pytest.mark.parametrize("python", ["/no/such/python", "old"])

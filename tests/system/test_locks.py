@@ -354,7 +354,7 @@ def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):
     lock = FolderLock(tmp_path / ".lock", "it")
     lock.acquire()
     os.utime(lock.path, (1, 1))
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + 60
     while lock.path.stat().st_mtime < 2 and time.monotonic() < limit:
         time.sleep(0.02)
     assert lock.path.stat().st_mtime > 2
@@ -481,7 +481,7 @@ def test_a_file_system_that_is_away_for_a_moment_takes_no_lock(tmp_path, monkeyp
         fails_until(patch, time.monotonic() + 0.5)
         lock.require()
         os.utime(lock.path, (1, 1))
-        limit = time.monotonic() + 5
+        limit = time.monotonic() + 60
         while lock.path.stat().st_mtime < 2 and time.monotonic() < limit:
             time.sleep(0.02)
         assert lock.path.stat().st_mtime > 2  # it is touched still
