@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from horovod_transformer.system.paths import readable, user_path
 from horovod_transformer.training.metrics.profiling import ProfileRequest
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.trainer import Trainer
+
+# What the system says at its limits: of open files, in this process or in all; of processes.
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 def run_distributed_training(
@@ -83,9 +87,11 @@ def run_distributed_training(
             finally:
                 trainer.close()
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise _out_of_memory(config, error) from None
+            if is_out_of_memory(error):
+                raise _out_of_memory(config, error) from None
+            if isinstance(error, OSError) and error.errno in _LIMITS:
+                raise _limit_reached(config, error) from None
+            raise
 
 
 def _require_name(name: str) -> None:
@@ -98,6 +104,16 @@ def _require_name(name: str) -> None:
         )
     if parts[0] == TABLES:
         raise UserError(f"--run_name {name}: that is the folder of all runs' tables; choose another name")
+
+
+def _limit_reached(config: Config, error: OSError) -> UserError:
+    mistake = UserError(
+        f"rank {distributed.get_rank()}: {error.strerror}: the system allows no more open files or processes "
+        "(`ulimit -n` and `ulimit -u` show how many); raise the limit, or lower data.num_workers = "
+        f"{config.data.num_workers}"
+    )
+    mistake.only_here = True
+    return mistake
 
 
 def _out_of_memory(config: Config, error: Exception) -> UserError:

@@ -19,7 +19,7 @@ from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
 from horovod_transformer.data.page_cache import reading_ahead, worth_reading_ahead
 from horovod_transformer.model.compilation import choose_compile
-from horovod_transformer.model.size import flops_per_token
+from horovod_transformer.model.size import flops_per_token, require_memory
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.precision import PrecisionChoice, set_arithmetic
 from horovod_transformer.system.console import counted
@@ -205,6 +205,7 @@ class Trainer:
         """The model with the weights that the run starts with, the same on every rank. *Collective.*"""
         set_arithmetic(self.device, self.state.precision, config.training.deterministic)
         torch.manual_seed(config.training.seed)
+        distributed.raise_on_all_ranks(lambda: require_memory(config.model))
         model = build_model(config.model)
         # Fresh weights come from rank 0, too: another machine's torch may draw others.
         weights = start.model or distributed.broadcast(model.state_dict(), on_slice=self.watchdog.beat)
