@@ -32,7 +32,11 @@ from horovod_transformer.distributed.collectives import (
     stop_timeline,
     synchronize,
 )
-from horovod_transformer.distributed.devices import choose_device, common_precision
+from horovod_transformer.distributed.devices import (
+    choose_device,
+    common_precision,
+    completes_asynchronously,
+)
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
 from horovod_transformer.distributed.threads import set_threads
 
@@ -44,6 +48,7 @@ __all__ = [
     "built_operations",
     "choose_device",
     "common_precision",
+    "completes_asynchronously",
     "distribute_optimizer",
     "gather_objects",
     "get_local_rank",
