@@ -74,7 +74,8 @@ def _hold_signals_back(*about: Any) -> None:
     """A compilation begins, so compilers and torch's workers may be started; they outlive a stop signal.
 
     Slurm sends it to every process of a job. A compiler that dies ends the run before it is saved, or worse:
-    torch learns with a compiler what the CPU can do, and would make slower code with other last bits.
+    torch learns with a compiler what the CPU can do, and would make slower code with other last bits. A
+    compiler that is a script of some shells (dash) still dies: they let through what was held back.
     """
     _compiling.enter_context(held_back())
 
