@@ -7,6 +7,9 @@ DEMO_MINUTES ?= 5
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
+# Into .venv, whatever pip's settings say.
+export PIP_USER := 0
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN
 PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 CAN_MAKE_VENV := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 
@@ -17,16 +20,21 @@ FINGERPRINT := $(shell { cat pyproject.toml constraints.txt Makefile; pwd; } | c
 UP_TO_DATE := $(shell grep -qsx "$(FINGERPRINT)" $(STAMP) && $(VENV_PYTHON) -c "print('yes')" 2>/dev/null)
 
 # Without a compiler Horovod is left out and all else runs, on one process. The tests want it.
-OPTIONAL := $(if $(filter test chaos,$(MAKECMDGOALS)),,--optional)
+OPTIONAL := $(if $(filter test more chaos,$(MAKECMDGOALS)),,--optional)
+
+# transformers' version 4 with what it needs in other versions than .venv has, for `make more`; all else is .venv's.
+TRANSFORMERS_4 := .transformers-4
+TRANSFORMERS_4_PACKAGES := transformers==4.57.3 huggingface-hub==0.36.0 tokenizers==0.22.1
+TRANSFORMERS_4_STAMP := $(TRANSFORMERS_4)/.$(shell echo "$(TRANSFORMERS_4_PACKAGES)" | cksum | cut -d ' ' -f 1)
 
 # Fast tests run on two processes of one thread each, slow ones, too, a file at a time; those that start ranks of
 # their own run one by one.
-FAST := not slow and not distributed and not slurm
-SLOW := slow and not distributed and not slurm
-RANKS := distributed or slurm
+FAST := not slow and not distributed and not slurm and not more
+SLOW := slow and not distributed and not slurm and not more
+RANKS := (distributed or slurm) and not more
 NONE_PICKED := [ $$? -eq 5 ] # pytest's exit code: PYTEST has picked tests of another kind only
 
-.PHONY: help install packages wheels demo check test chaos bench lint clean
+.PHONY: help install packages wheels demo check test more chaos bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,7 +45,7 @@ install: $(if $(UP_TO_DATE),,packages) ## make .venv with everything in it, Horo
 
 # Keeps a .venv that works and was made in this place, otherwise makes a new one.
 packages:
-	@if ! grep -qs "$$PWD/$(VENV_PYTHON)" $(VENV)/bin/pip || ! $(VENV_PYTHON) -c "$(CAN_MAKE_VENV)" 2>/dev/null; then \
+	@if ! grep -Fqs "$$PWD/$(VENV_PYTHON)" $(VENV)/bin/pip || ! $(VENV_PYTHON) -c "$(CAN_MAKE_VENV)" 2>/dev/null; then \
 		"$(PYTHON)" -c "$(CAN_MAKE_VENV)" 2>/dev/null || { \
 			echo "install: $(PYTHON) is not a Python >= 3.11 with venv; name one: make install PYTHON=python3.11" >&2; exit 2; }; \
 		"$(PYTHON)" -m venv --clear $(VENV); \
@@ -63,6 +71,15 @@ test: check ## run all tests, the fast ones first; PYTEST="-k name" picks some
 	@$(VENV_PYTHON) -m pytest --numprocesses 2 --dist loadfile -m "$(SLOW)" $(PYTEST) || $(NONE_PICKED)
 	@$(VENV_PYTHON) -m pytest -m "$(RANKS)" $(PYTEST) || $(NONE_PICKED)
 
+more: install $(TRANSFORMERS_4_STAMP) ## run the tests left out of `make test`: long ones, and exports under transformers 4
+	@$(VENV_PYTHON) -m pytest -m more $(PYTEST) || $(NONE_PICKED)
+
+$(TRANSFORMERS_4_STAMP): | install
+	@rm -rf $(TRANSFORMERS_4)
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRANSFORMERS_4) \
+		$(TRANSFORMERS_4_PACKAGES)
+	@touch $@
+
 chaos: install ## kill a training run a hundred times, about half an hour
 	@$(VENV_PYTHON) -m tests.chaos.chaos
 	@$(VENV_PYTHON) -m tests.chaos.chaos --launcher
@@ -76,5 +93,5 @@ lint: install ## ruff and mypy
 	$(VENV_PYTHON) -m mypy
 
 clean: ## remove caches and build leftovers; .venv, runs and checkpoints stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache $(TRANSFORMERS_4)
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

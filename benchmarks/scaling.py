@@ -128,7 +128,7 @@ def run_rank(rates: Sequence[int], compression: str, updates: int) -> None:
     from horovod_transformer.config import load_config
     from horovod_transformer.data.dataset import open_prepared_data
     from horovod_transformer.data.loader import plan_batches, training_loader
-    from horovod_transformer.distributed.collectives import gather_objects
+    from horovod_transformer.distributed import gather_objects
     from horovod_transformer.model.transformer import build_model
     from horovod_transformer.prepare.prepare import prepare
     from horovod_transformer.training.optim.optimizer import build_optimizer

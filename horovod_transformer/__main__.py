@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "prepare": "turn books into fixed blocks of tokens on disk",
     "data": "check prepared data, look into it, count what is there",
     "train": "train a model on prepared blocks, alone or on several processes",
+    "runs": "the runs here: how far each has come, what it takes; delete some",
     "launch": "start a command on several processes of this machine, again if they fail",
     "generate": "write text from a checkpoint",
     "evaluate": "measure a checkpoint on held-out books: how it predicts, how it writes",

@@ -58,8 +58,9 @@ class Config(Section):
             UserError: No folder can have this name.
         """
         folder = user_path(folder, "--output_dir")
-        paths = {key: str(folder / value) for key, value in self.paths.model_dump().items()}
-        return self.model_copy(update={"paths": config_from_dict({"paths": paths}, "--output_dir").paths})
+        checked = config_from_dict({"paths": {"output_dir": str(folder)}}, "--output_dir")
+        paths = self.paths.model_copy(update={"output_dir": checked.paths.output_dir})
+        return self.model_copy(update={"paths": paths})
 
     def with_overrides(self, overrides: Mapping[str, Any], where: str = "override") -> Config:
         """Return a copy with dotted keys replaced.

@@ -6,12 +6,11 @@ The comments in `configs/config.yaml` explain each key.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-# Below `paths.tensorboard_dir`: every run's tables.
+# Below `runs/`: every run's tables.
 TABLES = "structured"
 
 
@@ -198,15 +197,16 @@ class GenerationConfig(Section):
 
 
 class PathsConfig(Section):
-    """Where a run writes; relative to the working folder, or to `--output_dir`."""
+    """Where a run writes.
 
-    checkpoint_dir: OutputPath = "checkpoints"
-    log_dir: OutputPath = "logs"
-    tensorboard_dir: OutputPath = "runs"
+    What is None lies in the run's own folder, `runs/NAME` in `output_dir`. A path that is set is shared by
+    all runs, and relative to `output_dir`. `checkpoint.run_folders` knows each file's place.
+    """
 
-    def tables_of(self, run_name: str) -> Path:
-        """The folder of a run's tables; TensorBoard has the folder of its name beside `structured`."""
-        return Path(self.tensorboard_dir) / TABLES / run_name
+    output_dir: OutputPath = "."
+    checkpoint_dir: OutputPath | None = None
+    log_dir: OutputPath | None = None
+    tensorboard_dir: OutputPath | None = None
 
 
 class DistributedConfig(Section):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from horovod_transformer.checkpoint.run_folders import BEST, shown_checkpoints
 from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
@@ -69,7 +70,7 @@ class TransformerTrainingExample:
             self.train()
         if not generate:
             return []
-        return self.generate(checkpoint_path or Path(self.config.paths.checkpoint_dir) / "best_model.pt")
+        return self.generate(checkpoint_path or shown_checkpoints(self.config.paths) / BEST)
 
     def prepare_data(self) -> None:
         """Turn the config's books into blocks of tokens; quick when that is done already."""

@@ -1,8 +1,7 @@
-"""Values in nested dicts, lists, tuples and dataclasses, as checkpoints and broadcasts hold them."""
+"""Values in nested dicts, lists and tuples, as checkpoints hold them."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ def convert_all(value: Any, kind: type[T], convert: Callable[[T], Any]) -> Any:
     """Copy nested values, with all of one type converted.
 
     Args:
-        value: Anything; looked into are dicts, lists, tuples and dataclasses.
+        value: Anything; looked into are dicts, lists and tuples.
         kind: What is converted; everything else stays the same object.
         convert: Called with each, in the order in which they stand.
     """
@@ -23,7 +22,4 @@ def convert_all(value: Any, kind: type[T], convert: Callable[[T], Any]) -> Any:
         return {key: convert_all(item, kind, convert) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(convert_all(item, kind, convert) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = {name: convert_all(item, kind, convert) for name, item in vars(value).items()}
-        return dataclasses.replace(value, **items)
     return value

@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from horovod_transformer.commands.command_line import run_command
+from horovod_transformer.system.console import counted
 
 UPDATES = 30
 # The last rank dies when so many updates are in the table; the newest checkpoint is then one of before.
@@ -67,7 +68,7 @@ def look_at_ranks(folder: Path, cpu: bool) -> None:
     """Let all ranks meet, add up and exchange; rank 0 writes what they found. *Collective.*"""
     import torch
 
-    from horovod_transformer.distributed import collectives, setup_horovod
+    from horovod_transformer.distributed import collectives, gather_objects, setup_horovod
 
     began = time.monotonic()
     world_size, rank, local_rank, use_cuda = setup_horovod(device="cpu" if cpu else "cuda")
@@ -81,7 +82,7 @@ def look_at_ranks(folder: Path, cpu: bool) -> None:
         "threads": torch.get_num_threads(),
         "bf16": use_cuda and torch.cuda.is_bf16_supported(including_emulation=False),
     }
-    found["ranks"] = collectives.gather_objects(mine, "ranks")
+    found["ranks"] = gather_objects(mine, "ranks")
     numbers = torch.arange(1000, dtype=torch.float64) * (rank + 1)
     expected = torch.arange(1000, dtype=torch.float64) * (world_size * (world_size + 1) // 2)
     found["sum_is_right"] = bool((collectives.allreduce(numbers.to(device), "check").cpu() == expected).all())
@@ -308,7 +309,8 @@ class Report:
             self.check("one rank against all", self.same_curve)
             self.check("kill and resume", self.kill_and_resume)
         nodes, ranks = os.environ.get("SLURM_JOB_NUM_NODES", "1"), os.environ["CHECK_RANKS"]
-        what = f"{nodes} node(s), {ranks} process(es)" + (", CPU ONLY" if self.cpu else "")
+        what = f"{counted(int(nodes), 'node')}, {counted(int(ranks), 'process', 'processes')}"
+        what += ", CPU ONLY" if self.cpu else ""
         verdict = f"THIS CLUSTER WORKS: {what}"
         if self.failed:
             verdict = f"NOT YET: {', '.join(self.failed)} failed ({what}); {self.folder}/*.log tell more"

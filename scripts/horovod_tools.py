@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,9 +47,17 @@ def say(message: str) -> None:
     print(f"horovod: {message}", flush=True)
 
 
+def pip_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The user's environment without what makes pip install elsewhere than into this virtual environment."""
+    elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PIP_DRY_RUN")
+    # Not only left out: pip.conf may say the same.
+    return {name: value for name, value in environment.items() if name not in elsewhere} | {"PIP_USER": "0"}
+
+
 def pip(*arguments: str) -> None:
     """Run pip of this virtual environment."""
-    if subprocess.run([sys.executable, "-m", "pip", *arguments]).returncode != 0:
+    command = [sys.executable, "-m", "pip", *arguments]
+    if subprocess.run(command, env=pip_environment(os.environ)).returncode != 0:
         raise UserMistakeError(f"`pip {' '.join(arguments)}` failed; its own message stands above")
 
 
@@ -60,28 +70,38 @@ def version_text(program: str | Path) -> str:
 
 
 def find_compiler(environment: Mapping[str, str]) -> str:
-    """Return a C++ compiler that has proved itself on a small C++20 program.
+    """Return a C++ compiler that has proved itself on a small C++20 program, as CXX should name it.
 
     Args:
-        environment: CXX names the compiler; without it the usual names are looked up on PATH.
+        environment: CXX names the compiler, perhaps with a program before it or options behind it
+            (`ccache g++`); without it the usual names are looked up on PATH.
     """
     advice = "(Debian: apt install g++, Red Hat: dnf install gcc-toolset-12, cluster: module load gcc/11)"
-    names = [environment["CXX"]] if environment.get("CXX") else ["g++", "c++", "clang++"]
+    named = environment.get("CXX", "").strip()
+    names, options = ([named] if named else ["g++", "c++", "clang++"]), []
+    if named and not _which(named, environment):
+        with contextlib.suppress(ValueError):  # a quote that stands alone: there is no such program
+            names[0], *options = shlex.split(named)
     # Who names a compiler wants Horovod.
-    missing = UserMistakeError if environment.get("CXX") else MissingToolsError
-    on_path = (shutil.which(name, path=environment.get("PATH")) for name in names)
+    missing = UserMistakeError if named else MissingToolsError
+    on_path = (_which(name, environment) for name in names)
     compiler = next((found for found in on_path if found), None)
     if compiler is None:
         raise missing(f"no C++ compiler ({', '.join(names)}) on PATH; install gcc 10 or newer {advice}")
+    whole = " ".join([compiler, *options])
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text(CXX20_PROBE)
-        command = [compiler, "-std=c++20", "-c", str(source), "-o", f"{folder}/probe.o"]
+        command = [compiler, *options, "-std=c++20", "-c", str(source), "-o", f"{folder}/probe.o"]
         if subprocess.run(command, env=dict(environment), capture_output=True).returncode != 0:
             raise missing(
-                f"{compiler} cannot compile C++20, which PyTorch's headers need; get gcc 10 or newer {advice}"
+                f"{whole} cannot compile C++20, which PyTorch's headers need; get gcc 10 or newer {advice}"
             )
-    return compiler
+    return whole
+
+
+def _which(name: str, environment: Mapping[str, str]) -> str | None:
+    return shutil.which(name, path=environment.get("PATH"))
 
 
 def require_headers_and_make(environment: Mapping[str, str]) -> None:

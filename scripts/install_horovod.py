@@ -42,6 +42,7 @@ from horovod_tools import (
     find_compiler,
     parallel_jobs,
     pip,
+    pip_environment,
     require_headers_and_make,
     say,
 )
@@ -52,6 +53,18 @@ STAMP = Path(sys.prefix) / ".horovod-verified"
 BUILD_LOG = Path(sys.prefix) / "horovod-build.log"
 
 CHECK_SECONDS = 180
+
+# What else may steer compilers, CMake and make: -Werror, say, ends a build at a warning of Gloo's.
+BUILD_OPTIONS = {
+    "CCL_ROOT",
+    "CFLAGS",
+    "CPPFLAGS",
+    "CXXFLAGS",
+    "CUDAFLAGS",
+    "LDFLAGS",
+    "GNUMAKEFLAGS",
+    "MAKEFILES",
+}
 
 ALLREDUCE_PROGRAM = """
 import horovod.torch as hvd
@@ -136,18 +149,22 @@ def build_environment(
     Args:
         build: As `choose_build` named it.
         torch: The installed PyTorch.
-        environment: The user's environment. Horovod's switches in it are dropped, so that two builds of one
-            key are equal; CCL_ROOT too, which a cluster's module may set and which makes Horovod want oneCCL.
+        environment: The user's environment. Horovod's switches and the compilers' options in it are dropped,
+            so that two builds of one key are equal; CCL_ROOT too, which a cluster's module may set and which
+            makes Horovod want oneCCL.
         scratch: A folder that lasts as long as the build.
     """
-    dropped = {name for name in environment if name.startswith("HOROVOD_")} | {"CCL_ROOT"}
+    dropped = {name for name in environment if name.startswith(("HOROVOD_", "CMAKE_"))} | BUILD_OPTIONS
     dropped -= {"HOROVOD_BUILD_ARCH_FLAGS", "HOROVOD_BUILD_CUDA_CC_LIST"}
     result = {name: value for name, value in environment.items() if name not in dropped}
     compiler = find_compiler(environment)
     require_headers_and_make(environment)
+    if os.statvfs(tempfile.gettempdir()).f_flag & os.ST_NOEXEC:
+        result["TMPDIR"] = str(scratch)  # the build runs what it has just compiled
     result |= {
         "PATH": f"{sys.prefix}/bin:{environment.get('PATH', os.defpath)}",
         "CXX": compiler,
+        "CMAKE_GENERATOR": "Unix Makefiles",  # Horovod gives options to make
         "CMAKE_TOOLCHAIN_FILE": str(SCRIPTS / "horovod_cmake" / "toolchain.cmake"),
         "MAKEFLAGS": f"-j{parallel_jobs()}",
         "HOROVOD_CMAKE": find_cmake(environment),
@@ -209,7 +226,7 @@ def build_wheel(build: str, torch: Torch, environment: Mapping[str, str], folder
         options = ["--verbose", "--no-build-isolation", "--no-deps", "--no-cache-dir", "--no-binary=horovod"]
         command = [sys.executable, "-m", "pip", "wheel", *options, f"--wheel-dir={scratch}"]
         command.append(f"horovod=={HOROVOD_VERSION}")
-        if run_with_progress(command, build_variables) != 0:
+        if run_with_progress(command, pip_environment(build_variables)) != 0:
             reason = first_error(BUILD_LOG.read_text(errors="replace"))
             used = ""
             if toolkit := build_variables.get("HOROVOD_CUDA_HOME"):

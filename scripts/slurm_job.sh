@@ -47,6 +47,9 @@ cores=$((SLURM_CPUS_ON_NODE / ranks_per_node))
 # ignores USR1; training catches it. (srun of Slurm 22.05 and newer no longer reads the job's --cpus-per-task.)
 start_ranks() {
   trap "" USR1
+  # What only the ranks of this start know: by it they tell each other from strangers on the network.
+  HOROVOD_TRANSFORMER_SECRET=$(od -An -vN32 -tx1 /dev/urandom | tr -d ' \n') || fail "no /dev/urandom here"
+  export HOROVOD_TRANSFORMER_SECRET
   exec srun --nodes="$1" --ntasks-per-node="$2" --ntasks=$(($1 * $2)) --cpus-per-task="$(($3 > 0 ? $3 : 1))" \
     --distribution=block --kill-on-bad-exit=1 --mpi=none --input=none \
     bash -c 'trap "" USR1; exec "$@"' rank python "${@:4}"

@@ -47,11 +47,11 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   config=$1
   shift
 fi
-run=(--config "$config" --run_name "slurm-$SLURM_JOB_ID" "$@")
+run=(--config "$config" "$@") # a run without a name is called slurm-$SLURM_JOB_ID
 before=$(python scripts/newest_update.py "${run[@]}") || exit 2
 
 echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST:" \
-  "$nodes node(s) with $ranks_per_node process(es) each, $config"
+  "nodes: $nodes, processes on each: $ranks_per_node, $config"
 start_ranks "$nodes" "$ranks_per_node" "$cores" -m src.train "${run[@]}" &
 step=$!
 code=0

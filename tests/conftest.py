@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Seconds until what a test waits for counts as stuck. Beside other work a program may take a minute to start.
+PATIENCE_S = 300.0
+
 ROOT = Path(__file__).resolve().parent.parent
 # `src` is not installed; a test may be started from any folder.
 sys.path.insert(0, str(ROOT))
@@ -39,7 +42,13 @@ def run_python(root: Path):
 
     def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        options = {"cwd": root, "env": environment, "timeout": 120, "stdin": subprocess.DEVNULL, **options}
+        options = {
+            "cwd": root,
+            "env": environment,
+            "timeout": 2 * PATIENCE_S,
+            "stdin": subprocess.DEVNULL,
+            **options,
+        }
         if "input" in options:
             del options["stdin"]
         return subprocess.run(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from horovod_transformer.checkpoint.run_folders import run_paths
 from horovod_transformer.config import Config, config_from_dict, load_config
 from horovod_transformer.errors import UserError
 
@@ -323,11 +324,8 @@ def test_home_in_the_paths_of_a_run(written, tmp_path, monkeypatch):
     config = load_config("~/c.yaml", {"paths.tensorboard_dir": "~/tb"})
     assert config.paths.checkpoint_dir == str(tmp_path / "home/ck")
     assert config.paths.tensorboard_dir == str(tmp_path / "home/tb")
-    moved = config.with_paths_in("~/out").paths
-    assert (moved.checkpoint_dir, moved.log_dir) == (
-        str(tmp_path / "home/ck"),
-        str(tmp_path / "home/out/logs"),
-    )
+    moved = run_paths(config.with_paths_in("~/out").paths, "r")
+    assert (moved.checkpoints, moved.logs) == (tmp_path / "home/ck", tmp_path / "home/out/logs")
     with pytest.raises(UserError, match=r"^o: paths.log_dir = '~no-such-user/x': there is no such user"):
         config.with_overrides({"paths.log_dir": "~no-such-user/x"}, "o")
 
@@ -342,7 +340,7 @@ def test_an_emoji_as_json_escapes_it_is_one_character(written):
 def test_a_name_that_is_not_utf_8_is_one_line():
     name = os.fsdecode(b"bad\xfc")
     with pytest.raises(
-        UserError, match=r"^--output_dir: paths.checkpoint_dir = 'bad\\udcfc/checkpoints': shou"
+        UserError, match=r"^--output_dir: paths.output_dir = 'bad\\udcfc': should be text in UTF-8"
     ):
         Config().with_paths_in(name)
     with pytest.raises(UserError, match=r"^x: data.source = 'bad\\udcfc': should be text in UTF-8"):

@@ -39,7 +39,17 @@ _GUTENBERG_WORDS = re.compile(
     r"|public domain|trademark|https?:|www\.|ftp|@",
     re.IGNORECASE,
 )
-_GUTENBERG_SILENCE = 2000
+# Inside of a notice: the longest is a list of the states in which donations were asked for.
+_GUTENBERG_SILENCE = 1000
+# Beside a mark: the title that it names, or the names of those who typed the book in.
+_SILENCE_AT_MARKS = 400
+# At an end of the file, and before the line with which a header opens; a licence has ended right above that.
+_SILENCE_OUTSIDE = 200
+_HEADER_OPENS = re.compile(
+    r"^[^\w\n]*(?:this is )?(?:the )?(?:world wide web )?Project (?P<name>Gutenberg)"
+    r"(?:['\u2019]s\b| E-?(?:book|text)| Edition)",
+    re.IGNORECASE | re.MULTILINE,
+)
 # Who typed it in: one paragraph right after the mark.
 _PRODUCED = re.compile(
     r"\s*(?:This e(?:book|text) was |E-?text )?(?:Produced|Prepared|Transcribed|Scanned) by [^\n]*"
@@ -162,7 +172,16 @@ def _is_notice(text: str, start: int, end: int) -> bool:
     if end - start > _GUTENBERG_TAIL + _GUTENBERG_HEAD:
         return False
     words = [word.start() for word in _GUTENBERG_WORDS.finditer(text, start, end)]
-    return all(after - before <= _GUTENBERG_SILENCE for before, after in pairwise([start, *words, end]))
+    headers = {opening.start("name") for opening in _HEADER_OPENS.finditer(text, start, end)}
+    for before, after in pairwise([start, *words, end]):
+        most = _GUTENBERG_SILENCE
+        if before == start or after == end:
+            most = _SILENCE_AT_MARKS
+        if before == 0 or after == len(text) or after in headers:
+            most = _SILENCE_OUTSIDE
+        if after - before > most:
+            return False
+    return True
 
 
 def _after_producers(text: str, place: int) -> int:

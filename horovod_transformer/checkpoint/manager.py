@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
+from horovod_transformer.checkpoint.run_folders import BEST, LAST, LAUNCH, is_our_link
 from horovod_transformer.checkpoint.snapshot import Snapshots
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.files import (
@@ -32,11 +33,8 @@ from horovod_transformer.system.files import (
     write_text,
 )
 
-LAST, BEST = "last.pt", "best_model.pt"
 # Names the checkpoint that the run is being rewound to, while that takes.
 REWIND = ".rewind.json"
-# Names the launch (a Slurm job, say) that began or resumed the run here last.
-LAUNCH = ".launch"
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,10 @@ class CheckpointManager:
         folder: Where they lie; made when first written to.
         keep: How many periodic checkpoints to keep.
         keep_every: Keep those of every so many updates for ever.
+
+    Attributes:
+        folder: As given.
+        has_written: A checkpoint has been written since this began.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2, keep_every: int | None = None) -> None:
@@ -74,6 +76,7 @@ class CheckpointManager:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._snapshots = Snapshots()
+        self.has_written = False
 
     def save(self, contents: dict[str, Any], update: int, periodic: bool, best: bool) -> OSError | None:
         """Copy the state to memory, and write it in the background.
@@ -117,11 +120,13 @@ class CheckpointManager:
     def _write(self, contents: dict[str, Any], update: int, periodic: bool, best: bool) -> None:
         if not periodic:
             save_checkpoint(self.folder / BEST, contents)
+            self.has_written = True
             return
         newest = self._numbered(update)
         save_checkpoint(newest, contents)
         for name in [LAST, BEST] if best else [LAST]:
             _give_second_name(newest, self.folder / name)
+        self.has_written = True
         self._prune()
 
     def _numbered(self, update: int) -> Path:
@@ -163,7 +168,10 @@ class CheckpointManager:
         target = archive_path(self.folder / "previous", chosen)
         target.mkdir(parents=True)
         for path in chosen:
-            path.rename(target / path.name)
+            if is_our_link(path):
+                path.unlink()
+            else:
+                path.rename(target / path.name)
         return target
 
     def fresh_start(self) -> Takeover:
@@ -207,14 +215,6 @@ class CheckpointManager:
             _give_second_name(path, self.folder / BEST)
         return archived
 
-    @property
-    def launch(self) -> str | None:
-        """The launch that began or resumed the run here last, as `record_launch` was told."""
-        try:
-            return (self.folder / LAUNCH).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return None
-
     def record_launch(self, launch: str | None) -> None:
         """Remember which launch has begun or resumed the run: its later starts carry on from here."""
         if launch is not None:
@@ -227,7 +227,7 @@ class CheckpointManager:
             without: Files that are about to be archived.
         """
         best = self.folder / BEST
-        progress = None if best in without else _progress_of(best)
+        progress = None if best in without else progress_of(best)
         loss = progress.get("best_validation_loss") if progress else None
         return loss if isinstance(loss, float) else math.inf
 
@@ -260,7 +260,7 @@ class CheckpointManager:
     def _others(self, path: Path, update: int) -> list[Path]:
         """The checkpoints that are later than the one to be resumed, or of another run."""
         numbered, last = self._numbered(update), self.folder / LAST
-        if not path.absolute().parent.samefile(self.folder):
+        if not (self.folder.is_dir() and path.absolute().parent.samefile(self.folder)):
             # Another run's checkpoint: nothing here belongs to it but what an earlier try linked in.
             kept = [file for file in (numbered, last) if file.is_file() and file.samefile(path)]
             return [file for file in self.folder.glob("*.pt") if file not in kept]
@@ -301,7 +301,7 @@ class CheckpointManager:
         numbered = [path for _, path in reversed(numbered_checkpoints(self.folder))]
         candidates = [*numbered[:1], self.folder / LAST, *numbered[1:], self.folder / BEST]
         for path in candidates:
-            if not path.is_file():
+            if not path.is_file() or is_our_link(path):
                 continue
             try:
                 return path, load_checkpoint(path), complaints
@@ -324,11 +324,12 @@ def numbered_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 def update_of(path: Path) -> int | None:
     """Updates done in a checkpoint, read without its tensors; None if the file is broken."""
-    update = (_progress_of(path) or {}).get("update")
+    update = (progress_of(path) or {}).get("update")
     return update if isinstance(update, int) else None
 
 
-def _progress_of(path: Path) -> dict[str, Any] | None:
+def progress_of(path: Path) -> dict[str, Any] | None:
+    """A checkpoint's `progress`, read without its tensors; None if the file is broken."""
     try:
         progress = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["progress"]
     except Exception:  # torch raises half a dozen types for a damaged file
@@ -346,3 +347,16 @@ def _give_second_name(path: Path, name: Path) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(name.parent)
+
+
+def run_name_of(checkpoint: Path) -> str | None:
+    """The run that wrote a checkpoint, by its own record; None if the file is broken."""
+    name = (progress_of(checkpoint) or {}).get("run_name")
+    return name if isinstance(name, str) and name else None
+
+
+def run_name_in(folder: Path) -> str | None:
+    """The run that wrote the newest good checkpoint of a folder."""
+    newest = [path for _, path in reversed(numbered_checkpoints(folder))]
+    files = (path for path in [*newest, folder / LAST, folder / BEST] if not path.is_symlink())
+    return next((name for name in map(run_name_of, files) if name), None)

@@ -11,11 +11,6 @@ from torch import Tensor
 from horovod_transformer.nested import convert_all
 
 
-def snapshot(value: Any) -> Any:
-    """Copy nested state to ordinary memory, and wait until that is done."""
-    return convert_all(value, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
-
-
 class Snapshots:
     """Copies one after the other into the same memory, without making the host wait for a GPU.
 

@@ -206,6 +206,8 @@ def _read_overrides(rest: Sequence[str], parser: argparse.ArgumentParser) -> dic
             if following is None:
                 raise UserError(f"--{key} needs a value, as --{key} VALUE")
             value = following
+        if key in overrides and "list" in config_keys().get(key, ("", ""))[0]:
+            raise UserError(f"--{key} is given twice; a list is one value: --{key} '[first, second]'")
         overrides[key] = value
     return overrides
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
+from horovod_transformer.checkpoint.run_folders import BEST, run_paths, shown_checkpoints
 from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.distributed import horovod_is_installed, usual_processes
-from horovod_transformer.errors import UserError
+from horovod_transformer.errors import StoppedError, UserError
 from horovod_transformer.launch.subcommand import run_subcommand
+from horovod_transformer.reports.formats import duration
+from horovod_transformer.system.console import counted, tell
 
 DESCRIPTION = """\
 The whole path on the plays that come with the installation: prepare, train on two Horovod
 processes (one where Horovod is missing, or on a single GPU), draw the loss curve, score held-out
-plays beside `xz -9`, write three passages. Everything goes to demo/; an earlier demo's run is
-archived there, not removed."""
+plays beside `xz -9`, write three passages. All of it takes a few minutes more than the training that
+--minutes asks for. Everything goes to demo/; an earlier demo's run is archived there, not removed."""
 
 FOLDER = Path("demo")
 RUN = FOLDER / "run"
@@ -50,12 +56,14 @@ def main(arguments: Sequence[str]) -> int:
     for key, value in overrides.items():
         shared += [f"--{key}", value]
 
+    began = time.monotonic()
     _heading("1/5  Books to blocks of tokens")
     from horovod_transformer.prepare.prepare import prepare
 
     prepare(config)
 
-    on_processes = f"on {processes} process{'' if processes == 1 else 'es'}"
+    on_processes = f"on {counted(processes, 'process', 'processes')}"
+    minutes = f"{options.minutes:g} minute{'' if options.minutes == 1 else 's'}"
     _heading(f"2/5  Training {on_processes}")
     if options.processes is None and processes == 1:
         why, more = "There is one GPU here, which two processes cannot share", ""
@@ -70,33 +78,39 @@ def main(arguments: Sequence[str]) -> int:
         )
     print(
         f"first a calibration: {CALIBRATION_UPDATES} updates, thrown away, to learn how many "
-        f"fit into {options.minutes:g} minutes here",
+        f"fit into {minutes} here",
         flush=True,
     )
     updates = _affordable_updates(config, processes, options.minutes, shared)
-    print(f"\nabout {updates} updates fit; now the run itself", flush=True)
+    print(f"about {updates:,} updates fit; now the run itself\n", flush=True)
     _train(processes, shared, RUN, updates)
     paths = config.with_paths_in(RUN).paths
-    run = paths.tables_of("demo")
+    run = run_paths(paths, "demo").tables
 
     _heading("3/5  Loss curve")
     from horovod_transformer.reports.plotting import draw_curve, terminal_curve
 
     picture = FOLDER / "loss.png"
-    draw_curve(run, picture, f"demo: {options.minutes:g} minutes {on_processes}")
+    draw_curve(run, picture, f"demo: {minutes} {on_processes}")
     print(terminal_curve(run))
     print(f"also in {picture}")
 
     _heading("4/5  Held-out plays, in bits per byte")
-    checkpoint = Path(paths.checkpoint_dir) / "best_model.pt"
+    checkpoint = shown_checkpoints(paths) / BEST
     _score(config, checkpoint)
 
     _heading("5/5  Text")
     from horovod_transformer.generation import write_passages
 
     write_passages(checkpoint, config.generation, PROMPTS)
-    print(f"\nMore:  .venv/bin/python -m src.generate --checkpoint {checkpoint} --config {options.config} \\")
-    print('         --prompt "O Romeo" --max_new_tokens 200')
+    took = duration(time.monotonic() - began)
+    print(f"\nDone in {took}, of which the training was to take {minutes}.")
+    print(f"The run:    {run / 'report.html'} (open it in a browser)")
+    print(
+        f"More text:  .venv/bin/python -m src.generate --checkpoint {checkpoint} --config {options.config} \\"
+    )
+    print('              --prompt "O Romeo" --max_new_tokens 200')
+    print("Next:       the tour in README.md; your own books: horovod-transformer prepare --help")
     return 0
 
 
@@ -104,12 +118,20 @@ def _heading(text: str) -> None:
     print(f"\n=== {text} ===", flush=True)
 
 
-def _train(processes: int, shared: list[str], folder: Path, updates: int, *more: str) -> None:
+def _train(
+    processes: int,
+    shared: list[str],
+    folder: Path,
+    updates: int,
+    *more: str,
+    output: IO[bytes] | None = None,
+) -> None:
     arguments = [*shared, "--output_dir", str(folder), "--run_name", "demo"]
     run_subcommand(
         processes,
         "train",
         [*arguments, "--training.max_updates", str(updates), "--training.epochs", "1000", *more],
+        output,
     )
 
 
@@ -120,8 +142,16 @@ def _affordable_updates(config: Config, processes: int, minutes: float, shared: 
     with tempfile.TemporaryDirectory(prefix="horovod-transformer-demo-") as name:
         folder = Path(name)
         few = ("--training.eval_blocks", "1", "--training.log_interval", "1")
-        _train(processes, shared, folder, CALIBRATION_UPDATES, *few)
-        table = read_table(config.with_paths_in(folder).paths.tables_of("demo") / "train.csv")
+        # Its warnings of a short run and the paths it names would mislead: only a failure is shown.
+        with tempfile.TemporaryFile() as output:
+            try:
+                _train(processes, shared, folder, CALIBRATION_UPDATES, *few, output=output)
+            except UserError as error:
+                if not isinstance(error, StoppedError):
+                    output.seek(0)
+                    tell(output.read().decode(errors="replace"), sys.stderr)
+                raise
+        table = read_table(run_paths(config.with_paths_in(folder).paths, "demo").tables / "train.csv")
     seconds = [value for value in table["seconds"] if value is not None]
     middle = len(seconds) // 3
     per_update = (seconds[-1] - seconds[middle]) / (len(seconds) - 1 - middle)
@@ -136,9 +166,10 @@ def _score(config: Config, checkpoint: Path) -> None:
     model, tokenizer, _ = load_model_for_generation(checkpoint)
     data = open_prepared_data(config)
     held_out = books_of(data.validation, tokenizer)
-    score = score_books(model, held_out, tokenizer)
+    score = score_books(model, held_out, tokenizer, progress=True)
+    print("compressing them with xz -9, given the other plays", flush=True)
     xz = xz_given_training_text(data.train, held_out, tokenizer)
     titles = ", ".join(data.manifest.get("validation_books", []))
-    print(f"held out: {len(held_out)} plays, {score.bytes:,} bytes ({titles})")
+    print(f"held out: {counted(len(held_out), 'play')}, {score.bytes:,} bytes ({titles})")
     print(f"  this model                     {score.bits_per_byte:.3f}")
     print(f"  xz -9, given the other plays   {xz:.3f}")

@@ -12,6 +12,7 @@ from horovod_transformer.commands.doctor_machine import (
     check_home,
     check_horovod,
     check_host_name,
+    check_load,
     check_packages,
     check_python,
     check_slurm,
@@ -46,6 +47,7 @@ CHECKS: dict[str, Callable[[CheckContext], Row]] = {
     "disk": check_disk,
     "home": check_home,
     "host name": check_host_name,
+    "load": check_load,
     "Slurm": check_slurm,
 }
 

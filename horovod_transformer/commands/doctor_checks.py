@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from horovod_transformer.checkpoint.run_folders import RUNS, explicit
 from horovod_transformer.config import Config
 
 State = Literal["ok", "warn", "fail"]
@@ -54,7 +55,8 @@ class CheckContext:
     @property
     def checkpoint_dir(self) -> Path:
         """Where checkpoints will go."""
-        return Path(self.config.with_paths_in(self.output_dir).paths.checkpoint_dir)
+        paths = self.config.with_paths_in(self.output_dir).paths
+        return explicit(paths, paths.checkpoint_dir) or Path(paths.output_dir, RUNS)
 
 
 def existing_parent(path: Path) -> Path:

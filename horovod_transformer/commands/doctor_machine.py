@@ -24,6 +24,7 @@ from horovod_transformer.commands.doctor_checks import (
     free_bytes,
 )
 from horovod_transformer.reports.formats import byte_size
+from horovod_transformer.system.console import counted
 from horovod_transformer.system.machine import usable_address
 
 OLDEST_PYTHON = (3, 11)
@@ -88,7 +89,7 @@ def check_torch(context: CheckContext) -> Row:
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     if gpus:
         names = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus)
-        return Row("PyTorch", "ok", f"{found}; {len(gpus)} GPU(s): {names}")
+        return Row("PyTorch", "ok", f"{found}; {counted(len(gpus), 'GPU')}: {names}")
     if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
         if torch.version.cuda is None:
             found += " is for CPUs, but there is an NVIDIA driver here"
@@ -177,12 +178,21 @@ def hosts_entry(hosts: Path, name: str) -> str | None:
     return None
 
 
+def check_load(context: CheckContext) -> Row:
+    """Whether other work wants the cores, which costs training and timings of it."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    found = f"{load:.1f} processes wanted a core in the last minute, of {counted(cores, 'core')}"
+    if load > cores:
+        return Row("load", "warn", f"{found}: training would share them", "a quieter moment or machine")
+    return Row("load", "ok", found)
+
+
 def check_slurm(context: CheckContext) -> Row:
     """Slurm; without it nothing is lacking."""
     job = os.environ.get("SLURM_JOB_ID")
     if job:
         nodes, cores = os.environ.get("SLURM_JOB_NUM_NODES", "?"), os.environ.get("SLURM_CPUS_ON_NODE", "?")
-        return Row("Slurm", "ok", f"in job {job}: {nodes} node(s), {cores} core(s) on this one")
+        return Row("Slurm", "ok", f"in job {job}; nodes: {nodes}, cores on this one: {cores}")
     if shutil.which("sbatch") is None:
         return Row("Slurm", "ok", "not here; horovodrun starts training without it")
     version = ask("sbatch", "--version")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from horovod_transformer.checkpoint.run_folders import is_our_link
 from horovod_transformer.commands.command_line import (
     check_overrides,
     checkpoint_parser,
@@ -29,8 +30,8 @@ DESCRIPTION = """\
 Measure a checkpoint on the validation books: loss, perplexity, bits per byte and accuracy over whole
 books, and coherence, relevance, diversity and length of what it writes beside the same of the books.
 
-Writes evaluation.json and evaluation.html, by default into the folder `evaluation` beside the
-checkpoint's own folder. The same seed gives the same result on the same machine."""
+Writes evaluation.json and evaluation.html, by default into the run's folder, runs/NAME/evaluation.
+The same seed gives the same result on the same machine."""
 
 EXAMPLES = """\
 examples:
@@ -49,7 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     """Evaluate as the command line says."""
     options, overrides = parse_options(_parser(), arguments)
     check_overrides(overrides, "generation.", "data.data_dir", "data.encoding", "data.clean")
-    samples = whole_number("--samples", options.samples, 2, 100_000)
+    samples = whole_number("--samples", options.samples, 0, 100_000)
+    if samples == 1:
+        raise UserError("--samples 1: should be at least 2, one alone compares with nothing; 0: scores alone")
     seed = whole_number("--seed", options.seed)
     limit = None if options.books is None else whole_number("--books", options.books, 1)
     given = None if options.config is None else load_config(options.config)
@@ -146,7 +149,9 @@ def _read_texts(path: str, options: ReadOptions) -> list[str]:
 
 
 def _beside(checkpoint: Path) -> Path:
-    """`run/checkpoints/best_model.pt` -> `run/evaluation`."""
+    """`runs/first/checkpoints/best_model.pt` -> `runs/first/evaluation`, by whatever link it is named."""
+    if is_our_link(checkpoint):
+        checkpoint = checkpoint.resolve()
     return checkpoint.absolute().parent.parent / "evaluation"
 
 
@@ -159,7 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(seed="0")
     parser.add_argument(
-        "--samples", default="20", metavar="N", help="prompts to continue (default: %(default)s)"
+        "--samples",
+        default="20",
+        metavar="N",
+        help="prompts to continue, 0: score the books alone (default: %(default)s)",
     )
     parser.add_argument(
         "--books", metavar="N", help="score only N of the validation books, evenly spread (default: all)"

@@ -77,6 +77,9 @@ def main(arguments: Sequence[str]) -> int:
 def _read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options, and the settings among them as config overrides."""
     options, overrides = parse_options(_parser(), arguments)
+    if options.prompt and len(options.prompt) > 1:
+        raise UserError("--prompt is given twice; --prompts FILE continues many")
+    options.prompt = options.prompt[0] if options.prompt else ""
     if options.seed is not None:
         options.seed = whole_number("--seed", options.seed)
     # As text: the config's own checks read it, and say in one line what is wrong with it.
@@ -98,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--prompt", default="", metavar="TEXT", help="text to continue (default: begin a new text)"
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        help="text to continue (default: begin a new text)",
     )
     source.add_argument(
         "--prompt_file",

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from horovod_transformer.commands.command_line import CommandParser, parse_options
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.paths import path_of
+from horovod_transformer.system.paths import path_of, readable
 
 DESCRIPTION = """\
 Turn a Hugging Face GPT-2 folder into a checkpoint for generate, evaluate and --init_from. Weights are
 read from safetensors only: a pickle can run code. The model has learned positions, which a config
 for training it further has to say: --model.positions learned."""
+
+# Tokens named that were left out.
+_NAMED = 5
 
 EXAMPLES = """\
 examples:
@@ -42,7 +45,10 @@ def main(arguments: Sequence[str]) -> int:
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.export.checkpoints import import_checkpoint
 
-    parameters, tokenizer = import_checkpoint(options.folder, options.to)
+    parameters, tokenizer, left_out = import_checkpoint(options.folder, options.to)
     tokens = f"{tokenizer.vocab_size:,} tokens ({tokenizer.kind})"
     print(f"{Path(options.to)}: {parameters:,} parameters, {tokens}")
+    if left_out:
+        names = ", ".join(map(readable, left_out[:_NAMED])) + (" and others" if left_out[_NAMED:] else "")
+        print(f"left out: {names}, which no text here is encoded with")
     return 0

@@ -47,7 +47,7 @@ def train_parser() -> argparse.ArgumentParser:
         "--output_dir",
         type=path_of("--output_dir"),
         metavar="DIR",
-        help="put checkpoints/, logs/ and runs/ in this folder",
+        help="put runs/, and the links in checkpoints/ and logs/, in this folder",
     )
     parser.add_argument(
         "--profile",
@@ -81,7 +81,9 @@ def main(arguments: Sequence[str]) -> int:
     stall_timeout = config.distributed.stall_timeout
     # Training has a watchdog of its own, which takes over. Loading a large checkpoint may take longer
     # than an update.
-    limit = max(2.0 * start_timeout(), stall_timeout) if stall_timeout is not None else None
+    limit = (
+        max(2.0 * start_timeout(this_process().size), stall_timeout) if stall_timeout is not None else None
+    )
     why = "in the start-up; the longer of distributed.stall_timeout and 2 x HOROVOD_START_TIMEOUT"
     with Watchdog(limit, launched_rank(), why):
         flops = flops_per_update(config.model, config.training, this_process().size)
@@ -100,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
             profile=None if window is None else ProfileRequest(window, profile_rank),
         )
     if rank == 0:
-        _report(config.with_paths_in(options.output_dir or ".").paths.tables_of(outcome["run_name"]))
+        _report(Path(outcome["records_dir"]))
     if outcome["finished"] or this_process().launcher == "horovodrun":
         return 0  # of another code horovodrun would make a traceback
     # Launchers end all ranks once one has left with such a code: leave together, all files closed.

@@ -1,9 +1,10 @@
-"""Horovod: how ranks meet (bootstrap), what they exchange (collectives), what each computes on (devices).
+"""Horovod: how ranks meet (bootstrap), what they send (collectives, exchange), on which devices (devices).
 
 Every function also works in a lone process, where nothing is exchanged and Horovod need not even
 be installed. A function marked *collective* must be called by all ranks, in the same order.
 """
 
+from horovod_transformer.distributed.agreement import raise_on_all_ranks, run_on_rank0
 from horovod_transformer.distributed.bootstrap import (
     attempt,
     horovod_is_installed,
@@ -14,10 +15,8 @@ from horovod_transformer.distributed.bootstrap import (
 from horovod_transformer.distributed.collectives import (
     allgather,
     allreduce,
-    broadcast,
     built_operations,
     distribute_optimizer,
-    gather_objects,
     get_local_rank,
     get_local_size,
     get_rank,
@@ -25,8 +24,6 @@ from horovod_transformer.distributed.collectives import (
     is_main_process,
     lost_ranks_explained,
     metric_average,
-    raise_on_all_ranks,
-    run_on_rank0,
     skip_synchronize,
     start_timeline,
     stop_timeline,
@@ -38,6 +35,7 @@ from horovod_transformer.distributed.devices import (
     completes_asynchronously,
 )
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
+from horovod_transformer.distributed.exchange import broadcast, gather_objects
 from horovod_transformer.distributed.threads import set_threads
 
 __all__ = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from horovod_transformer.distributed.rendezvous import meet
 from horovod_transformer.distributed.threads import set_threads
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.launch_environment import Launch, start_timeout, this_process
+from horovod_transformer.system.machine import raise_open_files_limit
 from horovod_transformer.system.processes import terminate_with_parent
 
 # Horovod's background thread wakes this often (milliseconds) to look for work, and ranks wait that long for
@@ -25,8 +27,11 @@ CPU_CYCLE_TIMES_MS = (10.0, 50.0)
 CYCLES_PER_UPDATE = 75
 CPU_FLOPS = 1e11  # of a rank, about: near the best cycle time a little more or less costs nothing
 # Seconds a Gloo operation waits for the other ranks; it also covers start-up, which takes 27 s
-# for 8 ranks on two cores, too close to Gloo's own 30.
-GLOO_TIMEOUT_S = "90"
+# for 8 ranks on two cores, too close to Gloo's own 30, and grows with the number of ranks.
+GLOO_TIMEOUT_S = 90
+GLOO_TIMEOUT_PER_RANK_S = 0.5
+# Files and sockets of a rank beside Gloo's: data, logs, loader processes, libraries.
+OTHER_FILES = 256
 
 _attempt = 0
 
@@ -129,12 +134,28 @@ def _require_horovodrun() -> None:
         ) from None
 
 
+def _make_room_for_sockets(environment: Mapping[str, str]) -> None:
+    """Let this rank open Gloo's sockets: two for each other rank of each context (global, local, cross).
+
+    Raises:
+        UserError: The system's hard limit is too low.
+    """
+    contexts = (int(environment.get(f"HOROVOD_{name}SIZE") or 1) for name in ("", "LOCAL_", "CROSS_"))
+    wanted = 2 * sum(size - 1 for size in contexts) + OTHER_FILES
+    if (most := raise_open_files_limit()) < wanted:
+        raise UserError(
+            f"each of {environment['HOROVOD_SIZE']} ranks opens up to {wanted} files and sockets, but the "
+            f"hard limit on {socket.gethostname()} is {most} (ulimit -Hn): have it raised, or start fewer"
+        )
+
+
 def _start_horovod(launch: Launch) -> Any:
     global _attempt
     if not horovod_is_installed():
         raise UserError("launched for several processes, but Horovod is not installed; run `make install`")
     # Horovod reads these once, when it starts.
-    os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", GLOO_TIMEOUT_S)
+    seconds = GLOO_TIMEOUT_S + int(GLOO_TIMEOUT_PER_RANK_S * launch.size)
+    os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(seconds))
     # Groups of gradients that are ready together would be fused, and summed in another order each time.
     os.environ.setdefault("HOROVOD_DISABLE_GROUP_FUSION", "1")
     meeting = None
@@ -149,6 +170,7 @@ def _start_horovod(launch: Launch) -> Any:
         meeting = meet(launch)
         os.environ.update(meeting.variables)
         _attempt = meeting.attempt
+    _make_room_for_sockets(os.environ)
     import horovod.torch as hvd
 
     hvd.init()

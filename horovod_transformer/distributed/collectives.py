@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from horovod_transformer.errors import LostRankError, UserError
-from horovod_transformer.nested import convert_all
+from horovod_transformer.errors import LostRankError
 
-T = TypeVar("T")
-
-# Seconds between two meetings of the ranks while they wait for rank 0: far below every time-out.
-MEET_EVERY_S = 0.5
 LOOK_EVERY_S = 0.0005  # for an operation's result, on CPUs
+# Horovod counts what all ranks gather in 32 bits: 2 GiB would overflow.
+GATHER_LIMIT_BYTES = 2**30
 _hvd: Any = None  # horovod.torch, once there is more than one process
 
 
@@ -94,117 +90,52 @@ def allreduce(values: Tensor, name: str) -> Tensor:
     return _wait(_hvd.allreduce_async(values, op=_hvd.Sum, name=f"sum.{name}"), values.device)
 
 
-def allgather(flat: Tensor, name: str) -> Tensor:
+def allgather(flat: Tensor, name: str, lengths: Sequence[int]) -> Tensor:
     """Join every rank's tensor, by rank. *Collective.*
 
     Args:
         flat: Contiguous, one axis, of any length; 0 is one, too. It travels as bytes: every dtype
             will do, also those that Horovod does not know, such as bfloat16.
         name: The same string on every rank.
+        lengths: Of every rank's tensor, by rank.
     """
     if not _hvd:
         return flat
-    handle = _hvd.allgather_async(flat.view(torch.uint8), name=f"gather.{name}")
-    return _wait(handle, flat.device).view(flat.dtype)
+    mine = flat.view(torch.uint8)
+    sizes = [length * flat.element_size() for length in lengths]
+    if sum(sizes) <= GATHER_LIMIT_BYTES:
+        return allgather_bytes(mine, name).view(flat.dtype)
+    joined = mine.new_empty(sum(sizes))
+    places = joined.split(sizes)
+    step = max(1, GATHER_LIMIT_BYTES // len(sizes))
+    for start in range(0, max(sizes), step):
+        parts = [place[start : start + step] for place in places]
+        gathered = allgather_bytes(mine[start : start + step], name)
+        for part, got in zip(parts, gathered.split([part.numel() for part in parts]), strict=True):
+            part.copy_(got)
+    return joined.view(flat.dtype)
 
 
-def gather_objects(value: T, name: str) -> list[T]:
-    """Give every rank's value to every rank, by rank. *Collective.*"""
-    return _hvd.allgather_object(value, name=name) if _hvd else [value]
+def allgather_bytes(flat: Tensor, name: str) -> Tensor:
+    """As `allgather`, for bytes: at most `GATHER_LIMIT_BYTES` from all ranks together. *Collective.*"""
+    return _wait(_hvd.allgather_async(flat, name=f"gather.{name}"), flat.device)
 
 
-def broadcast(value: Any) -> Any:
-    """Give rank 0's value to every rank: tensors in dicts, lists and dataclasses. *Collective.*
-
-    Tensors travel as tensors; what the other ranks pass is not looked at. Unlike
-    `hvd.broadcast_optimizer_state` this never takes an optimizer step to make state appear.
-
-    Returns:
-        Rank 0's value itself; on other ranks a copy with tensors on the CPU.
-    """
-    if not _hvd:
-        return value
-    tensors: list[Tensor] = []
-    # The outline has each tensor replaced by its shape and dtype.
-    mine = _outline(value, tensors) if is_main_process() else None
-    # Named: Horovod would name it by its type, which differs between ranks, and wait for ever.
-    outline = _hvd.broadcast_object(mine, root_rank=0, name="outline")
-    if not is_main_process():
-        value = _with_room(outline, tensors)
-    # All are under way before the first is waited for: one after the other, each would take a cycle of
-    # Horovod's. A flat view: Horovod has no scalars.
-    handles = [
-        _hvd.broadcast_async_(tensor.detach().contiguous().view(-1), root_rank=0, name=f"broadcast.{place}")
-        for place, tensor in enumerate(tensors)
-        if tensor.numel()
-    ]
-    for handle in handles:
-        _wait(handle, torch.device("cpu"))
-    return value
-
-
-def raise_on_all_ranks(action: Callable[[], T]) -> T:
-    """Do something on every rank; if it is a user's mistake on any, it is on all. *Collective.*
-
-    Without this a rank that meets a mistake leaves, and the others wait for it.
-
-    Raises:
-        UserError: The lowest rank's mistake, on every rank.
-    """
-    result, mistake = None, None
-    try:
-        result = action()
-    except UserError as error:
-        mistake = str(error)
-    mistakes = gather_objects(mistake, "mistake")
-    for rank, text in enumerate(mistakes):
-        if text is not None:
-            raise UserError(text if text == mistakes[0] else f"on rank {rank}: {text}")
-    return cast(T, result)
-
-
-def run_on_rank0(action: Callable[[], T], on_wait: Callable[[], None] = lambda: None) -> T:
-    """Do something on rank 0 alone and give its result to every rank. *Collective.*
-
-    It may take as long as it likes: the ranks meet every half a second until it is done, so no
-    collective times out on a healthy job, and a rank or a link that is lost is still noticed.
+def hand_on(flat: Tensor, name: str) -> Tensor:
+    """Give a tensor to the next rank and take the one of the rank before. *Collective.*
 
     Args:
-        action: Runs in a thread of rank 0, so it must not call a collective.
-        on_wait: Called on every rank each time they meet.
+        flat: On the CPU, one axis, of any length. The last rank's goes nowhere.
+        name: The same string on every rank.
 
-    Raises:
-        UserError: It was a user's mistake, on every rank.
+    Returns:
+        Of the same dtype; on rank 0 empty.
     """
-    result: T | None = None
-    failure: BaseException | None = None
-    threads = torch.get_num_threads()
-
-    def act() -> None:
-        nonlocal result, failure
-        torch.set_num_threads(threads)  # a new thread would begin with all cores
-        try:
-            result = action()
-        except BaseException as error:
-            failure = error
-
-    # A daemon: Ctrl-C must not leave it at work on the folder.
-    worker = threading.Thread(target=act, name="rank 0", daemon=True)
-    if is_main_process():
-        worker.start()
-    busy = True
-    while busy:
-        if is_main_process():
-            worker.join(MEET_EVERY_S)
-        mine = torch.tensor([int(worker.is_alive())])
-        busy = bool(allreduce(mine, "busy").item())
-        on_wait()
-    if failure is not None and not isinstance(failure, UserError):
-        raise failure  # a bug: the other ranks learn of it when this one has ended
-    result, mistake = broadcast((result, None if failure is None else str(failure)))
-    if mistake is not None:
-        raise UserError(mistake)
-    return cast(T, result)
+    counts = torch.zeros(get_world_size(), dtype=torch.int32)
+    if get_rank() + 1 < get_world_size():
+        counts[get_rank() + 1] = len(flat)
+    handle = _hvd.alltoall_async(flat[: int(counts.sum())], splits=counts, name=f"hand on.{name}")
+    return _wait(handle, flat.device)[0]
 
 
 @contextlib.contextmanager
@@ -224,32 +155,7 @@ def lost_ranks_explained() -> Iterator[None]:
         raise
 
 
-class _Slot:
-    def __init__(self, tensor: Tensor) -> None:
-        self.shape, self.dtype = tensor.shape, tensor.dtype
-
-
-def _outline(value: Any, tensors: list[Tensor]) -> Any:
-    """Replace every tensor by a slot, and put it on the list."""
-
-    def take(tensor: Tensor) -> _Slot:
-        tensors.append(tensor)
-        return _Slot(tensor)
-
-    return convert_all(value, Tensor, take)
-
-
-def _with_room(outline: Any, tensors: list[Tensor]) -> Any:
-    """Replace every slot by an empty tensor, and put that on the list: in the order of `_outline`'s."""
-
-    def make(slot: _Slot) -> Tensor:
-        tensors.append(torch.empty(slot.shape, dtype=slot.dtype))
-        return tensors[-1]
-
-    return convert_all(outline, _Slot, make)
-
-
-def _wait(handle: Any, device: torch.device) -> Tensor:
+def _wait(handle: Any, device: torch.device) -> Any:
     """Return an operation's result once it is there.
 
     On CPUs this waits asleep. Horovod's own waiting keeps a core busy, which the threads that do the work

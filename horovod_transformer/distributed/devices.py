@@ -9,12 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from horovod_transformer.distributed.collectives import (
-    gather_objects,
-    get_local_rank,
-    get_world_size,
-    lacks_nccl,
-)
+from horovod_transformer.distributed.collectives import get_local_rank, get_world_size, lacks_nccl
+from horovod_transformer.distributed.exchange import gather_objects
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import PrecisionChoice, bf16_unit, choose_precision
 
@@ -54,7 +50,7 @@ def choose_device(wanted: str = "auto") -> tuple[torch.device, list[str]]:
         UserError: On every rank: one has no usable GPU though others have, or Slurm granted it
             one, or `cuda` was asked for; or two ranks share a card.
     """
-    found = gather_objects(_look(wanted), "device")
+    found = gather_objects(_look(wanted), "device", known=(RankDevice,))
     require_alike(found)
     if found[0].kind == "cpu":
         return torch.device("cpu"), []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from horovod_transformer.distributed.collectives import gather_objects
+from horovod_transformer.distributed.exchange import gather_objects
 
 
 @torch.no_grad()

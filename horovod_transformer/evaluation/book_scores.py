@@ -25,6 +25,8 @@ XZ_DICTIONARY = 64 << 20
 # Draws of the bootstrap.
 RESAMPLES = 10_000
 DRAWN_AT_ONCE = 4_000_000  # books over all resamples: bounds the memory
+# Below this many books a bootstrap says more than is known: of two it gives their lowest and highest figure.
+FEWEST_FOR_INTERVAL = 8
 # Prompts of other passages that a continuation is tried with.
 OTHER_PROMPTS = 4
 
@@ -106,9 +108,9 @@ def interval(scores: Sequence[BookScore]) -> tuple[float, float] | None:
     and not tokens are drawn.
 
     Returns:
-        Lower and upper end; None for fewer than two books.
+        Lower and upper end; None for fewer than `FEWEST_FOR_INTERVAL` books.
     """
-    if len(scores) < 2:
+    if len(scores) < FEWEST_FOR_INTERVAL:
         return None
     bits = np.array([score.nats / math.log(2) for score in scores])
     sizes = np.array([score.bytes for score in scores])
@@ -120,6 +122,12 @@ def interval(scores: Sequence[BookScore]) -> tuple[float, float] | None:
         means[start : start + at_once] = bits[drawn].sum(axis=1) / np.maximum(sizes[drawn].sum(axis=1), 1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def lowest_and_highest(scores: Sequence[BookScore]) -> tuple[float, float] | None:
+    """Bits per byte of the book predicted best, and of the one predicted worst; None for a single book."""
+    bits = [score.bits_per_byte for score in scores]
+    return (min(bits), max(bits)) if len(bits) > 1 else None
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from horovod_transformer.evaluation.book_scores import (
     BookScore,
     add_up,
     interval,
+    lowest_and_highest,
     score_each,
     xz_given_training_text,
 )
@@ -45,7 +46,7 @@ class EvaluationSettings:
 
     Attributes:
         generation: How tokens are drawn, and how many at most.
-        samples: Prompts to continue, two at least.
+        samples: Prompts to continue: none, or two at least.
         seed: Decides which prompts, and the draws.
         most_books: Score only this many of the books, evenly spread; None scores all.
         xz: Also compress the books, given the training text.
@@ -68,9 +69,10 @@ class Evaluation:
         books: How many books were scored.
         score: Their score.
         xz_bits_per_byte: What `xz -9` needs for them, if that was asked for.
-        quality: From `measure_samples`.
+        quality: From `measure_samples`; empty if there are no samples.
         samples: The samples.
         interval: Ends of the 95 % interval of the bits per byte over books, see `interval`.
+        extremes: Bits per byte of the book predicted best and of the one predicted worst.
         copies: For each sample the longest run of tokens copied from the training text, and where
             in the sample it begins; None if there was no training text to look in.
     """
@@ -83,6 +85,7 @@ class Evaluation:
     quality: dict[str, dict[str, Value]]
     samples: Sequence[Sample]
     interval: tuple[float, float] | None = None
+    extremes: tuple[float, float] | None = None
     copies: Sequence[tuple[int, int]] | None = None
 
 
@@ -120,7 +123,11 @@ def evaluate(
     if limit is not None and limit < len(books):
         books = [books[place * len(books) // limit] for place in range(limit)]
     prompt_tokens = max(1, min(PROMPT_TOKENS, model.max_seq_len // 4))
-    passages = draw_passages(books, settings.samples, prompt_tokens, generation.max_new_tokens, settings.seed)
+    passages = []
+    if settings.samples:
+        passages = draw_passages(
+            books, settings.samples, prompt_tokens, generation.max_new_tokens, settings.seed
+        )
     if rank == 0:
         try:
             make_writable(folder)
@@ -131,15 +138,18 @@ def evaluate(
     # A score is the same on every CPU, whether or not it has units for bf16.
     precision = common_precision("fp32" if device.type == "cpu" else "auto", device).name
     mine = score_each(model, books[rank::world_size], tokenizer, precision, progress=rank == 0)
-    shares = gather_objects(mine, "scores")
+    shares = gather_objects(mine, "scores", known=(BookScore,))
     if rank > 0:
         return None
     scores = [shares[place % world_size][place // world_size] for place in range(len(books))]
-    written = write_samples(model, tokenizer, passages, generation, settings.seed, progress=True)
-    quality = measure_samples(model, tokenizer, books, written)
     facts = _facts(checkpoint, model)
+    written: Sequence[Sample] = []
+    quality: dict[str, dict[str, Value]] = {}
     copies = None
-    if data is not None and _may_be_trained_on(data, facts["data"]):
+    if passages:
+        written = write_samples(model, tokenizer, passages, generation, settings.seed, progress=True)
+        quality = measure_samples(model, tokenizer, books, written)
+    if written and data is not None and _may_be_trained_on(data, facts["data"]):
         longest = max(len(sample.model) for sample in written)
         blocks = data.train.rows(range(min(len(data.train), COPY_BLOCKS)))
         copies = longest_copies([s.model for s in written], overlapping_chunks(blocks, longest))
@@ -162,6 +172,7 @@ def evaluate(
         quality=quality,
         samples=written,
         interval=interval(scores),
+        extremes=lowest_and_highest(scores),
         copies=copies,
     )
 

@@ -186,8 +186,8 @@ def draw_passages(
         fewer = f"--samples {places_there} or fewer, or " if places_there >= 2 else ""
         raise UserError(
             f"the books have only {places_there} places for a prompt of {prompt_tokens} tokens, but "
-            f"{number} samples were asked for; take {fewer}longer books: a text of {prompt_tokens + number} "
-            f"tokens is enough for {number} samples"
+            f"{number} samples were asked for; take {fewer}--samples 0 (scores alone), or longer "
+            f"books: a text of {prompt_tokens + number} tokens is enough for {number} samples"
         )
     edges = np.linspace(0, starts[-1], number + 1).astype(int)
     drawn = np.random.default_rng(seed).integers(edges[:-1], edges[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from horovod_transformer.data.manifest import find_prepared
 from horovod_transformer.errors import UserError
 from horovod_transformer.export.huggingface import read_folder, require_absent, write_folder
 from horovod_transformer.export.model_card import model_card
+from horovod_transformer.export.tokenizers import tokens_left_out
 from horovod_transformer.generation import continue_prompt, load_model_for_generation
+from horovod_transformer.system.console import tell
+from horovod_transformer.system.files import make_writable
 from horovod_transformer.system.paths import user_path
 from horovod_transformer.tokenizer import Tokenizer
 
@@ -37,6 +41,15 @@ def export_checkpoint(checkpoint: str | Path, target: str | Path) -> tuple[int, 
     contents = load_checkpoint(checkpoint, with_optimizer=False)
     manifest = _manifest(user_path(config.data.data_dir, "data.data_dir"), contents["progress"])
     settings = config.generation.model_copy(update={"num_samples": CARD_SAMPLES})
+    try:
+        make_writable(target.resolve().parent)  # before the longest part of it
+    except OSError as error:
+        raise UserError(f"--to {target}: cannot be written: {error.strerror or error}") from None
+    # Without a word a large model on a busy CPU would look stuck: it was silent for 81 s.
+    tell(
+        f"writing {CARD_SAMPLES} samples for the model card, up to {settings.max_new_tokens} tokens each",
+        sys.stderr,
+    )
     samples = continue_prompt(model, tokenizer, "", settings, seed=0)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = model_card(target.resolve().name, contents, parameters, manifest, samples)
@@ -44,7 +57,7 @@ def export_checkpoint(checkpoint: str | Path, target: str | Path) -> tuple[int, 
     return parameters, tokenizer.vocab_size
 
 
-def import_checkpoint(folder: str | Path, target: str | Path) -> tuple[int, Tokenizer]:
+def import_checkpoint(folder: str | Path, target: str | Path) -> tuple[int, Tokenizer, list[str]]:
     """Write a Hugging Face GPT-2 folder as a checkpoint, from which nothing can be resumed.
 
     Args:
@@ -52,7 +65,7 @@ def import_checkpoint(folder: str | Path, target: str | Path) -> tuple[int, Toke
         target: The file to make.
 
     Returns:
-        How many parameters the model has, and its tokenizer.
+        How many parameters the model has, its tokenizer, and the tokens that were left out of that.
 
     Raises:
         UserError: The folder holds no such model, or the file is there or cannot be written.
@@ -60,6 +73,7 @@ def import_checkpoint(folder: str | Path, target: str | Path) -> tuple[int, Toke
     target = Path(target)
     require_absent(target)
     weights, config, tokenizer = read_folder(folder)
+    left_out = tokens_left_out(Path(folder), tokenizer)
     contents = {
         "model": weights,
         "optimizer": {},
@@ -72,7 +86,7 @@ def import_checkpoint(folder: str | Path, target: str | Path) -> tuple[int, Toke
         save_checkpoint(target, contents)
     except OSError as error:
         raise UserError(f"--to {target}: cannot be written: {error.strerror or error}") from None
-    return sum(tensor.numel() for tensor in weights.values()), tokenizer
+    return sum(tensor.numel() for tensor in weights.values()), tokenizer, left_out
 
 
 def _manifest(data_dir: Path, progress: dict[str, Any]) -> dict[str, Any] | None:

@@ -79,6 +79,32 @@ def read_tokenizer(folder: Path, file: str = "tokenizer.json") -> Tokenizer:
     return _gpt2_if_equal(tokenizer)
 
 
+def tokens_left_out(folder: Path, tokenizer: Tokenizer) -> list[str]:
+    """Tokens behind end-of-text, such as `[PAD]`, that the folder's files have and `read_tokenizer` left out.
+
+    Args:
+        folder: A Hugging Face folder that was read.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        UserError: `added_tokens.json` is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        added = json.loads(path.read_text(encoding="utf-8"))["added_tokens"]
+        ids = {token["content"]: token["id"] for token in added}
+    else:
+        path = folder / "added_tokens.json"
+        try:
+            ids = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            damaged = not isinstance(ids, dict) or not all(isinstance(number, int) for number in ids.values())
+        except (OSError, ValueError):
+            damaged = True
+        if damaged:
+            raise UserError(f"{path}: cannot be read as names with their ids; the folder is damaged")
+    return sorted((name for name in ids if ids[name] >= tokenizer.vocab_size), key=lambda name: ids[name])
+
+
 def _in_our_form(text: str) -> str:
     """Move the end-of-text token out of the vocabulary, where some files have it, to the added tokens.
 

@@ -15,6 +15,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.generation.quantization import shrink_weights
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.model.weights import model_with_weights
+from horovod_transformer.system.console import counted
 from horovod_transformer.tokenizer import Tokenizer, gpt2_tokenizer, tokenizer_from_dict
 
 # A config file may differ from the checkpoint in these: no weight depends on them. The context
@@ -94,7 +95,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         print("warning: torch sees no GPU here; writing on the CPU", file=sys.stderr)
         return torch.device("cpu")
     if target.type == "cuda" and (target.index or 0) >= available:
-        raise UserError(f"device: there is no {target}; torch sees {available} GPU(s), cuda:0 and up")
+        seen = counted(available, "GPU")
+        raise UserError(f"device: there is no {target}; torch sees {seen}, cuda:0 and up")
     return target
 
 

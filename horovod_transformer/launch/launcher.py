@@ -21,6 +21,7 @@ from types import FrameType
 
 from horovod_transformer.errors import EXIT_MISTAKE, EXIT_START_AGAIN, UserError
 from horovod_transformer.launch.processes import RankProcesses
+from horovod_transformer.system import job_secret
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.signals import handling, stop_signals
 
@@ -99,7 +100,8 @@ class Launcher:
                 "MASTER_PORT": str(port),
                 "TORCHELASTIC_RUN_ID": self._job,
                 "TORCHELASTIC_RESTART_COUNT": str(attempt),
-                "TORCHELASTIC_USE_AGENT_STORE": "False",  # rank 0 serves it
+                "TORCHELASTIC_USE_AGENT_STORE": "False",  # rank 0 serves
+                job_secret.VARIABLE: job_secret.new_secret(),
             }
             environments = [
                 {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self._processes)

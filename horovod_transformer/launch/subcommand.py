@@ -8,12 +8,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import IO
 
 from horovod_transformer.errors import EXIT_START_AGAIN, StoppedError, UserError
+from horovod_transformer.system.console import counted
 from horovod_transformer.system.signals import handling, not_ignored
 
 
-def run_subcommand(processes: int, name: str, arguments: Sequence[str]) -> None:
+def run_subcommand(
+    processes: int, name: str, arguments: Sequence[str], output: IO[bytes] | None = None
+) -> None:
     """Run `horovod-transformer NAME ...` on this many processes and wait for its end.
 
     Signals that ask to stop are passed on to the subcommand; this waits until it has saved what it must.
@@ -22,6 +26,7 @@ def run_subcommand(processes: int, name: str, arguments: Sequence[str]) -> None:
         processes: 1 runs it plainly, more under `horovod-transformer launch`.
         name: A subcommand of the command line.
         arguments: Its arguments.
+        output: A file that takes what it prints; None: the screen.
 
     Raises:
         StoppedError: A signal has stopped it.
@@ -31,14 +36,18 @@ def run_subcommand(processes: int, name: str, arguments: Sequence[str]) -> None:
     command = [*program, name, *arguments]
     if processes > 1:
         command = [*program, "launch", "-np", str(processes), "--", *command]
-    with subprocess.Popen(command) as process, _stops_passed_on(process) as stops:
+    with (
+        subprocess.Popen(command, stdout=output, stderr=output) as process,
+        _stops_passed_on(process) as stops,
+    ):
         # Not Popen's own way with Ctrl-C, which is to kill the process after a quarter of a second.
         code = process.wait()
     if code == EXIT_START_AGAIN or (code and stops):
         raise StoppedError(f"`{name}` was stopped")
     if code:
         raise UserError(
-            f"`{name}` on {processes} process(es) ended with exit code {code}; its output tells why"
+            f"`{name}` on {counted(processes, 'process', 'processes')} ended with exit code {code}; "
+            "its output tells why"
         )
 
 

@@ -79,6 +79,7 @@ class Preparation:
             self.books.ranges, self.books.range_bytes, self.options, data.min_book_characters
         )
         self._progress, self._workers, self._executor = progress, workers or usable_cores(), executor
+        self._training_seconds: float | None = None
 
     def usable(self, force: bool) -> dict[str, Any] | None:
         """Return the manifest of prepared data that is what is wanted; None if it is to be made.
@@ -158,15 +159,20 @@ class Preparation:
         if self.chosen is not None:
             return self.chosen
         try:
-            return tokenizer_from_dict(json.loads(self._tokenizer_file().read_text(encoding="utf-8")))
+            kept = json.loads(self._tokenizer_file().read_text(encoding="utf-8"))
+            self._training_seconds = kept.get("training_seconds")
+            return tokenizer_from_dict(kept)
         except (OSError, ValueError):
             return None
 
     def train_tokenizer(self) -> Tokenizer:
         """Train a tokenizer on the training books, all of which are surveyed, and keep it with the shards."""
         selected = select_books(self.settings, self.shards, self.survey())
+        began = time.monotonic()
         tokenizer = train_tokenizer(self.settings, selected, self.say)
-        write_text(self._tokenizer_file(), json.dumps(tokenizer.to_dict()))
+        self._training_seconds = round(time.monotonic() - began, 1)
+        kept = {**tokenizer.to_dict(), "training_seconds": self._training_seconds}
+        write_text(self._tokenizer_file(), json.dumps(kept))
         return tokenizer
 
     def _tokenizer_file(self) -> Path:
@@ -203,6 +209,8 @@ class Preparation:
         with new_folder(self.data_dir, "data.data_dir", replace, lock.require) as folder:
             with self._bar("assembling", self.shards) as done:
                 described = assemble(folder, self.settings.block_size, selected, tokenizer, done)
+            if self._training_seconds is not None:
+                described["step_seconds"]["train_tokenizer"] = self._training_seconds
             manifest = {
                 "format_version": FORMAT_VERSION,
                 "package_version": installed_version("horovod_transformer") or "not installed",

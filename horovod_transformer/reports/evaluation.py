@@ -19,6 +19,7 @@ from horovod_transformer.evaluation.evaluate import Evaluation
 from horovod_transformer.evaluation.text_quality import MEASURES, Measure
 from horovod_transformer.reports.formats import any_value, number
 from horovod_transformer.reports.html import render
+from horovod_transformer.system.console import counted
 from horovod_transformer.system.files import write_text
 from horovod_transformer.tokenizer import Tokenizer
 
@@ -45,6 +46,7 @@ def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
             "tokens": score.tokens,
             "bytes": score.bytes,
             "bits_per_byte_interval": _finite_pair(evaluation.interval),
+            "bits_per_byte_extremes": _finite_pair(evaluation.extremes),
             "xz_bits_per_byte": evaluation.xz_bits_per_byte,
         },
         "quality": {
@@ -97,21 +99,29 @@ def summary_lines(evaluation: Evaluation, values: dict[str, Any]) -> list[str]:
     score, settings, xz = evaluation.score, evaluation.settings, evaluation.xz_bits_per_byte
     beside = "" if xz is None else f"; xz -9, given the training books: {xz:.3f}"
     lines = [
-        f"{evaluation.books} held-out books, {score.tokens:,} tokens, {score.bytes:,} bytes",
+        f"{counted(evaluation.books, 'held-out book')}, {score.tokens:,} tokens, {score.bytes:,} bytes",
         f"  loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.2f}, "
         f"accuracy {100 * score.accuracy:.1f} %",
         f"  {score.bits_per_byte:.3f} bits per byte{interval_text(values['prediction'])}{beside}",
-        f"{settings['samples']} continuations of {settings['prompt_tokens']} tokens, ± one standard error",
-        *(f"  {line}" for line in table_lines(values)),
     ]
+    if evaluation.samples:
+        lines.append(
+            f"{settings['samples']} continuations of {settings['prompt_tokens']} tokens, ± one standard error"
+        )
+        lines += [f"  {line}" for line in table_lines(values)]
     copied = copy_line(values)
     return [*lines, f"  {copied}"] if copied else lines
 
 
 def interval_text(prediction: dict[str, Any]) -> str:
-    """The interval over books in words, with a comma before it; empty if there is none."""
-    ends = prediction["bits_per_byte_interval"]
-    return f", 95 % over books: {ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
+    """The interval over books in words, the range of a few, a comma before it; empty for a single one."""
+    if prediction["bits_per_byte_interval"]:
+        low, high = prediction["bits_per_byte_interval"]
+        return f", 95 % over books: {low:.3f} to {high:.3f}"
+    if prediction["bits_per_byte_extremes"]:
+        low, high = prediction["bits_per_byte_extremes"]
+        return f", range over {prediction['books']} books: {low:.3f} to {high:.3f}"
+    return ""
 
 
 def copy_line(values: dict[str, Any]) -> str | None:

@@ -10,8 +10,10 @@ from horovod_transformer.reports.charts import COLOURS, Bars, draw_bars
 from horovod_transformer.reports.formats import number
 from horovod_transformer.reports.html import render
 
+# In the order in which they are made.
 _STEPS = {
     "digest": "looking for copies",
+    "train_tokenizer": "training the tokenizer",
     "tokenize": "tokenizing",
     "assemble": "assembling, on one process",
 }
@@ -78,10 +80,10 @@ def _histograms(report: dict[str, Any]) -> list[Markup]:
 
 def _steps(report: dict[str, Any]) -> list[list[str]]:
     """For each step of the work its seconds, and how many tokens a second that was."""
-    tokens = report["tokens"]
+    tokens, order = report["tokens"], {step: place for place, step in enumerate(_STEPS)}
     rows = [
         [_STEPS.get(step, step), number(seconds, 1), number(tokens / seconds) if seconds >= 0.05 else ""]
-        for step, seconds in report["step_seconds"].items()
+        for step, seconds in sorted(report["step_seconds"].items(), key=lambda item: order.get(item[0], 0))
     ]
     whole = [
         "the whole, from start to end",

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from horovod_transformer.checkpoint.run_folders import RECORD
 from horovod_transformer.errors import UserError
 
 _SAMPLE = re.compile(r"^=== update (\d+), prompt (.*) ===$", re.M)
@@ -74,16 +75,17 @@ def read_run(path: str | Path) -> RunRecords:
     """Read a run's records.
 
     Args:
-        path: `runs/structured/NAME`, or a folder above it that holds one run only, such as its
+        path: `runs/NAME`, `runs/structured/NAME`, or a folder above it that holds one run only, such as its
             output folder.
 
     Raises:
         UserError: There is no run, there are several, or its table cannot be read.
     """
     folder = _find(Path(path))
+    own = _own_folder(folder)
     config = _flat(_read(folder / "config.yaml", yaml.safe_load))
     run = RunRecords(
-        folder.name, read_table(folder / "train.csv"), _read_validations(folder / "val.csv"), config
+        (own or folder).name, read_table(folder / "train.csv"), _read_validations(folder / "val.csv"), config
     )
     run.environment = _read(folder / "environment.json", json.loads)
     samples = _text(folder / "samples.txt")
@@ -93,25 +95,34 @@ def read_run(path: str | Path) -> RunRecords:
         (int(head[1]), head[2], samples[head.end() : end].strip("\n"))
         for head, end in zip(heads, ends, strict=False)
     ]
-    # The log is the folder's, not the run's: its part since this run's latest start counts.
-    log = _text(Path(str(config.get("paths.log_dir", "logs"))) / "train_rank0.log")
+    output = Path(str(config.get("paths.output_dir") or ""))
+    logs, checkpoints = config.get("paths.log_dir"), config.get("paths.checkpoint_dir")
+    # A log may hold several runs, and this run's several starts: the part since the latest start counts.
+    log = _text((output / str(logs) if logs else (own or output) / "logs") / "train_rank0.log")
     stalls = _STALL.findall(log.rpartition(f" run {run.name}: ")[2]) if f" run {run.name}: " in log else []
     if stalls:
         run.stall = (float(stalls[-1][0]), float(stalls[-1][1]))
-    beside = Path(str(config.get("paths.checkpoint_dir", "checkpoints"))).parent
-    evaluation = _read(beside / "evaluation" / "evaluation.json", json.loads)
-    # Of the runs that took turns in a folder of checkpoints it is of one.
-    model = evaluation.get("model")
-    if isinstance(model, dict) and model.get("run") == run.name:
-        run.evaluation = evaluation
+    for beside in ((output / str(checkpoints)).parent if checkpoints else output, own):
+        evaluation = _read(beside / "evaluation" / "evaluation.json", json.loads) if beside else {}
+        # One folder may have the evaluations of several runs in turn.
+        model = evaluation.get("model")
+        if isinstance(model, dict) and model.get("run") == run.name:
+            run.evaluation = evaluation
     return run
+
+
+def _own_folder(tables: Path) -> Path | None:
+    """The folder that a run has to itself, if these are its tables."""
+    own = tables.resolve().parent
+    return own if (own / RECORD).is_file() else None
 
 
 def _find(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a run's records are in runs/structured/NAME")
-    if (path / "train.csv").is_file():
-        return path
+    for folder in (path, path / "tables"):
+        if (folder / "train.csv").is_file():
+            return folder
     patterns = ("*/train.csv", "structured/*/train.csv", "runs/structured/*/train.csv")
     found = sorted(table.parent for pattern in patterns for table in path.glob(pattern))
     if not found:

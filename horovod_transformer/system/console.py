@@ -9,11 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import TextIO
 
 from tqdm import tqdm
-
-from horovod_transformer.system.launch_environment import stderr_reaches_terminal
 
 # Seconds between progress lines where there is no terminal to draw a bar on.
 LINE_INTERVAL_S = 15.0
@@ -34,17 +32,11 @@ class ProgressBar:
         self._done = start
         self._began = self._last_line = time.monotonic()
         self._bar: tqdm | None = None
-        if stderr_reaches_terminal():
-            stream: Any = sys.stderr if sys.stderr.isatty() else _CarriageReturnLast()
+        # Under horovodrun a terminal shows each redraw as a line of its own, `[0]<stderr>:` before it; but
+        # stderr is a pipe there, so lines are what it gets.
+        if sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(
-                total=total,
-                initial=start,
-                desc=title,
-                unit=unit,
-                file=stream,
-                ncols=None if sys.stderr.isatty() else 100,
-                mininterval=0.5,
-                dynamic_ncols=sys.stderr.isatty(),
+                total=total, initial=start, desc=title, unit=unit, mininterval=0.5, dynamic_ncols=True
             )
 
     def advance(self, done: int, **figures: str) -> None:
@@ -82,16 +74,15 @@ class ProgressBar:
             self._bar = None
 
 
-class _CarriageReturnLast:
-    """Moves a bar's carriage return to its end, where horovodrun looks for it to pass a line on."""
+def counted(number: int, thing: str, plural: str = "") -> str:
+    """A number with what it counts: `1 process`, `1,184 updates`.
 
-    def write(self, text: str) -> None:
-        if text.startswith("\r"):
-            text = text[1:] + "\r"
-        sys.stderr.write(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+    Args:
+        number: How many.
+        thing: What one of them is called.
+        plural: What several are called, if not that with an s.
+    """
+    return f"{number:,} {thing if number == 1 else plural or thing + 's'}"
 
 
 def tell(text: str, stream: TextIO | None = None) -> None:

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from horovod_transformer.errors import UserError
 
@@ -25,8 +21,9 @@ VARIABLES = {
     "mpiexec": ("PMI_SIZE", "PMI_RANK"),
 }
 # Seconds until the last rank must have come. The first `import torch` of a day, from a slow network
-# file system, takes a minute or more, and not the same on every machine.
+# file system, takes a minute or more, and not the same on every machine; the more ranks read it, the longer.
 START_TIMEOUT_S = 120
+START_TIMEOUT_PER_RANK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,14 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
     return Launch(launcher, job=_job(environment), attempt=restarts)
 
 
-def start_timeout() -> int:
-    """Seconds that ranks wait for each other when they start: HOROVOD_START_TIMEOUT, as horovodrun has it."""
-    return _number(os.environ, "HOROVOD_START_TIMEOUT", START_TIMEOUT_S)
+def start_timeout(size: int = 1) -> int:
+    """Seconds that ranks wait for each other when they start: HOROVOD_START_TIMEOUT, as horovodrun has it.
+
+    Args:
+        size: Ranks of the job: many are given longer, unless the variable is set.
+    """
+    usual = START_TIMEOUT_S + int(START_TIMEOUT_PER_RANK_S * size)
+    return _number(os.environ, "HOROVOD_START_TIMEOUT", usual)
 
 
 def launched_rank() -> int:
@@ -112,26 +114,6 @@ def launched_rank() -> int:
         return this_process().rank
     except UserError:
         return 0
-
-
-def stderr_reaches_terminal() -> bool:
-    """Whether what we write to stderr ends up on a terminal.
-
-    `horovodrun` puts a pipe between its ranks and the terminal, and passes a bar through it: then
-    the answer is where horovodrun's own stderr goes.
-    """
-    if sys.stderr is None:  # closed
-        return False
-    if sys.stderr.isatty():
-        return True
-    try:
-        for process in psutil.Process().parents():
-            if "horovodrun" in " ".join(process.cmdline()[:2]):
-                target = Path(f"/proc/{process.pid}/fd/2").readlink()
-                return str(target).startswith(("/dev/pts/", "/dev/tty"))
-    except (psutil.Error, OSError):
-        pass  # not Linux, or the process is gone: no bar
-    return False
 
 
 def _job(environment: Mapping[str, str]) -> str | None:

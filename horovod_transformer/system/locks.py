@@ -7,54 +7,60 @@
     ...
     lock.release()
 
-The lock is one small file that names job, host and process of its owner, and is touched while the
-owner runs. The package `filelock` holds a lock by the system's flock, which many shared file systems lack or
-keep to one machine. And it knows no owner: a refusal could not name one, and a lock that a dead machine or an
-earlier start of the same job left could not be taken over.
+The lock is one small file that names its owner, and is touched while the owner runs. The package
+`filelock` holds a lock by the system's flock, which many shared file systems lack or keep to one machine. And
+it knows no owner: a refusal could not name one, and a lock that a dead machine left could not be taken over.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import NamedTuple
 
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.files import link_or_copy
-from horovod_transformer.system.processes import living_process
+from horovod_transformer.system.lock_owner import Life, LockOwner
 
-# The owner touches its lock this often. One on another machine that has not for SILENCE_S is dead.
+# The owner touches its lock this often. One that cannot be seen and has not for SILENCE_S is dead.
 TOUCH_EVERY_S = 5.0
 SILENCE_S = 30.0
+
+# Machine -> when the lock of its that turned out to be silent was last touched.
+_last_touches: dict[str, float] = {}
 
 
 class LockLostError(UserError):
     """Another process has taken the folder over; nothing more must be written into it."""
 
 
+class Look(NamedTuple):
+    """What a look at a lock file shows: its owner, and when that touched it last."""
+
+    owner: LockOwner
+    touched: float
+
+
 class FolderLock:
     """The right to write into a folder, held from `acquire` to `release`.
 
-    It is taken over at once from a dead process of this machine and from an earlier start of the
-    same job; from another machine's owner after a silence, since nobody here can see whether that
-    process lives.
+    A living owner keeps it. It is taken over at once from a process that is seen to have ended, and after a
+    silence from one that cannot be seen: on another machine, in another container. A silence is counted in
+    looks that the file system answered: while it stalls, the owner's touches do not get through, either.
 
     Args:
         path: The lock file; its folder is there.
         what: What is locked, for messages.
-        job: Names the job that this process is part of, the same when the job is started again;
-            None if there is none.
+        job: Names the job that this process is part of, the same when the job is started again; None if
+            there is none. An earlier start of the job may be about to end: that is waited for, as long as
+            for a sign of life.
         attempt: How often that job was started before.
-        silence: Seconds without a touch after which a lock of another machine is taken over.
+        silence: Seconds without a touch after which an owner that cannot be seen is dead.
     """
 
     def __init__(
@@ -62,163 +68,187 @@ class FolderLock:
     ) -> None:
         self.path, self.what = path, what
         self._silence = silence
-        self._mine = {
-            "job": job,
-            "attempt": attempt,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": psutil.Process().create_time(),
-            "token": uuid.uuid4().hex,
-        }
+        self._interval = min(1.0, silence / 10)
+        self._looks = round(silence / self._interval)
+        self._mine = LockOwner.this_process(job, attempt)
+        self._say: Callable[[str], None] = lambda text: None
+        self._mutex = threading.Lock()
         self._released = threading.Event()
+        self._lost: str | None = None
+        self._held_at = 0.0
 
     def acquire(self, say: Callable[[str], None] = lambda text: None) -> None:
         """Take the lock, or find out who has it.
 
         Args:
-            say: Told in a line if a silent owner is waited for, or a lock is taken over.
+            say: Told in a line if an owner is waited for or followed, and later on if the lock file was
+                removed and is made again.
 
         Raises:
             UserError: Somebody else is writing here.
             OSError: Nothing can be written here.
         """
-        self._acquire(say)
+        self._say = say
+        while True:
+            found = self._look()
+            if found is not None and (stale := self._wait_for_end(found)):
+                self._put_away(stale)
+            if self._create():
+                break
+            time.sleep(self._interval / 10)  # somebody was quicker
         threading.Thread(target=self._keep_touching, daemon=True, name="folder lock").start()
 
     def require(self) -> None:
-        """Make sure that the lock is still ours.
+        """Make sure that the lock is ours; one whose file was removed is nobody's, and is made again.
 
         Raises:
-            LockLostError: It is another's, or gone.
+            LockLostError: It is another's.
             OSError: It has not been readable for so long that it may be another's.
         """
         began = time.monotonic()
         while True:
             try:
-                owner = self._read()
-                break
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                return self._hold()
             except OSError:  # a file system that is away for a moment
                 if time.monotonic() - began >= self._silence:
                     raise
-                time.sleep(min(1.0, self._silence / 10))
-        if owner is None or owner.get("token") != self._mine["token"]:
-            by = f"by {_described(owner)}" if owner else "and its lock file is gone"
-            raise LockLostError(
-                f"{self.what}: was taken over {by}; this process stops before it writes there"
-            )
+                time.sleep(self._interval)
 
     def release(self) -> None:
         """Give the folder up; harmless if it is not ours."""
-        self._released.set()
-        with suppress(OSError):  # it is stale then, and taken over
-            owner = self._read()
-            if owner is not None and owner.get("token") == self._mine["token"]:
+        with self._mutex, suppress(OSError):  # it is stale then, and taken over
+            self._released.set()
+            found = self._look()
+            if found is not None and found.owner.token == self._mine.token:
                 self.path.unlink(missing_ok=True)
 
-    def _acquire(self, say: Callable[[str], None]) -> None:
-        waited_for = None
-        while not self._create():
-            owner = self._read()
-            if owner is None:
-                continue  # released, or being written: look again
-            if self._may_be_taken(owner):
-                self._put_away(owner, say)
-                continue
-            if owner["host"] == self._mine["host"]:
-                raise UserError(self._refusal(owner))
-            if waited_for != owner["token"]:
-                waited_for, touched, began = owner["token"], self._touched(), time.monotonic()
-                say(
-                    f"{self.what}: {_described(owner)} wrote here; waiting {self._silence:g} s for a "
-                    "sign of life"
-                )
-            if self._touched() != touched:
-                raise UserError(self._refusal(owner))
-            if time.monotonic() - began >= self._silence:
-                self._put_away(owner, say)
-                continue
-            time.sleep(min(1.0, self._silence / 10))
+    def _wait_for_end(self, found: Look) -> Look | None:
+        """Wait until it is certain that a lock's owner is dead.
 
-    def _put_away(self, owner: dict[str, Any], say: Callable[[str], None]) -> None:
-        """Remove a lock of which nobody is the owner any more; of many that try, one does."""
-        stale = self.path.with_name(f"{self.path.name}-stale-{self._mine['token']}")
+        Returns:
+            The lock as it was then; None if it is no longer that owner's.
+
+        Raises:
+            UserError: The owner lives.
+        """
+        owner, silent = found.owner, 0
+        for looks in itertools.count():
+            life = owner.life()
+            if life is Life.ENDED:
+                self._say(f"{self.what}: taken over from {owner}, which has ended")
+                return found
+            if life is Life.UNSEEN and (silent >= self._looks or _fell_silent_with_another(found)):
+                _last_touches[owner.machine] = found.touched
+                self._say(f"{self.what}: taken over from {owner}, which has given no sign of life")
+                return found
+            lives = life is Life.LIVES or (looks > 0 and silent == 0)
+            # An earlier start of the same job may be on its way out.
+            if lives and not (owner.is_earlier_start_of(self._mine) and looks < self._looks):
+                raise UserError(
+                    f"{self.what}: {owner} is writing here; wait for it, end it, or choose another folder"
+                )
+            if looks == 0:
+                awaited = "its end" if lives else "a sign of life"
+                self._say(f"{self.what}: {owner} wrote here; waiting {self._silence:g} s for {awaited}")
+            before, now = found, self._next_look()
+            if now is None or now.owner != owner:
+                return None
+            found, silent = now, silent + 1 if now == before else 0
+        raise AssertionError("unreachable")
+
+    def _next_look(self) -> Look | None:
+        """Look at the lock file in a moment; a look that gets no answer is none."""
+        for tries in itertools.count(1):
+            time.sleep(self._interval)
+            try:
+                return self._look()
+            except OSError:
+                if tries >= self._looks:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _look(self, path: Path | None = None) -> Look | None:
+        """Read the lock file; None if there is none."""
         try:
-            self.path.rename(stale)
+            # Opening a file asks a network file system; `stat` may be answered from this machine's memory.
+            with open(path or self.path, encoding="utf-8", errors="replace") as file:
+                return Look(LockOwner.from_text(file.read()), os.fstat(file.fileno()).st_mtime)
+        except FileNotFoundError:
+            return None
+
+    def _put_away(self, stale: Look) -> None:
+        """Remove the lock of a dead owner; of many that try, one does."""
+        aside = self.path.with_name(f"{self.path.name}-stale-{self._mine.token}")
+        try:
+            self.path.rename(aside)
         except FileNotFoundError:
             return
-        if self._read(stale) == owner:
-            say(f"{self.what}: taken over from {_described(owner)}, which has ended")
-        else:
-            link_or_copy(stale, self.path)  # somebody was quicker, and this is theirs
-        stale.unlink()
+        if self._look(aside) != stale:
+            with suppress(FileExistsError):  # its owner has noticed, and made another
+                link_or_copy(aside, self.path)  # somebody was quicker, and this is theirs
+        aside.unlink()
 
     def _create(self) -> bool:
         """Write the lock file if there is none."""
-        own = self.path.with_name(f"{self.path.name}-{self._mine['token']}")
+        own = self.path.with_name(f"{self.path.name}-{self._mine.token}")
         try:
-            own.write_text(json.dumps(self._mine))
+            own.write_text(self._mine.to_text(), encoding="utf-8")
             link_or_copy(own, self.path)  # nobody reads it half written
         except FileExistsError:
             return False
         finally:
             own.unlink(missing_ok=True)
+        self._held_at = _now()
         return True
 
-    def _may_be_taken(self, owner: dict[str, Any]) -> bool:
-        same_job = owner["job"] is not None and owner["job"] == self._mine["job"]
-        if same_job and owner["attempt"] < self._mine["attempt"]:
-            return True
-        return owner["host"] == self._mine["host"] and not _lives(owner)
+    def _hold(self) -> None:
+        """Find the lock ours, or make it again if its file was removed.
 
-    def _refusal(self, owner: dict[str, Any]) -> str:
-        return (
-            f"{self.what}: {_described(owner)} is writing here; wait for it, end it, or choose another folder"
-        )
-
-    def _touched(self) -> float:
-        try:
-            return self.path.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
-
-    def _read(self, path: Path | None = None) -> dict[str, Any] | None:
-        """What the lock file says; None if there is none. One that is not ours at all counts as dead."""
-        try:
-            owner = json.loads((path or self.path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            owner = None
-        nobody = {
-            "job": None,
-            "attempt": 0,
-            "host": self._mine["host"],
-            "pid": -1,
-            "started": 0.0,
-            "token": None,
-        }
-        return {**nobody, **owner} if isinstance(owner, dict) else nobody
+        Raises:
+            LockLostError: It is another's, or may have been meanwhile.
+            OSError: The file system does not answer.
+        """
+        with self._mutex:
+            while not self._released.is_set() and self._lost is None:
+                found = self._look()
+                token = found.owner.token if found else None
+                if token == self._mine.token:
+                    self._held_at = _now()
+                    return
+                if found and token is not None:
+                    self._lost = f"by {found.owner}"
+                elif _now() - self._held_at >= self._silence:
+                    # As after a machine was asleep: another may have come, and gone.
+                    self._lost = "meanwhile, as it seems: its lock file is gone"
+                elif found:
+                    self._put_away(found)  # damaged
+                elif self._create():
+                    self._say(
+                        f"{self.what}: the lock file was removed, but nobody else writes here: made again"
+                    )
+        if self._lost is not None:
+            raise LockLostError(
+                f"{self.what}: was taken over {self._lost}; this process stops before it writes there"
+            )
 
     def _keep_touching(self) -> None:
         while not self._released.wait(TOUCH_EVERY_S):
-            with suppress(OSError):  # a file system that is away for a moment
-                owner = self._read()
-                if owner is None or owner.get("token") != self._mine["token"]:
-                    return  # lost: `require` tells
+            try:
+                self._hold()
                 os.utime(self.path)
+            except LockLostError:
+                return  # `require` tells
+            except OSError:
+                pass  # a file system that is away for a moment
 
 
-def _described(owner: dict[str, Any]) -> str:
-    job = f"job {owner['job']}, " if owner["job"] else ""
-    return f"{job}process {owner['pid']} on {owner['host']}"
+def _fell_silent_with_another(found: Look) -> bool:
+    """Whether another lock of that machine was last touched then, too, and was waited for in vain."""
+    last = _last_touches.get(found.owner.machine)
+    return last is not None and abs(found.touched - last) <= 2 * TOUCH_EVERY_S
 
 
-def _lives(owner: dict[str, Any]) -> bool:
-    """Whether the process of this machine that wrote the lock is still there."""
-    try:
-        process = living_process(int(owner["pid"]))
-        return process is not None and abs(process.create_time() - float(owner["started"])) < 1.0
-    except (psutil.NoSuchProcess, ValueError, TypeError):
-        return False
-    except psutil.Error:
-        return True
+def _now() -> float:
+    """Seconds of a clock that nobody sets; where the system has one that runs while it is asleep, of that."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -112,6 +114,24 @@ def usable_address(name: str) -> str:
     return ""
 
 
+MOST_OPEN_FILES = 2**20  # where there is no limit: Linux itself allows no more unless it is told to
+
+
+def raise_open_files_limit() -> int:
+    """Let this process, and those it will start, open as many files and sockets as its user may.
+
+    Systems hand out a soft limit of 1,024 for programs that use `select`, which nothing here does.
+
+    Returns:
+        How many that are.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
+
+
 _M_MMAP_THRESHOLD = -3  # malloc.h
 # Activations are larger, and what Python itself allocates is smaller.
 RETURNED_FROM = 4 * 2**20
@@ -139,3 +159,16 @@ def installed_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is not enough memory, of a GPU or of the machine."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch has a type for GPUs alone, and not to be imported here.
+    torch_says = ("DefaultCPUAllocator", "std::bad_alloc")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in torch_says))
+    )

@@ -6,20 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import TransformerLM
-from horovod_transformer.system.locks import FolderLock
 from horovod_transformer.training.due import Every
 from horovod_transformer.training.metrics.phase_timer import PhaseTimer
+from horovod_transformer.training.run_folder import RunFolder
 
 
 class Checkpointer:
     """The checkpoints of a run in progress, seen from every rank.
 
     Args:
-        manager: The run's folder of checkpoints.
-        lock: Rank 0's right to write into it; None on other ranks.
+        folder: The run's; its checkpoints are written.
         model: What is saved; compared over the ranks first.
         contents: Makes what a checkpoint holds; called on rank 0.
         every: When `update_N.pt` and `last.pt` are due.
@@ -34,8 +32,7 @@ class Checkpointer:
 
     def __init__(
         self,
-        manager: CheckpointManager,
-        lock: FolderLock | None,
+        folder: RunFolder,
         model: TransformerLM,
         contents: Callable[[], dict[str, Any]],
         every: Every,
@@ -44,7 +41,8 @@ class Checkpointer:
         on_wait: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
-        self._manager, self._lock, self._model, self._contents = manager, lock, model, contents
+        self._folder, self._manager = folder, folder.checkpoints
+        self._model, self._contents = model, contents
         self.every, self._stop_on_failure = every, stop_on_failure
         self._timer, self._on_wait, self._say = timer, on_wait, say
         self.reason_to_stop: str | None = None
@@ -73,6 +71,7 @@ class Checkpointer:
             self._timer.enter("other")
         failure = self._manager.poll()
         self._report(None if failure is None else str(failure), update)
+        self._show()
 
     def finish(self, update: int) -> None:
         """Wait for the last checkpoint. *Collective.*
@@ -89,20 +88,28 @@ class Checkpointer:
                     f"resume from the newest one in {self._manager.folder} with --resume auto"
                 )
 
-        distributed.run_on_rank0(wait, self._on_wait)
+        distributed.run_on_rank0(wait, self._on_wait, "writing a checkpoint")
+        self._show()
 
     def _save(self, update: int, periodic: bool, best: bool) -> None:
         distributed.require_equal_weights(self._model, f"update {update}")
         # The checkpoint before may still be being written; the others wait without timing out.
-        failure = distributed.run_on_rank0(self._wait_for_writer, self._on_wait)
+        failure = distributed.run_on_rank0(self._wait_for_writer, self._on_wait, "writing a checkpoint")
         if distributed.is_main_process():
             self._manager.save(self._contents(), update, periodic, best)
         self._report(failure, update)
 
+    def _show(self) -> None:
+        """Once there is a checkpoint, let the promised names lead to this run."""
+        names = self._folder.names
+        if distributed.is_main_process() and names is not None and self._manager.has_written:
+            for line in names.lead_here():
+                self._say(line)
+
     def _wait_for_writer(self) -> str | None:
-        assert self._lock is not None
+        assert self._folder.lock is not None
         failure = self._manager.wait()
-        self._lock.require()
+        self._folder.lock.require()
         return None if failure is None else str(failure)
 
     def _report(self, failure: str | None, update: int) -> None:

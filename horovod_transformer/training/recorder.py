@@ -9,6 +9,8 @@ import torch
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.errors import UserError
 from horovod_transformer.metrics import bits_per_byte, perplexity
+from horovod_transformer.reports.formats import duration
+from horovod_transformer.system.console import counted
 from horovod_transformer.training.due import Every
 from horovod_transformer.training.metrics.logger import MetricLogger
 from horovod_transformer.training.metrics.phase_timer import PhaseTimer
@@ -83,11 +85,10 @@ class UpdateRecorder:
     def say_speed(self) -> None:
         """Say, once in a start, how long the rest of the run will take."""
         speed, left = self._throughput, self._total - self._state.update
-        if speed.updates == SPEED_KNOWN_AFTER:
-            hours = left / speed.updates_per_second / 3600
+        if speed.updates == SPEED_KNOWN_AFTER and left:
             self._logger.say(
-                f"at {speed.tokens_per_second:,.0f} tokens/s the remaining {left:,} updates take "
-                f"{hours:.1f} h" + (f" ({hours * 60:.0f} minutes)" if hours < 2 else "")
+                f"at {speed.tokens_per_second:,.0f} tokens/s what is left, {counted(left, 'update')}, takes "
+                f"{duration(left / speed.updates_per_second)}"
             )
 
     def _row(self, finished: FinishedUpdate) -> UpdateMetrics:

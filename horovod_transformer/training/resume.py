@@ -98,6 +98,7 @@ class Start:
         notes: Lines for the user about how it was found.
         precision_reason: Why it is `state.precision`.
         takeover: What the run will change among the checkpoints of its folder.
+        in_shared_folders: The run is one of commit efaa3e3, and goes on where that wrote.
     """
 
     state: TrainState
@@ -106,6 +107,7 @@ class Start:
     notes: list[str] = field(default_factory=list)
     precision_reason: str = ""
     takeover: Takeover = Takeover()
+    in_shared_folders: bool = False
 
 
 @dataclass(frozen=True)

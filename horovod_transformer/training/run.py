@@ -11,7 +11,8 @@ from horovod_transformer import distributed
 from horovod_transformer.config import Config
 from horovod_transformer.config_sections import TABLES
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.paths import readable
+from horovod_transformer.system.machine import is_out_of_memory
+from horovod_transformer.system.paths import readable, user_path
 from horovod_transformer.training.metrics.profiling import ProfileRequest
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.trainer import Trainer
@@ -38,21 +39,22 @@ def run_distributed_training(
         rank: This process's number.
         world_size: Number of processes.
         local_rank: This process's number on its machine.
-        resume_checkpoint: Resume this checkpoint; `"auto"` takes the newest good one of the run's
-            checkpoint folder, or starts afresh if there is none. A later start of the same Slurm
+        resume_checkpoint: Resume this checkpoint, `~` being home; `"auto"` takes the newest good one of
+            the run's checkpoint folder, or starts afresh if there is none. A later start of the same Slurm
             job or torchrun launch always means `"auto"`.
-        run_name: Names the run's folders, below `paths.tensorboard_dir`; None takes the resumed run's, or
+        run_name: Names the run and its folder, `runs/NAME`; None takes the resumed run's, the Slurm job's or
             the time.
-        output_dir: Folder that `config.paths` are relative to.
+        output_dir: Folder that holds `runs/`; replaces `config.paths.output_dir`.
         init_from: Start afresh, but with this checkpoint's weights.
         profile: Record a window of updates; None records nothing.
 
     Returns:
-        `update`, `train_loss`, `best_validation_loss`, `finished`, `run_name`, `checkpoint_dir`.
+        `update`, `train_loss`, `best_validation_loss`, `finished`, `run_name`, `checkpoint_dir`,
+        `records_dir`.
 
     Raises:
         UserError: The data, a checkpoint, a folder or a device is not what the config says, another
-            process writes to the folder, training diverged, or a GPU's memory is too small.
+            process writes to the folder, training diverged, or memory is too small.
         ValueError: Rank or world size are not Horovod's.
     """
     known = (distributed.get_rank(), distributed.get_world_size(), distributed.get_local_rank())
@@ -66,17 +68,24 @@ def run_distributed_training(
         raise UserError("--resume continues a run, --init_from starts another: give one of them")
     if run_name is not None:
         _require_name(run_name)
+    if resume_checkpoint and resume_checkpoint != "auto":
+        resume_checkpoint = user_path(resume_checkpoint, "--resume")
+    if init_from:
+        init_from = user_path(init_from, "--init_from")
     if output_dir is not None:
         config = config.with_paths_in(output_dir)
     distributed.set_threads(config.training.threads_per_rank)
     with distributed.lost_ranks_explained():
-        trainer = Trainer(config, StartRequest(resume_checkpoint, init_from, run_name), profile)
         try:
-            return trainer.train()
-        except torch.OutOfMemoryError:
-            raise _out_of_memory(config) from None
-        finally:
-            trainer.close()
+            trainer = Trainer(config, StartRequest(resume_checkpoint, init_from, run_name), profile)
+            try:
+                return trainer.train()
+            finally:
+                trainer.close()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise _out_of_memory(config, error) from None
 
 
 def _require_name(name: str) -> None:
@@ -91,11 +100,12 @@ def _require_name(name: str) -> None:
         raise UserError(f"--run_name {name}: that is the folder of all runs' tables; choose another name")
 
 
-def _out_of_memory(config: Config) -> UserError:
+def _out_of_memory(config: Config, error: Exception) -> UserError:
+    on_gpu = isinstance(error, torch.OutOfMemoryError)
     error = UserError(
-        f"rank {distributed.get_rank()}: the GPU's memory is too small for training.per_gpu_batch_size = "
-        f"{config.training.per_gpu_batch_size}; halve it (the update stays the same), or set "
-        "model.gradient_checkpointing to true"
+        f"rank {distributed.get_rank()}: {'the GPU' if on_gpu else 'this machine'}'s memory is too small for "
+        f"training.per_gpu_batch_size = {config.training.per_gpu_batch_size} of this model; halve it (the "
+        "update stays the same), set model.gradient_checkpointing to true, or make the model smaller"
     )
     error.only_here = True
     return error

@@ -1,121 +1,117 @@
-"""The folders of a run: who may write there, and what the run starts from."""
+"""The folders of a run: which run this is, and who may write there."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.manager import CheckpointManager, Takeover
+from horovod_transformer.checkpoint.manager import (
+    CheckpointManager,
+    Takeover,
+    run_name_in,
+    run_name_of,
+)
+from horovod_transformer.checkpoint.run_folders import (
+    RECORD,
+    RUNS,
+    RunPaths,
+    explicit,
+    has_shared_checkpoints,
+    lock_file,
+    make_link,
+    mark_replaced,
+    read_launch,
+    run_of_checkpoint,
+    run_of_launch,
+    run_paths,
+    run_to_resume,
+    shared_paths,
+    shown_checkpoints,
+    write_record,
+)
 from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import tell
-from horovod_transformer.system.files import write_text
+from horovod_transformer.system.files import archive_path
+from horovod_transformer.system.launch_environment import this_process
 from horovod_transformer.system.locks import FolderLock
+from horovod_transformer.training.launches import launch_key, require_progress
+from horovod_transformer.training.promised_names import PromisedNames
 from horovod_transformer.training.resume import Start, StartRequest
-
-# Where the starts of a launch are counted, and how many may bring nothing.
-STARTS = ".starts"
-STARTS_WITHOUT_PROGRESS = 2
 
 
 class RunFolder:
     """A run's checkpoints and records, and the right to write them: rank 0's from `claim` to `release`.
 
     Args:
-        checkpoints: In this folder.
-        paths: Where the run writes.
+        paths: Where runs write, as the config says.
+        keep: As for `CheckpointManager`.
+        keep_every: The same.
 
     Attributes:
-        checkpoints: As given.
+        paths: Where this run writes, once `settle` has been called.
+        checkpoints: The same.
+        names: What leads to it, once there is something to show; None for a run of commit efaa3e3.
         lock: Rank 0's, of the checkpoints; None on other ranks, and before `claim`.
     """
 
-    def __init__(self, checkpoints: CheckpointManager, paths: PathsConfig) -> None:
-        self.checkpoints = checkpoints
+    paths: RunPaths
+    checkpoints: CheckpointManager
+    names: PromisedNames | None
+
+    def __init__(self, paths: PathsConfig, keep: int, keep_every: int | None) -> None:
         self.lock: FolderLock | None = None
-        self._paths = paths
-        self._records: FolderLock | None = None
+        self._config, self._keep = paths, (keep, keep_every)
+        self._locks: list[FolderLock] = []
         self._launch: str | None = None
+        # The run is one of commit efaa3e3, and goes on where that wrote.
+        self._shares = False
 
     def claim(self, request: StartRequest, find_start: Callable[[StartRequest], Start]) -> Start:
-        """Make and lock the folders, and find what the run starts from; on rank 0.
+        """Decide which run this is, lock its folders, and find what it starts from; on rank 0.
 
-        A run without a name gets one here: the time, and a number if another run has that name.
+        A run without a name gets one here: the Slurm job's or the time, and a number if another run has that.
 
         Args:
             request: What the user asked for. A later start of the same launch resumes what the first
                 one began.
-            find_start: Reads what such a request names; called while the folder is locked.
+            find_start: Reads what such a request names; called while the run is locked.
 
         Raises:
             UserError: Nothing can be written there, somebody else is writing there, what is to be resumed is
-                not there or does not fit, or two starts in a row have brought nothing.
+                not there or does not fit, it is not clear which run is meant, or two starts in a row have
+                brought nothing.
         """
-        launch, attempt = distributed.launch_id(), distributed.attempt()
-        self.checkpoints.make_folder()
-        folder = self.checkpoints.folder
-        lock = FolderLock(folder / ".lock", str(folder), launch, attempt)
-        try:
-            lock.acquire(tell)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot lock this folder: {error.strerror}") from None
-        self.lock = lock
-        if launch is not None:
-            # Two experiments of one Slurm job share its name, but seldom the run's.
-            self._launch = f"{launch}\n{request.run_name or ''}"
-        # Earlier versions recorded no run's name.
-        again = attempt > 0 and launch is not None and self.checkpoints.launch in (launch, self._launch)
-        start = find_start(request.on_attempt(again))
-        require_progress(folder, self._launch, attempt, start.state.update)
-        start.state.run_name = self._lock_records(start.state.run_name)
-        if start.state.update == 0:
-            self._require_one_run(start.state.run_name)
+        self._launch = launch_key(request)
+        self._shares = self._config.checkpoint_dir is None and self._means_shared_checkpoints(request)
+        if self._shares or self._config.checkpoint_dir is not None:
+            start = self._claim_shared(request, find_start)
+        else:
+            start = self._claim_own(request, find_start)
+        start.in_shared_folders = self._shares
+        self.settle(start)
+        require_progress(self._starts, self._launch, distributed.attempt(), start.state.update)
+        if start.takeover.resumed is None:
+            require_no_other_runs(self.paths)
         return start
 
-    def _lock_records(self, name: str) -> str:
-        """Lock what a run of this name records: runs with folders of their own may share `runs/`.
+    def settle(self, start: Start) -> None:
+        """Take over on every rank what `claim` has decided on rank 0."""
+        self._shares = start.in_shared_folders
+        self._set(start.state.run_name)
+        self.names = None if self._shares else PromisedNames(self._config, self.paths)
+
+    def take_over(self, takeover: Takeover, updates: int) -> Path | None:
+        """Archive what the run replaces; from here on later starts of the launch resume it. On rank 0.
 
         Args:
-            name: Empty for a run that takes the time as its name, and a number if another has that.
-
-        Returns:
-            The name.
-        """
-        now = datetime.now().strftime("%Y%m%d-%H%M%S")
-        for number in itertools.count(1):
-            chosen = name or (now if number == 1 else f"{now}-{number}")
-            tables = self._paths.tables_of(chosen)
-            # Beside the folder, which is renamed when another run takes its name.
-            path = tables.with_name(f".{tables.name}.lock")
-            lock = FolderLock(path, str(tables), distributed.launch_id(), distributed.attempt())
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                lock.acquire(tell)
-            except OSError as error:
-                where = error.filename or tables
-                raise UserError(f"{where}: cannot write the run's records: {error.strerror}") from None
-            except UserError as error:
-                if name:
-                    raise UserError(f"{error} (or another --run_name)") from None
-                continue
-            if name or not tables.exists():
-                self._records = lock
-                return chosen
-            lock.release()
-        raise AssertionError("unreachable")
-
-    def _require_one_run(self, name: str) -> None:
-        """Refuse a fresh run that would rename other runs' folders together with those of its name."""
-        for folder in (self._paths.tables_of(name), Path(self._paths.tensorboard_dir) / name):
-            if folder.is_dir() and any(path.is_dir() for path in folder.iterdir()):
-                raise UserError(f"--run_name {name}: {folder} holds other folders; choose another name")
-
-    def take_over(self, takeover: Takeover) -> Path | None:
-        """Archive what the run leaves behind; from here on later starts of the launch resume it. On rank 0.
+            takeover: What is archived among the checkpoints.
+            updates: How many the run is to have.
 
         Returns:
             Where checkpoints were archived, or None.
@@ -126,46 +122,188 @@ class RunFolder:
         """
         assert self.lock is not None
         self.lock.require()
+        paths = self.paths
         try:
-            archived = self.checkpoints.take_over(takeover)
+            replaced = None if takeover.resumed else self._archive_namesake()
+            self.checkpoints.make_folder()
+            archived = self.checkpoints.take_over(takeover) or replaced
             self.checkpoints.record_launch(self._launch)
+            if paths.own is not None:
+                paths.own.mkdir(parents=True, exist_ok=True)
+                write_record(paths.own, updates)
+                self._link_tables()
         except OSError as error:
             folder = self.checkpoints.folder
-            raise UserError(f"{folder}: cannot archive earlier checkpoints: {error.strerror}") from None
+            raise UserError(f"{folder}: cannot archive what was there: {error.strerror}") from None
         return archived
+
+    def finish(self) -> None:
+        """The run has made its last update: its starts need not be counted any more. On rank 0."""
+        if self._launch is not None:
+            self._starts.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give the folders up."""
-        for lock in (self._records, self.lock):
-            if lock is not None:
-                lock.release()
+        for lock in reversed(self._locks):
+            lock.release()
+
+    def _set(self, name: str) -> None:
+        self.paths = (shared_paths if self._shares else run_paths)(self._config, name)
+        self.checkpoints = CheckpointManager(self.paths.checkpoints, *self._keep)
+
+    @property
+    def _starts(self) -> Path:
+        """Where the starts of this launch are counted."""
+        mark = hashlib.sha256((self._launch or "").encode()).hexdigest()[:12]
+        folder = explicit(self._config, self._config.checkpoint_dir) or Path(self._config.output_dir, RUNS)
+        return folder / f".starts-{mark}"
+
+    def _is_later_start(self, recorded: str | None) -> bool:
+        if not distributed.attempt() or self._launch is None or recorded is None:
+            return False
+        # Commit efaa3e3 did not record the command.
+        return recorded in (self._launch, self._launch.rpartition("\n")[0], distributed.launch_id())
+
+    def _means_shared_checkpoints(self, request: StartRequest) -> bool:
+        """Whether the run is one of commit efaa3e3, whose checkpoints are in `checkpoints/` itself."""
+        if not has_shared_checkpoints(self._config):
+            return False
+        folder = shown_checkpoints(self._config)
+        if self._is_later_start(read_launch(folder)):
+            return True
+        if not request.resume:
+            return False
+        if request.resume != "auto":
+            return Path(request.resume).resolve().parent == folder.resolve()
+        if request.run_name is None:
+            return run_to_resume(self._config) is None
+        if run_paths(self._config, request.run_name).checkpoints.is_dir():
+            return False
+        return request.run_name == run_name_in(folder)
+
+    def _claim_shared(self, request: StartRequest, find_start: Callable[[StartRequest], Start]) -> Start:
+        """Claim a folder of checkpoints that runs share: resuming takes the newest, whoever wrote it."""
+        self._set(request.run_name or "unnamed")
+        folder = self.checkpoints.folder
+        self.checkpoints.make_folder()
+        self.lock = self._acquire(folder / ".lock", folder)
+        start = find_start(request.on_attempt(self._is_later_start(read_launch(folder))))
+        start.state.run_name = self._lock_records(start.state.run_name)
+        return start
+
+    def _claim_own(self, request: StartRequest, find_start: Callable[[StartRequest], Start]) -> Start:
+        """Claim a run's own folder."""
+        name, request = self._choose_run(request)
+        name = self._lock_records(name)
+        self.lock = self._locks[0]
+        self._set(name)
+        start = find_start(request)
+        start.state.run_name = name
+        return start
+
+    def _choose_run(self, request: StartRequest) -> tuple[str, StartRequest]:
+        """The name of the run that is meant, empty for a new one without, and what it starts from."""
+        begun = None
+        if distributed.attempt() > 0 and self._launch is not None:
+            begun = run_of_launch(self._config, self._launch)
+        if begun is not None:
+            return begun, request.on_attempt(again=True)
+        if request.resume == "auto":
+            return request.run_name or run_to_resume(self._config) or "", request
+        if not request.resume:
+            return request.run_name or "", request
+        # What a link names changes when another run writes a checkpoint.
+        checkpoint = Path(request.resume)
+        checkpoint = checkpoint.resolve() if checkpoint.exists() else checkpoint
+        name = request.run_name or run_of_checkpoint(self._config, checkpoint) or run_name_of(checkpoint)
+        return name or "", replace(request, resume=checkpoint)
+
+    def _lock_records(self, name: str) -> str:
+        """Lock what a run of this name writes.
+
+        Args:
+            name: Empty for a run that takes the Slurm job or the time as its name, and a number if another
+                has that.
+
+        Returns:
+            The name.
+        """
+        for number in itertools.count(1):
+            self._set(name or default_name(number))
+            folders, held = self.paths.locked, len(self._locks)
+            try:
+                for folder in folders:
+                    self._acquire(lock_file(folder), folder)
+                if name or not any(folder.exists() for folder in folders):
+                    return self.paths.name
+            except UserError as error:
+                if name:
+                    raise UserError(f"{error} (or another --run_name)") from None
+            while len(self._locks) > held:
+                self._locks.pop().release()
+        raise AssertionError("unreachable")
+
+    def _acquire(self, path: Path, folder: Path) -> FolderLock:
+        lock = FolderLock(path, str(folder), distributed.launch_id(), distributed.attempt())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(tell)
+        except OSError as error:
+            where = error.filename or folder
+            raise UserError(f"{where}: cannot write the run's records: {error.strerror}") from None
+        self._locks.append(lock)
+        return lock
+
+    def _archive_namesake(self) -> Path | None:
+        """Rename what an earlier run of the same name left; return the new name of its own folder, if any."""
+        paths, shared = self.paths, shared_paths(self._config, self.paths.name).tables
+        replaced = _archive(paths.own) if paths.own else None
+        if replaced is not None and (replaced / RECORD).is_file():
+            mark_replaced(replaced)
+            if (replaced / "tables").is_dir():
+                make_link(shared.with_name(replaced.name), replaced / "tables")
+        for folder in (paths.tables, paths.events, shared):
+            _archive(folder)
+        return replaced
+
+    def _link_tables(self) -> None:
+        """Let `runs/structured/NAME` lead to the run's tables; those of commit efaa3e3 move to them."""
+        paths = self.paths
+        if paths.own is None or paths.own not in paths.tables.parents:
+            return
+        link = shared_paths(self._config, paths.name).tables
+        if link.is_dir() and not link.is_symlink() and not paths.tables.exists():
+            link.rename(paths.tables)
+        _archive(link)  # where a copy of the folders has files in place of links
+        paths.tables.mkdir(parents=True, exist_ok=True)
+        make_link(link, paths.tables)
 
 
-def require_progress(folder: Path, launch: str | None, attempt: int, update: int) -> None:
-    """Record where this start of a launch begins, and refuse it if the last two brought nothing; on rank 0.
+def default_name(number: int) -> str:
+    """What a run is called that was given no name: the Slurm job, or the time."""
+    job = this_process().job or ""
+    name = job if job.startswith("slurm-") else datetime.now().strftime("%Y%m%d-%H%M%S")
+    return name if number == 1 else f"{name}-{number}"
 
-    Args:
-        folder: The run's checkpoints; the record lies beside them.
-        launch: What all starts of the launch share; None for one that nobody starts again.
-        attempt: 0 on its first start.
-        update: The update that this start begins after.
 
-    Raises:
-        UserError: Two starts in a row have ended before a new checkpoint.
-    """
-    if launch is None:
-        return
-    path = folder / STARTS
-    try:
-        record = json.loads(path.read_text())
-        begun = [int(number) for number in record["updates"]] if record["launch"] == launch else []
-    except (OSError, ValueError, TypeError, KeyError):
-        begun = []
-    begun = [*begun, update] if attempt else [update]
-    recent = begun[-STARTS_WITHOUT_PROGRESS - 1 :]
-    write_text(path, json.dumps({"launch": launch, "updates": recent}))
-    if len(recent) > STARTS_WITHOUT_PROGRESS and len(set(recent)) == 1:
-        raise UserError(
-            f"two starts in a row ended before a new checkpoint, the last one being of update {update}; what "
-            "they printed tells why. Not starting again; once it is mended, --resume auto continues"
-        )
+def _archive(folder: Path) -> Path | None:
+    """Rename a folder, so that nothing in it is overwritten; return its new name, None if it is not there."""
+    if folder.is_symlink() or not folder.is_dir():
+        return None
+    target = archive_path(folder.with_name(f"{folder.name}.previous"), [folder])
+    folder.rename(target)
+    return target
+
+
+def require_no_other_runs(paths: RunPaths) -> None:
+    """Refuse a fresh run whose folder lies in another run's, or holds others that would be renamed, too."""
+    for folder in {paths.own, paths.tables, paths.events} - {None}:
+        assert folder is not None
+        if (folder / RECORD).is_file() or not folder.is_dir():
+            continue
+        if folder.name != "tables" and any(path.is_dir() for path in folder.iterdir()):
+            raise UserError(f"--run_name {paths.name}: {folder} holds other folders; choose another name")
+    if paths.own is not None:
+        for parent in paths.own.parents[: paths.name.count("/")]:
+            if (parent / RECORD).is_file():
+                raise UserError(f"--run_name {paths.name}: {parent} is another run's; choose another name")

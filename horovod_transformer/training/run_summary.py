@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from horovod_transformer.config_sections import ModelConfig, TrainingConfig
 from horovod_transformer.model.size import count_parameters, run_bytes
+from horovod_transformer.system.console import counted
 from horovod_transformer.training.optim.schedule import warmup_updates
 
 if TYPE_CHECKING:  # doctor works out checkpoint sizes where torch is missing
@@ -29,7 +30,9 @@ class RunSummary:
     Attributes:
         updates: Optimizer updates.
         epochs: Passes over the corpus that these are.
-        tokens: Tokens trained on.
+        tokens: Tokens predicted, as `train.csv` counts them: not the first of a block, which has nothing
+            before it, nor what fills the last one. (A run that ends within an epoch may have met that once
+            more.)
         parameters: Of the model.
         warmup: Updates in which the learning rate rises.
         checkpoint_bytes: Disk that the run's checkpoints take.
@@ -48,10 +51,12 @@ class RunSummary:
     def of(cls, model: ModelConfig, training: TrainingConfig, plan: BatchPlan) -> RunSummary:
         """Work a run out from its config and the blocks there are."""
         updates = min(plan.total_updates, training.max_updates or plan.total_updates)
+        blocks = min(updates * plan.global_batch_size, plan.blocks * plan.epochs)
+        filling = blocks // plan.blocks * min(plan.padding, plan.block_size - 1)
         return cls(
             updates=updates,
-            epochs=updates * plan.global_batch_size / plan.blocks,
-            tokens=updates * plan.global_batch_size * plan.block_size,
+            epochs=blocks / plan.blocks,
+            tokens=blocks * (plan.block_size - 1) - filling,
             parameters=count_parameters(model),
             warmup=warmup_updates(training, training.lr_decay_updates or updates),
             checkpoint_bytes=run_bytes(model, training.keep_checkpoints),
@@ -61,7 +66,7 @@ class RunSummary:
     def describe(self) -> str:
         """The figures in a line."""
         return (
-            f"{self.updates:,} updates = {self.epochs:.2f} epochs = {self.tokens:,} tokens, "
+            f"{self.updates:,} updates = {self.epochs:.2f} epochs = {self.tokens:,} tokens predicted, "
             f"{self.tokens / self.parameters:.2g} per parameter; the learning rate rises for {self.warmup} "
             f"of them ({self.warmup / self.updates:.0%}); checkpoints take up to "
             f"{self.checkpoint_bytes / 1e9:.1f} GB"
@@ -71,11 +76,13 @@ class RunSummary:
         """What a run says of itself before its first update, a line each."""
         lines = [
             f"an update: {plan.global_batch_size} blocks of {plan.block_size} tokens = "
-            f"{plan.micro_batches} micro-batch(es) of up to {plan.micro_batch_size} per process"
+            f"{counted(plan.micro_batches, 'micro-batch', 'micro-batches')} of up to "
+            f"{plan.micro_batch_size} per process"
         ]
         if training.gradient_accumulation_steps is not None:
             lines.append(
-                f"training.gradient_accumulation_steps ties the update to the {plan.world_size} process(es): "
+                f"training.gradient_accumulation_steps ties the update to "
+                f"{counted(plan.world_size, 'process', 'processes')}: "
                 "another number of them is another global batch and another curve"
             )
         return [*lines, self.describe(), *(f"warning: {text}" for text in self.warnings())]

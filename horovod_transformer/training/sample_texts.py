@@ -57,6 +57,6 @@ class SampleWriter:
                 for prompt in self._prompts
             }
 
-        texts = distributed.run_on_rank0(write, self._on_wait)
+        texts = distributed.run_on_rank0(write, self._on_wait, "writing sample texts")
         for prompt, text in texts.items():
             self._logger.log_sample(update, prompt, text)

@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.manager import LAST, CheckpointManager, Takeover
-from horovod_transformer.checkpoint.snapshot import snapshot
+from horovod_transformer.checkpoint.manager import Takeover
+from horovod_transformer.checkpoint.run_folders import LAST
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
@@ -23,6 +22,7 @@ from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.precision import PrecisionChoice, set_arithmetic
+from horovod_transformer.system.console import counted
 from horovod_transformer.system.machine import return_large_blocks
 from horovod_transformer.system.signals import StopRequest
 from horovod_transformer.training.checkpointing import Checkpointer
@@ -75,11 +75,8 @@ class Trainer:
         self.summary = RunSummary.of(config.model, training, self.plan)
         self.total = self.summary.updates
         self.decay_updates = training.lr_decay_updates or self.total
-        self.workers, self.paths = config.data.num_workers, config.paths
-        self.folder = RunFolder(
-            CheckpointManager(config.paths.checkpoint_dir, training.keep_checkpoints, training.keep_every),
-            config.paths,
-        )
+        self.workers = config.data.num_workers
+        self.folder = RunFolder(config.paths, training.keep_checkpoints, training.keep_every)
         with ExitStack() as opened:
             opened.callback(self.folder.release)
             start = self._find_start(config, request, precision)
@@ -137,7 +134,8 @@ class Trainer:
             "best_validation_loss": state.best_validation_loss,
             "finished": state.update >= self.total,
             "run_name": state.run_name,
-            "checkpoint_dir": str(self.folder.checkpoints.folder),
+            "checkpoint_dir": str(self.folder.paths.checkpoints),
+            "records_dir": str(self.folder.paths.tables),
         }
 
     def close(self) -> None:
@@ -183,7 +181,14 @@ class Trainer:
                 config.to_dict(),
             )
 
-        return distributed.run_on_rank0(lambda: self.folder.claim(request, find), self.watchdog.beat)
+        start = distributed.run_on_rank0(
+            lambda: self.folder.claim(request, find),
+            self.watchdog.beat,
+            "reading what the run starts from",
+            known=(Start, TrainState, Takeover),
+        )
+        self.folder.settle(start)
+        return start
 
     def _take_over(self) -> None:
         """Archive what an earlier run left in this one's way, unless that is done. *Collective.*"""
@@ -191,12 +196,12 @@ class Trainer:
             return
         takeover, self.takeover = self.takeover, None
 
-        def archive() -> Path | None:
-            archived = self.folder.take_over(takeover)
-            self.logger.take_over()
-            return archived
-
-        archived = distributed.run_on_rank0(archive, self.watchdog.beat)
+        archived = distributed.run_on_rank0(
+            lambda: self.folder.take_over(takeover, self.total),
+            self.watchdog.beat,
+            "archiving earlier files",
+        )
+        distributed.raise_on_all_ranks(self.logger.take_over)
         if archived is not None:
             whose = "other" if takeover.resumed else "the earlier run's"
             self.logger.say(f"archived {whose} checkpoints in {archived}")
@@ -207,14 +212,15 @@ class Trainer:
         torch.manual_seed(config.training.seed)
         model = build_model(config.model)
         # Fresh weights come from rank 0, too: another machine's torch may draw others.
-        weights = start.model or distributed.broadcast(snapshot(model.state_dict()))
+        weights = start.model or distributed.broadcast(model.state_dict(), on_slice=self.watchdog.beat)
         model.load_state_dict(weights)
         model.to(self.device).train()
         wanted = config.training.compile
-        compiles, note = distributed.raise_on_all_ranks(lambda: choose_compile(wanted, self.device))
-        if compiles:
+        choice = distributed.raise_on_all_ranks(lambda: choose_compile(wanted, self.device))
+        choices = distributed.gather_objects(choice, "compile")  # all ranks, or none
+        if all(compiles for compiles, _ in choices):
             model.compile_layers()
-        self.notes += [note] if note else []
+        self.notes += sorted({note for _, note in choices if note})
         return model
 
     def _build_step(self, config: Config, start: Start) -> UpdateStep:
@@ -253,8 +259,7 @@ class Trainer:
         }
         return distributed.raise_on_all_ranks(
             lambda: MetricLogger(
-                config.paths,
-                self.state.run_name,
+                self.folder.paths,
                 self.state.update,
                 self.total,
                 config.to_dict(),
@@ -271,7 +276,7 @@ class Trainer:
         bytes_per_token = self.data.bytes_per_token
         self.profiler: UpdateProfiler | None = None
         if profile is not None:
-            self.profiler = UpdateProfiler(profile, Path(config.paths.log_dir), self.device, self.timer)
+            self.profiler = UpdateProfiler(profile, self.folder.paths.logs, self.device, self.timer)
         peaks = [peak_flops(card, state.precision) for card in cards]
         self.throughput = Throughput(
             flops_per_token(config.model, self.summary.parameters, self.plan.block_size),
@@ -321,8 +326,7 @@ class Trainer:
         )
         configuration = config.to_dict()
         self.checkpointer = Checkpointer(
-            self.folder.checkpoints,
-            self.folder.lock,
+            self.folder,
             self.model,
             contents=lambda: self._checkpoint_contents(configuration),
             every=Every(training.save_interval, self.total),
@@ -376,9 +380,9 @@ class Trainer:
         say = self.logger.say
         self._say(self.notes)
         say(
-            f"run {self.state.run_name}: {self.summary.parameters:,} parameters, {self.plan.world_size} "
-            f"process(es) on {self.device.type} in {self.state.precision}, {torch.get_num_threads()} CPU "
-            "thread(s) each"
+            f"run {self.state.run_name}: {self.summary.parameters:,} parameters, "
+            f"{counted(self.plan.world_size, 'process', 'processes')} on {self.device.type} in "
+            f"{self.state.precision}, {counted(torch.get_num_threads(), 'CPU thread')} each"
         )
         say(f"precision: {self.state.precision}, {self.precision_reason}")
         self._say(self.summary.introduction(self.training, self.plan))
@@ -393,12 +397,15 @@ class Trainer:
         # A signal may have reached another rank a moment before this one: the rank that was asked knows why.
         reasons = distributed.gather_objects(self.stop_reason, "stop_reason")
         seconds = self.throughput.seconds
-        copies = ", copies on the GPU included" if self.device.type == "cuda" else ""
-        say(f"checkpoints held training up for {stall:.2f} s of {seconds:.1f} s ({stall / seconds:.2%}){copies}")
+        more = ", the GPU's copies included" if self.device.type == "cuda" else ""
+        say(
+            f"checkpoints held training up for {stall:.2f} s of {seconds:.1f} s ({stall / seconds:.2%}){more}"
+        )
         if state.update < self.total:
             why = ", ".join(sorted({reason for reason in reasons if reason}))
             say(f"stopped after update {state.update} ({why}); --resume auto resumes there")
         else:
+            distributed.run_on_rank0(self.folder.finish, self.watchdog.beat, "tidying up")
             best = state.best_validation_loss  # infinite if a signal came before any
             known = f"best validation loss {best:.4f}" if best < math.inf else "not validated"
             say(f"done: {state.update} updates, {known}; checkpoints in {self.folder.checkpoints.folder}")

@@ -203,6 +203,47 @@ def test_random_texts_keep_what_is_between() -> None:
         assert cleaned in text and len(text) - len(cleaned) == sum(cut.values())
 
 
+POEM = "The grey ships went out on the tide, and the pier stood empty until the spring.\n"
+MARKED = GUTENBERG["today"]
+
+
+@pytest.mark.parametrize("lines", [3, 6, 12, 24])
+@pytest.mark.parametrize("place", ["between", "before", "after", "between bare marks"])
+def test_a_short_text_without_marks_beside_books_with_them_is_kept(place: str, lines: int) -> None:
+    poem = POEM * lines
+    assert 200 < len(poem) < 2000
+    end, start = (
+        "*** END OF THE PROJECT GUTENBERG EBOOK A ***",
+        "*** START OF THE PROJECT GUTENBERG EBOOK B ***",
+    )
+    head, tail = MARKED.partition("*** END")[0], MARKED.partition("PIER ***")[2]
+    texts = {
+        "between": f"{MARKED}\n\n{poem}\n\n{MARKED}",
+        "before": f"{poem}\n\n{MARKED}",
+        "after": f"{MARKED}\n\n{poem}",
+        "between bare marks": f"{head}{end}\n\n{poem}\n\n{start}{tail}",
+    }
+    if place == "between bare marks" and lines < 6:
+        pytest.skip("of two marks without a notice a few lines may be the first one's title or the other's")
+    cleaned = cut_gutenberg(texts[place])
+    assert poem.strip() in cleaned and STORY in cleaned
+
+
+def test_real_pauses_of_notices_are_no_books() -> None:
+    """The longest of a header of 1994 and of one of 2002, in which nothing speaks of Project Gutenberg."""
+    states = "Alabama, Alaska, Arkansas, Connecticut, Delaware, District of Columbia, Florida, Georgia,\n" * 9
+    months = "We are now trying to release all our books one month in advance of the official dates.\n" * 5
+    header = f"The Project Gutenberg Etext of The Long Pier\n\n{months}\n\n"
+    header += f"We need your donations in\n{states}"
+    assert 700 < len(states) < 1000
+    start = "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*"
+    text = f"{header}\n\nArtwork by e-text volunteers.\n{start}\n\n{STORY}"
+    assert cut_gutenberg(text) == STORY
+    # Files joined to one: a licence, the name of its file, a header.
+    joined = f"{MARKED}\n\npier10.txt\n\n{MARKED}"
+    assert cut_gutenberg(joined) == f"{STORY}\n\n{STORY}"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -216,10 +257,10 @@ def test_random_texts_keep_what_is_between() -> None:
     ],
 )
 def test_it_is_quick_on_anything(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     clean(text, BOTH)
     clean("*** START OF THE PROJECT GUTENBERG EBOOK X ***\nSmashwords Edition\n" + text, BOTH)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 5  # each character with each takes minutes
 
 
 def test_prepare_cleans_before_it_looks_for_copies_and_counts(tmp_path: Path) -> None:

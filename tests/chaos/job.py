@@ -109,14 +109,14 @@ class Job:
 
     def clean_up(self) -> int:
         """Kill what is left, as a cluster does before it starts a job again; tell how many it was."""
-        left, limit = 0, time.monotonic() + 10
+        left, limit = 0, time.monotonic() + 60
         while (processes := self.processes()) and time.monotonic() < limit:
             left = max(left, len(processes))
             for process in processes:
                 with suppress(psutil.Error):
                     process.kill()
             time.sleep(0.05)
-        self.launcher.wait(10)
+        self.launcher.wait(60)
         return left
 
 

@@ -170,7 +170,7 @@ def test_a_kill_during_a_write_leaves_the_file_before(tmp_path):
         saved = processes.Value("i", 0, lock=False)
         writer = processes.Process(target=write_for_ever, args=(path, saved), daemon=True)
         writer.start()
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 300
         while time.monotonic() < limit and (saved.value < 2 or not list(tmp_path.glob(".last.pt*"))):
             time.sleep(0.0002)
         time.sleep(attempt * 0.001)

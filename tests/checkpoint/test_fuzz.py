@@ -345,7 +345,7 @@ def outcomes_of(tmp_path, monkeypatch):
             target=load_them_all, args=(tmp_path, original, files), daemon=True
         )
         child.start()
-        child.join(120)
+        child.join(600)
         child.kill()
         outcomes = [json.loads(line) for line in (tmp_path / "outcomes").read_text().splitlines()]
         culprit = files[len(outcomes)][0] if len(outcomes) < len(files) else None

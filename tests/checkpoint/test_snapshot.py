@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from horovod_transformer.checkpoint.snapshot import Snapshots, snapshot
+from horovod_transformer.checkpoint.snapshot import Snapshots
 
 
 class FakeEvent:
@@ -46,7 +46,7 @@ def make():
 
 
 def test_a_copy_is_equal_and_of_its_own():
-    for taken in (snapshot(state(1.0)), Snapshots().take(state(1.0))[0], make()[0].take(state(1.0))[0]):
+    for taken in (Snapshots().take(state(1.0))[0], make()[0].take(state(1.0))[0]):
         torch.testing.assert_close(taken["model"]["a"], state(1.0)["model"]["a"])
         assert taken["n"] == 1 and taken["model"]["b"][1][1] == "text"
     original = state(1.0)

@@ -183,6 +183,17 @@ def test_an_unknown_argument_gets_a_suggestion(word, advice):
     assert str(error.value) == f"unknown argument {word}; {advice}"
 
 
+@pytest.mark.parametrize("key", ["data.source", "generation.stop", "training.sample_prompts", "data.clean"])
+def test_a_list_given_twice_is_refused_and_else_the_last_counts(key):
+    parser = config_parser("test", "A test.")
+    with pytest.raises(UserError) as error:
+        parse_options(parser, [f"--{key}", "a", f"--{key}=b"])
+    assert str(error.value) == f"--{key} is given twice; a list is one value: --{key} '[first, second]'"
+    # As with any other option: `"$@"` at the end of a script's own command line.
+    given = ["--training.seed", "1", "--training.seed=2"]
+    assert parse_options(parser, given)[1] == {"training.seed": "2"}
+
+
 def test_a_key_in_the_wrong_section_is_found_in_its_own():
     with pytest.raises(UserError, match=r"model\.seed: no such key; did you mean training\.seed\?"):
         Config().with_overrides({"model.seed": "1"})

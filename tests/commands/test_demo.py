@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from horovod_transformer.errors import UserError
+
 SMALL = [
     *("--config", "configs/quickstart.yaml", "--minutes", "0.01"),
     *("--model.vocab_size", "300", "--model.d_model", "16", "--model.n_heads", "2", "--model.n_layers", "1"),
@@ -36,11 +38,21 @@ def test_without_horovod_on_one_process_beside_files_of_others(root, run_python,
         "Horovod is not installed here, so one process trains. Left out: the second process",
         "first a calibration: 12 updates",
         "updates fit; now the run itself",
+        "compressing them with xz -9",
         "this model  ",
         "--- To be, or not to be ---",
+        "Done in ",
+        "The run:    demo/run/there/structured/demo/report.html (open it in a browser)",
+        "More text:  .venv/bin/python -m src.generate",
+        "Next:       the tour in README.md",
     ]
     places = [done.stdout.find(text) for text in said]
     assert -1 not in places and places == sorted(places), dict(zip(said, places, strict=True))
+    # Of the calibration, whose paths are gone, nothing is shown.
+    assert done.stdout.count("parameters, 1 process on cpu") == 1
+    assert "horovod-transformer-demo-" not in done.stdout
+    assert "(s)" not in done.stdout and "(es)" not in done.stdout
+    assert "reading 38 plays of the sample" in done.stdout
     assert [file.read_text() for file in theirs] == ["not the demo's"] * 3
     assert (tmp_path / "demo/loss.png").is_file()
     assert (tmp_path / "demo/run/here/best_model.pt").is_file()
@@ -61,3 +73,14 @@ def test_a_mistake_is_one_line(root, run_python, arguments):
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and arguments[0] in line
+
+
+@pytest.mark.slow
+def test_a_calibration_that_fails_shows_what_it_printed(root, monkeypatch, capsys):
+    from horovod_transformer.commands import demo
+    from horovod_transformer.config import Config
+
+    monkeypatch.setattr(demo, "CALIBRATION_UPDATES", "many")
+    with pytest.raises(UserError, match="`train` on 1 process ended with exit code 2"):
+        demo._affordable_updates(Config(), 1, 1.0, ["--config", str(root / "configs/quickstart.yaml")])
+    assert "training.max_updates" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from horovod_transformer.commands.doctor_machine import (
     check_home,
     check_horovod,
     check_host_name,
+    check_load,
     check_slurm,
     hosts_entry,
 )
@@ -141,3 +142,11 @@ def test_slurm(tmp_path, monkeypatch):
     assert check_slurm(CheckContext(Config())).state == "warn"
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     assert "job 77" in check_slurm(CheckContext(Config())).found
+
+
+@pytest.mark.parametrize(("load", "state"), [(0.2, "ok"), (4.0, "ok"), (4.1, "warn")])
+def test_a_load_above_the_cores_is_a_warning(monkeypatch, load, state):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    row = check_load(CheckContext(Config()))
+    assert row.state == state and row.found.startswith(f"{load} processes wanted a core in the last minute")

@@ -112,7 +112,8 @@ def test_text_files_instead_of_books(run_folder, tmp_path, capsys):
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     prediction = result["prediction"]
     assert (prediction["books"], prediction["bytes"]) == (2, 4 * len(LINE.encode()))
-    low, high = prediction["bits_per_byte_interval"]
+    assert prediction["bits_per_byte_interval"] is None  # of two books
+    low, high = prediction["bits_per_byte_extremes"]
     assert low <= prediction["bits_per_byte"] <= high
     # The model recites its only book, which the training data has, too.
     for sample in result["samples"]:
@@ -120,7 +121,9 @@ def test_text_files_instead_of_books(run_folder, tmp_path, capsys):
             sample["longest_copy"] == sample["model_tokens"] or sample["longest_copy_text"] in sample["model"]
         )
     assert max(sample["longest_copy"] for sample in result["samples"]) > 3
-    assert "longest exact copy from the training text: median" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f" bits per byte, range over 2 books: {low:.3f} to {high:.3f}\n" in told
+    assert "longest exact copy from the training text: median" in told
     # Without any prepared data it goes as well, but for the copies.
     more += ["--data.data_dir", str(tmp_path / "nowhere")]
     assert evaluate.main(command(run_folder, *more)) == 0
@@ -202,6 +205,23 @@ def test_overrides_and_fewer_books(run_folder, tmp_path, capsys):
     assert result["settings"]["max_new_tokens"] == 3
 
 
+def test_without_samples_the_scores_alone(run_folder, tmp_path, capsys):
+    """So has a text a score that is too short for prompts."""
+    short = tmp_path / "short.txt"
+    short.write_text(LINE[:7], encoding="utf-8")
+    more = ["--samples", "0", "--text", str(short), "--output", str(tmp_path)]
+    assert evaluate.main(command(run_folder, *more)) == 0
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert result["samples"] == [] and result["quality"] == {}
+    assert result["prediction"]["bytes"] == len(LINE[:7].encode())
+    page = (tmp_path / "evaluation.html").read_text()
+    assert "bits per byte" in page and "Writing, beside human text" not in page and "Samples" not in page
+    told = capsys.readouterr().out
+    assert told.startswith("1 held-out book, ") and "continuations" not in told
+    with pytest.raises(UserError, match="--samples 0 .scores alone., or longer books"):
+        evaluate.main(command(run_folder, "--text", str(short), "--output", str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -225,7 +245,7 @@ def test_mistakes(run_folder, more, words):
 
 
 def test_mistakes_are_one_line(run_folder, run_python):
-    done = run_python("-m", "horovod_transformer", "evaluate", *command(run_folder, "--samples", "0"))
+    done = run_python("-m", "horovod_transformer", "evaluate", *command(run_folder, "--samples", "1"))
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
@@ -244,7 +264,9 @@ def test_a_checkpoint_too_small_for_its_tokenizer(run_folder, tmp_path, tiny_tok
 
 
 HEADER = "The Project Gutenberg eBook of The Sea\n\n*** START OF THE PROJECT GUTENBERG EBOOK THE SEA ***\n\n"
-LICENCE = "\n\n*** END OF THE PROJECT GUTENBERG EBOOK THE SEA ***\n" + "General Terms of Use. " * 40
+LICENCE = (
+    "\n\n*** END OF THE PROJECT GUTENBERG EBOOK THE SEA ***\n" + "Terms of use of this electronic work. " * 40
+)
 
 
 def score_of(run_folder, tmp_path, *arguments: str) -> dict:
@@ -305,7 +327,7 @@ def test_a_text_that_is_too_short_says_what_would_do(run_folder, tmp_path):
     text = str(caught.value)
     assert "a text of 10 tokens is enough for 2 samples" in text and "--samples 1" not in text
     (tmp_path / "short.txt").write_text(LINE, encoding="utf-8")
-    with pytest.raises(UserError, match=r"take --samples (\d+) or fewer, or longer books") as caught:
+    with pytest.raises(UserError, match=r"take --samples (\d+) or fewer, or --samples 0 ") as caught:
         score_of(run_folder, tmp_path, "--text", str(tmp_path / "short.txt"), "--samples", "1000")
     fewer = re.findall(r"--samples (\d+) or", str(caught.value))[0]
     score_of(run_folder, tmp_path, "--text", str(tmp_path / "short.txt"), "--samples", fewer)

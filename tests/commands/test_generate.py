@@ -99,3 +99,9 @@ def test_a_terminal_that_cannot_show_a_character(run_python, tiny_checkpoint, mo
         encoding="latin-1",
     )
     assert done.returncode == 0 and "The sea was calm ? so" in done.stdout
+
+
+def test_a_second_prompt_is_not_lost_in_silence(capsys, tiny_checkpoint):
+    code, out, err = run_here(capsys, "--checkpoint", f"{tiny_checkpoint}", "--prompt", "a", "--prompt", "b")
+    assert (code, out) == (2, "")
+    assert err == "error: --prompt is given twice; --prompts FILE continues many\n"

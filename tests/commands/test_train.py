@@ -19,6 +19,7 @@ from horovod_transformer.config import load_config
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.size import flops_per_update
 from horovod_transformer.system.signals import handling
+from tests.conftest import PATIENCE_S
 from tests.distributed.conftest import BASE, write_corpus
 
 # Each takes a quarter of a second or more, and a run on CPUs needs none.
@@ -95,12 +96,12 @@ def test_a_run_outlives_those_who_watch_it(root, tiny_run, tmp_path, stopped):
         run.stderr.close()
         table = tmp_path / "runs" / "structured" / "run" / "val.csv"
         if stopped:
-            end = time.monotonic() + 60
+            end = time.monotonic() + PATIENCE_S
             while not (table.exists() and len(table.read_text().splitlines()) > 3):
                 assert time.monotonic() < end and run.poll() is None
                 time.sleep(0.02)
             run.send_signal(getattr(signal, stopped))
-        assert run.wait(60) == (75 if stopped else 0)
+        assert run.wait(PATIENCE_S) == (75 if stopped else 0)
     finally:
         run.kill()
         run.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -66,10 +65,9 @@ def test_a_file_that_is_gone_is_passed_over(files: list[Path]) -> None:
 
 def test_it_ends_when_the_run_ends(tmp_path: Path) -> None:
     endless = Path("/dev/zero")
-    began = time.monotonic()
     with reading_ahead([endless], limit=1 << 60) as thread:
         assert thread.is_alive()
-    assert not thread.is_alive() and time.monotonic() - began < 5
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ import yaml
 
 from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.training.metrics.tables import CLOCK_COLUMNS, TRAIN_COLUMNS
+from tests.conftest import PATIENCE_S
 
 HERE = Path(__file__).resolve().parent
 REPRODUCIBLE = [column for column in TRAIN_COLUMNS if column not in CLOCK_COLUMNS]
-JOB_TIMEOUT_S = 120
 
 VOCAB, BLOCK, TRAIN_BLOCKS, VALIDATION_BLOCKS, PADDING = 48, 16, 53, 11, 5
 
@@ -124,7 +124,10 @@ def job_environment(**extra: str) -> dict[str, str]:
     own = ("WORLD_SIZE", "RANK", "GROUP_WORLD_SIZE")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in own}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
-    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
+    set_here = {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # Or torchrun's ranks would keep one in the home folder of whoever runs the tests.
+    set_here["HOROVOD_TRANSFORMER_SECRET"] = "of the jobs that tests start"
+    return {**kept, **set_here, **extra}
 
 
 class Job:
@@ -153,7 +156,7 @@ class Job:
             )
         self.began = time.monotonic()
 
-    def wait(self, timeout: float = JOB_TIMEOUT_S) -> int:
+    def wait(self, timeout: float = PATIENCE_S) -> int:
         """Wait for the end; a job that outlives the limit is killed and fails the test."""
         try:
             return self.process.wait(timeout)
@@ -169,7 +172,7 @@ class Job:
         for process in with_children:
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
     @property
     def stdout(self) -> str:
@@ -218,7 +221,7 @@ def start_job(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 def run_job(start_job: Callable[..., Any]) -> Callable[..., Job]:
     """Run a job to its end, whatever that is."""
 
-    def run(processes: int, *arguments: str, timeout: float = JOB_TIMEOUT_S, **extra: str) -> Job:
+    def run(processes: int, *arguments: str, timeout: float = PATIENCE_S, **extra: str) -> Job:
         with start_job(processes, *arguments, **extra) as job:
             job.wait(timeout)
         return job
@@ -228,7 +231,7 @@ def run_job(start_job: Callable[..., Any]) -> Callable[..., Job]:
 
 @pytest.fixture
 def idle_ranks(tmp_path: Path) -> Path:
-    """A script whose ranks meet, say their places and the mean of their numbers, and idle for a minute."""
+    """A script whose ranks meet, say their places and the mean of their numbers, and idle until ended."""
     script = tmp_path / "idle.py"
     script.write_text(
         "import os, sys, time; sys.path.insert(0, '.')\n"
@@ -236,7 +239,7 @@ def idle_ranks(tmp_path: Path) -> Path:
         "place = setup_horovod(require_distributed=True)\n"
         # One write for a line: both ranks write into the same pipe, and print() may write in pieces.
         "line = ' '.join(str(value) for value in (*place, metric_average(place[1], 'rank')))\n"
-        "os.write(1, f'{line}\\n'.encode()); time.sleep(60)\n"
+        "os.write(1, f'{line}\\n'.encode()); time.sleep(3600)\n"
     )
     return script
 

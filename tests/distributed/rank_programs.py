@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import random
 import signal
 import sys
@@ -29,7 +30,8 @@ from horovod_transformer import distributed, precision
 from horovod_transformer.checkpoint import manager
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.config import config_from_dict
-from horovod_transformer.distributed import devices
+from horovod_transformer.distributed import collectives, devices
+from horovod_transformer.distributed import exchange as exchange_module
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training import trainer
@@ -228,7 +230,9 @@ def exchange(scene: dict[str, Any]) -> Any:
         "average_of_tensor": distributed.metric_average(torch.tensor([rank * 2]), "b"),
         "sum": distributed.allreduce(torch.tensor([rank, 2**40]), "c").tolist(),
         # Rank 0 has nothing to give, in a dtype that Horovod does not know.
-        "gathered": distributed.allgather(torch.full((2 * rank,), 1.5, dtype=torch.bfloat16), "d").tolist(),
+        "gathered": distributed.allgather(
+            torch.full((2 * rank,), 1.5, dtype=torch.bfloat16), "d", range(0, 2 * size, 2)
+        ).tolist(),
     }
 
     def fail_on_last() -> str:
@@ -258,6 +262,109 @@ def exchange(scene: dict[str, Any]) -> Any:
     return results
 
 
+def in_slices(scene: dict[str, Any]) -> Any:
+    """Exchange what is far larger than the limits; tell whether all of it came, and in what slices."""
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    limits = collectives.GATHER_LIMIT_BYTES, exchange_module.SLICE_BYTES
+    collectives.GATHER_LIMIT_BYTES, exchange_module.SLICE_BYTES = scene["gather_limit"], scene["slice"]
+    sent = []
+    allgather_bytes, hand_on = collectives.allgather_bytes, collectives.hand_on
+
+    def counting(what: Any) -> Any:
+        def call(flat: torch.Tensor, name: str) -> torch.Tensor:
+            sent.append(flat.numel())
+            return what(flat, name)
+
+        return call
+
+    collectives.allgather_bytes, collectives.hand_on = counting(allgather_bytes), counting(hand_on)
+    try:
+        lengths = [0, 300, 7, 50][:size]
+        whole = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+        mine = whole.split(lengths)[rank]
+        gathered = distributed.allgather(mine, "in slices", lengths)
+        texts = [str(number) * length for number, length in enumerate([0, 300, 7, 50][:size])]
+        objects = distributed.gather_objects(texts[rank], "in slices")
+        largest_gather = max(sent)
+        sent.clear()
+        numbers = torch.Generator().manual_seed(1)
+        state = {
+            number: {"m": torch.randn(rows, 7, generator=numbers), "step": torch.tensor(float(number))}
+            for number, rows in enumerate([40, 0, 1, 3])
+        }
+        beats: list[int] = []
+        got = distributed.broadcast(state if rank == 0 else None, on_slice=lambda: beats.append(1))
+        return {
+            "gathered": torch.equal(gathered, whole),
+            "objects": objects == texts,
+            "largest_gather": largest_gather,
+            "broadcast": got.keys() == state.keys()
+            and all(torch.equal(got[n][key], state[n][key]) for n in state for key in ("m", "step")),
+            "beats": len(beats),
+            "handed_on": max(sent),
+        }
+    finally:
+        collectives.allgather_bytes, collectives.hand_on = allgather_bytes, hand_on
+        collectives.GATHER_LIMIT_BYTES, exchange_module.SLICE_BYTES = limits
+
+
+def intruder(scene: dict[str, Any]) -> Any:
+    """Gather and broadcast while the scene's rank sends pickles that would make a folder where unpickled."""
+    import horovod.torch as hvd
+
+    results = []
+    for number, length in enumerate((0, 8, 400)):
+        mark = Path(scene["folder"]) / f"{distributed.get_rank()}.{number}"
+        name = f"intruder {number}"
+        try:
+            if distributed.get_rank() == scene["rank"]:
+                message = pickle.dumps(Trap(str(mark)))
+                # Once as Horovod would send it, then with headers that promise too little and too much.
+                message = (length.to_bytes(8, "big") if number else b"") + message
+                flat = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+                hvd.allgather(flat, name=f"gather.object.{name}")
+                results.append("sent")
+            else:
+                results.append(distributed.gather_objects("value", name))
+        except UserError as error:
+            results.append(str(error))
+    return results
+
+
+class Trap:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.mark,)
+
+
+def huge(scene: dict[str, Any]) -> Any:
+    """Gather, broadcast and add up so many bytes; tell what came, as lowest and highest values."""
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    length = scene["bytes"] // size
+    mine = torch.full((length,), rank + 1, dtype=torch.int8)
+    gathered = distributed.allgather(mine, "huge", [length] * size)
+    found = [[int(part.min()), int(part.max())] for part in gathered.split(length)]
+    del mine, gathered
+    given = {"weights": torch.full((scene["bytes"],), 5, dtype=torch.int8)} if rank == 0 else None
+    weights = distributed.broadcast(given)["weights"]
+    found.append([len(weights), int(weights.min()), int(weights.max())])
+    del given, weights
+    total = distributed.allreduce(torch.full((scene["bytes"] // 4,), rank + 1.0), "huge")
+    found.append([float(total.min()), float(total.max())])
+    return found
+
+
+def broadcast(scene: dict[str, Any]) -> Any:
+    """Broadcast so many bytes; tell whether they have come."""
+    state = {"weights": torch.arange(scene["bytes"] // 4, dtype=torch.int32)}
+    got = distributed.broadcast(state if distributed.get_rank() == 0 else None)
+    return torch.equal(got["weights"], state["weights"])
+
+
 def main(folder: Path) -> None:
     """Join the job, play all scenes, write what came out."""
     # A job that hangs is ended after 120 s: by then it is to be seen where each rank waits.
@@ -271,6 +378,10 @@ def main(folder: Path) -> None:
         "device": device,
         "exchange": exchange,
         "repeat_sums": repeat_sums,
+        "in_slices": in_slices,
+        "intruder": intruder,
+        "huge": huge,
+        "broadcast": broadcast,
     }
     results = [acts[scene["do"]](scene) for scene in json.loads((folder / "scenes.json").read_text())]
     (folder / f"rank{distributed.get_rank()}.json").write_text(json.dumps(results))

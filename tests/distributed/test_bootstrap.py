@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import socket
 
 import pytest
 
-from horovod_transformer.distributed.bootstrap import _require_horovodrun, cpu_cycle_time_ms
+from horovod_transformer.distributed.bootstrap import (
+    OTHER_FILES,
+    _make_room_for_sockets,
+    _require_horovodrun,
+    cpu_cycle_time_ms,
+)
 from horovod_transformer.errors import UserError
 
 
@@ -30,3 +37,32 @@ def test_what_horovodrun_left_behind(monkeypatch):
         _require_horovodrun()
     with pytest.raises(UserError, match=told):  # it has ended
         _require_horovodrun()
+
+
+def _limits_afterwards(soft, hard, ranks, pipe):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    names = {"HOROVOD_SIZE": ranks, "HOROVOD_LOCAL_SIZE": 8, "HOROVOD_CROSS_SIZE": ranks // 8}
+    try:
+        _make_room_for_sockets({name: str(size) for name, size in names.items()})
+        pipe.send(resource.getrlimit(resource.RLIMIT_NOFILE))
+    except UserError as error:
+        pipe.send(str(error))
+
+
+def limits_afterwards(soft, hard, ranks):
+    fork = multiprocessing.get_context("fork")  # what a process has given away it does not get back
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=_limits_afterwards, args=(soft, hard, ranks, theirs))
+    process.start()
+    assert ours.poll(60)
+    process.join()
+    return ours.recv()
+
+
+def test_ranks_may_open_as_many_sockets_as_their_user():
+    # Twice 511 + 7 + 63, which a soft limit of 1,024 does not hold.
+    assert limits_afterwards(1024, 4096, 512) == (4096, 4096)
+    assert limits_afterwards(4096, 4096, 8) == (4096, 4096)
+    wanted = 2 * (511 + 7 + 63) + OTHER_FILES
+    told = f"each of 512 ranks opens up to {wanted} files and sockets, but the hard limit on "
+    assert limits_afterwards(500, 1000, 512).startswith(told)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytestmark = pytest.mark.distributed
@@ -62,7 +64,7 @@ def test_a_rank_that_drifts_ends_the_job_before_a_checkpoint_is_written(results,
         assert rank[5]["mistake"].startswith(
             "after update 6 the weights of ranks [1] differ from those of rank 0"
         )
-    checkpoints = sorted(path.name for path in (base / "drift" / "checkpoints").glob("*.pt"))
+    checkpoints = sorted(path.name for path in (base / "drift").glob("runs/*/checkpoints/*.pt"))
     assert checkpoints == ["best_model.pt", "last.pt", "update_00000002.pt", "update_00000004.pt"]
 
 
@@ -70,6 +72,35 @@ def test_a_rank_whose_gpu_fails_ends_the_job_on_every_rank(results):
     for rank in results[1]:
         assert rank[3] == "rank 1: CUDA driver version is insufficient"
         assert rank[4].startswith("ranks [0] see no usable GPU, the others do")
+
+
+HUNG_WRITER = """\
+import os, sys
+sys.path.insert(0, ".")
+from horovod_transformer.checkpoint import manager
+from horovod_transformer.commands import train
+from horovod_transformer.commands.command_line import run_command
+from horovod_transformer.distributed import agreement
+
+agreement.TELL_AFTER_S, agreement.LIMIT_S = 1.0, 6.0
+nobody_writes = os.pipe()
+manager.save_checkpoint = lambda path, contents: os.read(nobody_writes[0], 1)
+sys.exit(run_command(train.main))
+"""
+
+
+def test_a_file_system_that_hangs_ends_the_job(run_job, write_config, tmp_path):
+    """The system call that writes a checkpoint does not return; else both ranks would wait for ever."""
+    script, config = tmp_path / "hung.py", tmp_path / "config.yaml"
+    script.write_text(HUNG_WRITER)
+    changes = {"training__max_updates": 4, "training__save_interval": 2}
+    write_config(config, **changes, distributed__stall_timeout=float(STALL_TIMEOUT_S))
+    job = run_job(2, str(script), "--config", str(config), "--output_dir", str(tmp_path / "run"))
+    assert job.process.returncode != 0
+    told = job.stdout + job.stderr
+    assert re.search(r"rank 0 has been writing a checkpoint for \d s: all ranks wait for it", told)
+    assert re.search(r"rank 0 has been writing a checkpoint for \d+ s: a file system hangs\?", told)
+    assert f"rank 0: no progress for {STALL_TIMEOUT_S} s (distributed.stall_timeout)" in told
 
 
 def test_a_slow_disk_ends_no_healthy_job(results, outcome_of):

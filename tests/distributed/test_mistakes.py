@@ -35,7 +35,7 @@ def lines_of_ours(job):
 def test_all_ranks_make_the_same_mistake(write_config, run_job, tmp_path, arguments, told):
     config = write_config(tmp_path / "config.yaml")
     command = ["-m", "src.train", "--config", str(config), "--output_dir", str(tmp_path), *arguments]
-    job = run_job(2, *command, timeout=60)
+    job = run_job(2, *command)
     assert job.process.returncode != 0
     rank, text = lines_of_ours(job)[0]
     assert rank == "0" and text.startswith(told)
@@ -48,7 +48,7 @@ def test_a_row_that_one_rank_alone_meets(make_corpus, write_config, run_job, tmp
     # Validation block 1 is rank 1's; whose training block 1 is, the order decides.
     data = make_corpus(tmp_path / "data", bad_row=1, bad_split=split)
     config = write_config(tmp_path / "config.yaml", data__data_dir=str(data), data__num_workers=loaders)
-    job = run_job(2, "-m", "src.train", "--config", str(config), "--output_dir", str(tmp_path), timeout=60)
+    job = run_job(2, "-m", "src.train", "--config", str(config), "--output_dir", str(tmp_path))
     assert job.process.returncode != 0
     told = [text for _, text in lines_of_ours(job) if text.startswith("error: ")]
     row = f"error: {data}/{split}, row 1: token id 55 is outside the vocabulary of 48; was the data prepared"
@@ -67,7 +67,7 @@ def test_a_bug_on_one_rank_ends_the_job_with_its_traceback(run_job, tmp_path):
         "def act():\n    if rank == 1:\n        raise ZeroDivisionError('a bug')\n"
         "distributed.raise_on_all_ranks(act)\n"
     )
-    job = run_job(2, str(script), timeout=30 + 30)
+    job = run_job(2, str(script))
     assert job.process.returncode != 0
     assert ("1", "ZeroDivisionError: a bug") in lines_of_ours(job)
 

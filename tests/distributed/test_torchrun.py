@@ -32,7 +32,7 @@ def test_a_killed_rank_is_started_again_and_sigterm_saves(write_config, start_jo
         done = rows(tmp_path)
         wait_for(lambda: rows(tmp_path) > done)
         job.process.send_signal(signal.SIGTERM)
-        assert job.wait(timeout=40) == 1
+        assert job.wait() == 1
     assert "(SIGTERM); --resume auto resumes there" in job.stdout
     outcome = outcome_of(tmp_path)
     updates = [int(row["update"]) for row in outcome.rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -12,16 +13,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.distributed.conftest import job_environment
 from tests.distributed.two_hosts import HOSTS, TwoHosts, why_no_ssh, why_not
 
 pytestmark = pytest.mark.distributed
 
 STALL_TIMEOUT_S = 6
-# From the cut to the end of all ranks: the last sign of life, stall_timeout, and the launcher's own end.
-END_LIMIT_S = STALL_TIMEOUT_S + 8
 REASON = f"no progress for {STALL_TIMEOUT_S} s (distributed.stall_timeout)"
 CUT_AFTER_UPDATE, UPDATES = 12, 60
+BROADCAST_BYTES = 50_000_000
+# 57 million parameters and their AdamW: 683 MB, 4.6 minutes at 20 Mbit/s.
+LARGE = {"model__d_model": 768, "model__d_ff": 3072, "model__n_layers": 8, "model__n_heads": 12}
+SLOW_MEGABITS = 20
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ class Launched:
             assert all(process.poll() is None for process in self.processes), self.told
             return table.exists() and len(table.read_text().splitlines()) > update
 
-        self.wait_for(f"update {update}", reached, 90)
+        self.wait_for(f"update {update}", reached, PATIENCE_S)
 
     def finish(self, seconds: float) -> list[int]:
         self.wait_for("the end", lambda: all(p.poll() is not None for p in self.processes), seconds)
@@ -113,7 +117,7 @@ class Launched:
                 for process in [*psutil.Process(launcher.pid).children(recursive=True), launcher]:
                     with suppress(psutil.NoSuchProcess, ProcessLookupError):
                         process.send_signal(signal.SIGKILL)
-            launcher.wait(10)
+            launcher.wait(60)
         for pid in self.ranks():
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(pid).kill()
@@ -132,21 +136,26 @@ def training(config, folder):
     return ["-m", "src.train", "--config", str(config), "--output_dir", str(folder), "--run_name", "run"]
 
 
+def start_torchrun(job, hosts, ranks_per_host, arguments):
+    """Start torchrun's agents, one on each host."""
+    for host, address in HOSTS.items():
+        command = [str(Path(sys.executable).with_name("torchrun")), "--nnodes", "2"]
+        command += ["--nproc-per-node", str(ranks_per_host), "--rdzv-backend", "c10d", "--rdzv-id", "two"]
+        command += ["--rdzv-endpoint", f"{HOSTS['h1']}:29400", "--local-addr", address]
+        job.start(hosts.command(host, [*command, *arguments]))
+
+
 def test_torchrun_goes_on_after_a_cut_link(
     hosts, root, config, on_one_host, outcome_of, assert_same_run, tmp_path
 ):
     folder = tmp_path / "two"
     with launched(root, folder) as job:
-        for host, address in HOSTS.items():  # an agent and a rank on each
-            command = [str(Path(sys.executable).with_name("torchrun")), "--nnodes", "2"]
-            command += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "two"]
-            command += ["--rdzv-endpoint", f"{HOSTS['h1']}:29400", "--local-addr", address]
-            job.start(hosts.command(host, [*command, "--max-restarts", "3", *training(config, folder)]))
+        start_torchrun(job, hosts, 1, ["--max-restarts", "3", *training(config, folder)])
         job.wait_for_update(CUT_AFTER_UPDATE)
         hosts.cut()
-        job.wait_for("both sides to end", lambda: all(REASON in told for told in job.told), END_LIMIT_S)
+        job.wait_for("both sides to end", lambda: all(REASON in told for told in job.told), PATIENCE_S)
         hosts.mend()
-        assert job.finish(120) == [0, 0], "\n".join(job.told)
+        assert job.finish(PATIENCE_S) == [0, 0], "\n".join(job.told)
         assert any("resuming after update" in told for told in job.told)
     assert_same_run(on_one_host, outcome_of(folder))
 
@@ -166,13 +175,54 @@ def test_horovodrun_ends_at_a_cut_link_and_resumes(
         assert len(job.ranks()) == 2
         hosts.cut()
         try:
-            job.wait_for("both sides to end", lambda: not job.ranks(), END_LIMIT_S)
-            assert job.finish(10) == [1]
+            job.wait_for("both sides to end", lambda: not job.ranks(), PATIENCE_S)
+            assert job.finish(60) == [1]
         finally:
             hosts.mend()
         assert REASON in job.told[0]  # h2's own line cannot get through
     with launched(root, folder) as job:
         job.start(hosts.command("h1", [*horovodrun, "--resume", "auto"]))
-        assert job.finish(90) == [0], job.told
+        assert job.finish(PATIENCE_S) == [0], job.told
         assert "resuming after update" in job.told[0]
     assert_same_run(on_one_host, outcome_of(folder))
+
+
+def test_a_broadcast_goes_once_to_each_host(hosts, root, tmp_path):
+    """Two ranks on each of two hosts: Horovod's own broadcast would send it twice."""
+    folder = tmp_path / "job"
+    with launched(root, folder) as job:
+        scenes = [{"do": "broadcast", "bytes": BROADCAST_BYTES}]
+        (folder / "scenes.json").write_text(json.dumps(scenes))
+        before = {host: hosts.sent(host) for host in HOSTS}
+        program = root / "tests" / "distributed" / "rank_programs.py"
+        start_torchrun(job, hosts, 2, [str(program), str(folder)])
+        assert job.finish(90) == [0, 0], "\n".join(job.told)
+    sent = {host: hosts.sent(host) - before[host] for host in HOSTS}
+    assert [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(4)] == [[True]] * 4
+    assert BROADCAST_BYTES < sent["h1"] < 1.2 * BROADCAST_BYTES
+    assert sent["h2"] < 0.1 * BROADCAST_BYTES
+
+
+@pytest.mark.more
+@pytest.mark.timeout(1200)
+def test_a_slow_link_is_no_reason_to_end_a_resume(root, config, write_config, run_job, tmp_path):
+    """The state of a large model takes minutes to come; every limit is far below, and no rank is killed."""
+    if reason := why_not():
+        pytest.skip(reason)
+    path, folder = tmp_path / "large.yaml", tmp_path / "large"
+    changes = {"training__max_updates": 1, "training__eval_interval": 100, "distributed__stall_timeout": 30.0}
+    write_config(path, **LARGE, **changes)
+    job = run_job(1, *training(path, folder))
+    assert job.process.returncode == 0, job.stderr
+    size = (folder / "checkpoints" / "last.pt").stat().st_size
+    with TwoHosts(tmp_path) as hosts, launched(root, folder) as job:
+        hosts.shape(SLOW_MEGABITS)
+        began = time.monotonic()
+        start_torchrun(job, hosts, 2, [*training(path, folder), "--resume", "auto"])
+        assert job.finish(900) == [0, 0], "\n".join(job.told)
+        seconds = time.monotonic() - began
+        sent = hosts.sent("h1")
+    print(f"{size / 1e6:.0f} MB of state, {sent / 1e6:.0f} MB sent, {seconds:.0f} s")
+    assert any("all 1 updates are done already" in told for told in job.told)
+    assert size < sent < 1.2 * size
+    assert seconds > 0.9 * 8 * sent / (SLOW_MEGABITS * 1e6), "the link was slow"

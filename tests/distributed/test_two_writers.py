@@ -16,7 +16,8 @@ SHORT = {"training__max_updates": 12, "training__eval_interval": 100, "training_
 
 
 def updates_in(folder):
-    return sorted(int(path.stem.removeprefix("update_")) for path in folder.glob("checkpoints/update_*.pt"))
+    files = folder.glob("runs/run/checkpoints/update_*.pt")
+    return sorted(int(path.stem.removeprefix("update_")) for path in files)
 
 
 def test_a_second_start_leaves_the_first_ones_files_alone(write_config, start_job, run_job, tmp_path):
@@ -29,7 +30,7 @@ def test_a_second_start_leaves_the_first_ones_files_alone(write_config, start_jo
         assert told.startswith("error: ") and f"process {first.process.pid} on " in told
         assert "is writing here; wait for it, end it, or choose another folder" in told
         assert first.process.poll() is None
-        assert not list((tmp_path / "checkpoints").glob("previous-*"))
+        assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == ["run", "structured"]
 
 
 def test_an_owner_that_lost_its_folder_stops_before_it_writes(write_config, start_job, tmp_path):
@@ -37,16 +38,26 @@ def test_an_owner_that_lost_its_folder_stops_before_it_writes(write_config, star
     with start_job(1, *train_command(config, tmp_path)) as job:
         wait_for_update(job, tmp_path, 12)
         # As when another machine took it over after a silence.
-        lock = tmp_path / "checkpoints" / ".lock"
+        lock = tmp_path / "runs" / ".run.lock"
         owner = {**json.loads(lock.read_text()), "host": "elsewhere", "token": "another"}
         aside = lock.with_name("aside")
         aside.write_text(json.dumps(owner))
         os.replace(aside, lock)
-        assert job.wait(timeout=60) == 2
+        assert job.wait() == 2
     told = job.stderr.splitlines()[-1]
     assert "was taken over by process" in told and "stops before it writes there" in told
     # The new owner's lock is left alone.
     assert json.loads(lock.read_text()) == owner
+
+
+def test_a_lock_file_that_was_removed_costs_nothing(write_config, start_job, tmp_path):
+    config = write_config(tmp_path / "config.yaml", **{**ENDLESS, "training__max_updates": 120})
+    with start_job(1, *train_command(config, tmp_path)) as job:
+        wait_for_update(job, tmp_path, 12)
+        (tmp_path / "checkpoints" / ".lock").unlink()
+        assert job.wait(timeout=120) == 0, job.stderr
+    assert "the lock file was removed, but nobody else writes here: made again" in job.stdout
+    assert 120 in updates_in(tmp_path) and not (tmp_path / "checkpoints" / ".lock").exists()
 
 
 def test_a_later_start_of_a_launch_resumes(write_config, run_job, outcome_of, tmp_path):
@@ -54,15 +65,17 @@ def test_a_later_start_of_a_launch_resumes(write_config, run_job, outcome_of, tm
     first = write_config(tmp_path / "first.yaml", **SHORT, training__lr_decay_updates=20)
     assert run_job(1, *train_command(first, tmp_path)).process.returncode == 0
     assert updates_in(tmp_path) == [4, 8, 12]
-    command = train_command(first, tmp_path, "--resume", str(tmp_path / "checkpoints" / "update_00000008.pt"))
-    command += ["--training.max_updates", "10"]
+    older = tmp_path / "runs/run/checkpoints/update_00000008.pt"
+    command = train_command(first, tmp_path, "--resume", str(older))
+    write_config(first, **{**SHORT, "training__max_updates": 10}, training__lr_decay_updates=20)
     rewound = run_job(1, *command, SLURM_JOB_ID="77")
     assert "resuming after update 8" in rewound.stdout, rewound.stderr
     assert updates_in(tmp_path) == [4, 8, 10]
-    again = run_job(1, *command[:-1], "12", SLURM_JOB_ID="77", SLURM_RESTART_COUNT="1")
+    write_config(first, **SHORT, training__lr_decay_updates=20)
+    again = run_job(1, *command, SLURM_JOB_ID="77", SLURM_RESTART_COUNT="1")
     assert "resuming after update 10" in again.stdout, again.stderr
     # Another job that says the same is taken at its word.
-    other = run_job(1, *command[:-1], "12", SLURM_JOB_ID="78", SLURM_RESTART_COUNT="1")
+    other = run_job(1, *command, SLURM_JOB_ID="78", SLURM_RESTART_COUNT="1")
     assert "resuming after update 8" in other.stdout, other.stderr
     assert [int(row["update"]) for row in outcome_of(tmp_path).rows] == list(range(1, 13))
 
@@ -95,3 +108,18 @@ def test_accumulation_steps_say_what_they_tie_the_run_to(write_config, run_job, 
     job = run_job(1, *train_command(config, tmp_path))
     assert job.process.returncode == 0, job.stderr
     assert "another number of them is another global batch and another curve" in job.stdout
+
+
+def test_two_runs_train_in_one_folder_at_once(write_config, start_job, run_job, outcome_of, tmp_path):
+    endless = write_config(tmp_path / "endless.yaml", **ENDLESS)
+    short = write_config(tmp_path / "short.yaml", **SHORT)
+    last = tmp_path / "checkpoints" / "last.pt"
+    with start_job(1, *train_command(endless, tmp_path)) as first:
+        wait_for_update(first, tmp_path, 6)
+        second = run_job(1, *train_command(short, tmp_path, "--run_name", "other"))
+        assert second.process.returncode == 0, second.stderr
+        assert last.resolve().parts[-3] in ("other", "run")
+        reached = int(outcome_of(tmp_path).rows[-1]["update"])
+        wait_for_update(first, tmp_path, reached + 3)
+        assert first.process.poll() is None
+    assert outcome_of(tmp_path, "other").column("update") == list(range(1, 13))

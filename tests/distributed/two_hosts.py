@@ -5,6 +5,7 @@ With `serve_ssh` one reaches the other as `horovodrun` wants it: without a passw
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -84,7 +85,7 @@ class TwoHosts:
         for daemon in self._daemons:
             with suppress(ProcessLookupError):
                 os.killpg(daemon.pid, signal.SIGKILL)
-            daemon.wait(10)
+            daemon.wait(60)
         for name in HOSTS:
             subprocess.run(["ip", "netns", "delete", self._space(name)], check=False)
         subprocess.run(["ip", "link", "delete", self._bridge], check=False)
@@ -94,17 +95,17 @@ class TwoHosts:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd's own, which systemd would have made
         for name in ("key", "host_key"):
             words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self._folder / name)]
-            subprocess.run(words, check=True, timeout=20)
+            subprocess.run(words, check=True, timeout=120)
         (self._folder / "ssh_config").write_text(SSH_OPTIONS + f"IdentityFile {self._folder}/key\n")
         own = f"HostKey {self._folder}/host_key\nAuthorizedKeysFile {self._folder}/key.pub\n"
         (self._folder / "sshd_config").write_text(SSHD_OPTIONS + own)
         for host in HOSTS:
             sshd = self.command(host, [SSHD, "-D", "-f", str(self._folder / "sshd_config")])
             self._daemons.append(subprocess.Popen(sshd, start_new_session=True))
-        end = time.monotonic() + 10
+        end = time.monotonic() + 120
         for here, there in (("h1", "h2"), ("h2", "h1")):
             ssh = self.command(here, ["ssh", "-o", "StrictHostKeyChecking=no", there, "true"])
-            while subprocess.run(ssh, stderr=subprocess.DEVNULL, timeout=20).returncode:
+            while subprocess.run(ssh, stderr=subprocess.DEVNULL, timeout=120).returncode:
                 assert time.monotonic() < end, f"no ssh from {here} to {there}"
                 time.sleep(0.1)
 
@@ -125,6 +126,19 @@ class TwoHosts:
         """Plug it in again."""
         _ip("link", "set", self._outside("h2"), "up")
 
+    def shape(self, megabits: int) -> None:
+        """Let each host send no more than so many Mbit/s from now on."""
+        for host in HOSTS:
+            words = f"qdisc replace dev eth0 root tbf rate {megabits}mbit burst 32kb latency 200ms"
+            command = ["ip", "netns", "exec", self._space(host), "tc", *words.split()]
+            subprocess.run(command, check=True, timeout=20)
+
+    def sent(self, host: str) -> int:
+        """Bytes that a host has sent to the other so far."""
+        command = ["ip", "-n", self._space(host), "-s", "-j", "link", "show", "eth0"]
+        shown = subprocess.run(command, check=True, timeout=20, capture_output=True)
+        return json.loads(shown.stdout)[0]["stats64"]["tx"]["bytes"]
+
     def _space(self, host: str) -> str:
         return f"{host}-{self._tag}"
 
@@ -133,4 +147,4 @@ class TwoHosts:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, timeout=20)
+    subprocess.run(["ip", *arguments], check=True, timeout=120)

@@ -20,8 +20,9 @@ import yaml
 
 from horovod_transformer.__main__ import SUBCOMMANDS
 from horovod_transformer.config import Config
+from tests.conftest import PATIENCE_S
 
-COMMAND_TIMEOUT_S = 170
+COMMAND_TIMEOUT_S = 2 * PATIENCE_S
 
 # The configs as they are, but small enough for four processes on two cores.
 SMALL: dict[str, dict[str, Any]] = {
@@ -186,7 +187,7 @@ def run_to_the_end(
         for member in [*psutil.Process(process.pid).children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-        process.wait(10)
+        process.wait(60)
         raise
     return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
@@ -285,6 +286,8 @@ RUN_BY = {
     "sbatch --nodes=2 scripts/train_zaratan.sh configs/config.yaml": "tests/slurm/test_train_zaratan.py",
     "sbatch scripts/check_zaratan.sh": "tests/slurm/test_check_zaratan.py",
     "jupyter notebook notebooks/00_data_preprocessing.ipynb": "tests/docs/test_notebook.py",
+    "jupyter nbconvert --to html --execute notebooks/00_data_preprocessing.ipynb "
+    "--output-dir notebooks/data": ("tests/docs/test_notebook.py"),
     "tensorboard --logdir runs/": "tests/docs/test_example_document.py",
     "python horovod_transformer.example.py": "tests/docs/test_example_document.py",
     "python -m src.generate --checkpoint checkpoints/best_model.pt --config configs/config.yaml "
@@ -315,8 +318,15 @@ def commands_run_by() -> Callable[[str], list[str]]:
     return lambda name: [command for command, place in RUN_BY.items() if place == f"tests/docs/{name}"]
 
 
-# What running the documented commands makes; the test of the example sees to it that it does.
+# What running the documented commands makes; NAME is a run's. The test of the example sees that it does.
 MADE_BY_RUNNING = {
+    "runs/NAME",
+    "runs/NAME/",
+    "runs/NAME/checkpoints/",
+    "runs/NAME/logs/train_rank0.log",
+    "runs/NAME/evaluation/",
+    "runs/NAME/tables/",
+    "runs/structured/NAME",
     "checkpoints/best_model.pt",
     "checkpoints/last.pt",
     "logs/train_rank0.log",
@@ -324,6 +334,8 @@ MADE_BY_RUNNING = {
     "runs/structured/",
     "notebooks/data/preprocessed/v1/",
     "notebooks/data/preprocessed/v1",
+    "notebooks/data/",
+    "notebooks/data",
 }
 
 

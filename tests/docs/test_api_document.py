@@ -37,7 +37,7 @@ HOMES = {
 
 # What the samples' run leaves in its output folder, beside what every run leaves.
 MADE = {
-    "checkpoints/update_00000006.pt",
+    "runs/tour/checkpoints/update_00000006.pt",
     "runs/tour/",
     "runs/structured/tour/train.csv",
     "runs/structured/tour/val.csv",

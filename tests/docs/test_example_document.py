@@ -86,7 +86,7 @@ def after_example(workspace, run_example):
     """The folder after `python horovod_transformer.example.py`."""
     result = run_example("", workspace)
     assert result.returncode == 0, result.stderr
-    assert "2 process(es)" in result.stdout
+    assert "2 processes" in result.stdout
     headings = re.findall(r"^--- (.+) ---$", result.stdout, re.M)
     assert headings == ["Once upon a time", "The future of", "(no prompt)"]
     return workspace
@@ -94,8 +94,8 @@ def after_example(workspace, run_example):
 
 @pytest.mark.distributed
 def test_example_makes_what_the_documents_name(after_example, made_by_running):
-    for name in made_by_running:
-        assert (after_example / name).exists(), name
+    for name in made_by_running - {"runs/NAME/evaluation/"}:  # tests/docs/test_readme.py makes that
+        assert list(after_example.glob(name.rstrip("/").replace("NAME", "*"))), name
 
 
 @pytest.mark.distributed
@@ -110,8 +110,9 @@ def test_workflow_sample(samples, after_example, run_command):
     check = "\nassert len(passages) == 3 and passages[0].startswith('Once upon a time')"
     result = run_command([sys.executable, "-c", samples[0] + check], after_example)
     assert result.returncode == 0, result.stderr
-    assert "already prepared" in result.stdout and "1 process(es)" in result.stdout
-    assert list((after_example / "checkpoints").glob("previous-*")), "the run before is kept"
+    assert "already prepared" in result.stdout and "1 process " in result.stdout
+    kept = list((after_example / "runs").glob("*/checkpoints/last.pt"))
+    assert len(kept) > 1, "the run before is kept"
 
 
 @pytest.mark.distributed

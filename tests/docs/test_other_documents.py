@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 
@@ -79,3 +80,24 @@ def test_tests_named_are_there(root, name):
 
 def test_reliability_names_tests(root):
     assert (root / "docs/reliability.md").read_text(encoding="utf-8").count("::test_") > 15
+
+
+def test_what_documented_commands_write_is_no_change_to_git(root, read_document):
+    documents = [path for path in root.glob("docs/*.md") if path.stem != "log"]
+    pages = ["README.md", *(str(path.relative_to(root)) for path in documents)]
+    commands = [command.split() for page in pages for command in read_document(page).commands()]
+    commands = [words for words in commands if words[0] != "jupyter"]  # whose `--to` is a kind of file
+    written = {
+        words[place + 1]
+        for words in commands
+        for place, word in enumerate(words[:-1])
+        if word in ("--to", "--output", "--output_dir", "--output-dir") and "$" not in words[place + 1]
+    }
+    assert {"exported/plays", "report.html"} <= written
+    # The script's own count of failed starts, too.
+    (suffix,) = re.findall(r"\.slurm-\$SLURM_JOB_ID\.(\w+)", (root / "scripts/train_zaratan.sh").read_text())
+    written.add(f".slurm-7.{suffix}")
+    ignored = subprocess.run(
+        ["git", "check-ignore", *sorted(written)], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert set(ignored.stdout.split()) == written

@@ -20,6 +20,7 @@ def test_names(document, check_names):
     made = {"runs/", "checkpoints/", "logs/", "results/", "wheels/", ".venv/bin/tensorboard", "tests/slurm/"}
     made |= {
         "check-JOB/report.md",
+        "runs/slurm-JOB",
         "docs/scaling.md",
         "NET/IB",
         "NET/Socket",

@@ -21,6 +21,7 @@ from horovod_transformer.evaluation.book_scores import (
     books_of,
     interval,
     log_likelihood,
+    lowest_and_highest,
     newest_text,
     relevance,
     score_books,
@@ -99,7 +100,7 @@ def test_shares_of_many_processes_are_the_same_numbers(model, tiny_tokenizer, wo
 
 
 def test_the_interval_does_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
-    scores = [BookScore(bits * 8 * math.log(2), 5, 8 + bits) for bits in range(1, 8)]
+    scores = [BookScore(bits * 8 * math.log(2), 5, 8 + bits) for bits in range(1, 9)]
     ends = set()
     for at_once in (1, 10_000, 70_000):
         monkeypatch.setattr(book_scores, "DRAWN_AT_ONCE", at_once)
@@ -108,13 +109,19 @@ def test_the_interval_does_not_depend_on_how_many_are_drawn_at_once(monkeypatch)
 
 
 def test_the_interval_is_over_books():
-    assert interval([BookScore(1, 1, 1)]) is None
+    assert interval([BookScore(1, 1, 1)] * 7) is None
     same = [BookScore(10 * math.log(2), 5, 20) for _ in range(8)]
     assert interval(same) == pytest.approx((0.5, 0.5))
     # Books of 1 and of 3 bits per byte: the mean of 100 draws has a standard error of 0.1.
     mixed = [BookScore(bits * 8 * math.log(2), 5, 8) for bits in [1, 3] * 50]
     low, high = interval(mixed)
     assert low == pytest.approx(2 - 1.96 * 0.1, abs=0.02) and high == pytest.approx(2 + 1.96 * 0.1, abs=0.02)
+
+
+def test_of_a_few_books_the_extremes_are_given():
+    assert lowest_and_highest([BookScore(1, 1, 1)]) is None
+    scores = [BookScore(bits * 8 * math.log(2), 5, 8) for bits in (2.0, 1.0, 3.0)]
+    assert lowest_and_highest(scores) == pytest.approx((1.0, 3.0))
 
 
 def test_an_odd_context_counts_each_token_once_too(tiny_tokenizer):

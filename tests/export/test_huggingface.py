@@ -423,6 +423,33 @@ def test_gpt2s_tokenizer_is_gpt2s_in_every_form(form, tmp_path):
         assert chosen_tokenizer(str(named), 50257).kind == "gpt2"
 
 
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
+def test_import_names_the_tokens_it_leaves_out(form, tmp_path, capsys):
+    padded_gpt2(tmp_path, form, tokens=7)
+    config = transformers.GPT2Config(vocab_size=50264, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    assert run_command(_dispatch, ["import", "--from", str(tmp_path), "--to", str(tmp_path / "m.pt")]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    named = ", ".join(f"[PAD{n}]" for n in range(5))
+    assert told == f"left out: {named} and others, which no text here is encoded with"
+    if form == "vocab.json":
+        (tmp_path / "added_tokens.json").write_text('["[PAD]"]')
+        arguments = ["import", "--from", str(tmp_path), "--to", str(tmp_path / "n.pt")]
+        assert run_command(_dispatch, arguments) == 2
+        assert "added_tokens.json: cannot be read as names with their ids" in capsys.readouterr().err
+
+
+def test_import_of_all_tokens_says_nothing_of_them(theirs, tmp_path, capsys):
+    assert run_command(_dispatch, ["import", "--from", str(theirs), "--to", str(tmp_path / "m.pt")]) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_export_says_what_it_is_at(tiny_checkpoint, tmp_path, capsys):
+    run_command(_dispatch, ["export", "--checkpoint", str(tiny_checkpoint), "--to", str(tmp_path / "out")])
+    told = capsys.readouterr().err
+    assert told == "writing 2 samples for the model card, up to 7 tokens each\n"
+
+
 def test_quantized_weights_are_refused_whatever_says_so(theirs, tmp_path, capfd):
     key = "transformer.h.1.mlp.c_fc.weight"
     float8 = {"float8_e4m3fn": torch.float8_e4m3fn}

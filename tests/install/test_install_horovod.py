@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -113,6 +112,75 @@ def test_working_compiler_is_taken_from_path(installer, tmp_path):
     forwarding = write_program(tmp_path / "bin" / "g++", f'exec {shutil.which("g++")} "$@"')
     environment = clean_environment(PATH=f"{forwarding.parent}:{os.environ['PATH']}")
     assert installer.find_compiler(environment) == str(forwarding)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
+def test_a_compiler_may_have_a_program_before_it_and_options_behind(installer, tmp_path):
+    cache = write_program(tmp_path / "my tools" / "ccache", 'exec "$@"')
+    path = f"{cache.parent}:{os.environ['PATH']}"
+    assert installer.find_compiler(clean_environment(PATH=path, CXX="ccache g++ -O1")) == f"{cache} g++ -O1"
+    # A path with a blank in it is one word.
+    alone = write_program(tmp_path / "my tools" / "g++", f'exec {shutil.which("g++")} "$@"')
+    assert installer.find_compiler(clean_environment(CXX=str(alone))) == str(alone)
+    for wrong in ("ccache no-such-compiler", "g++ '"):
+        with pytest.raises(installer.UserMistakeError):
+            installer.find_compiler(clean_environment(PATH=path, CXX=wrong))
+
+
+def test_pip_installs_into_the_environment_whatever_its_settings(installer, tmp_path, monkeypatch):
+    tools = importlib.import_module("horovod_tools")
+    (tmp_path / "pip.conf").write_text("[install]\nuser = true\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("PIP_DRY_RUN", "1")
+    # There already: nothing is fetched, but `--user` and `--target` would be refused, or do it again.
+    tools.pip("install", "--quiet", "--no-index", "setuptools")
+    monkeypatch.setenv("PIP_USER", "1")
+    tools.pip("install", "--quiet", "--no-index", "setuptools")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_build_runs_where_programs_may_run(installer, tmp_path):
+    """On clusters /tmp often forbids it."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("mounting needs root")
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(SCRIPTS)!r})
+import install_horovod
+from pathlib import Path
+for name in ("find_compiler", "find_cmake"):
+    setattr(install_horovod, name, lambda environment: "/usr/bin/tool")
+torch = install_horovod.Torch("2.13.0", None)
+variables = install_horovod.build_environment("cpu", torch, dict(os.environ), Path({str(tmp_path)!r}))
+print(variables["TMPDIR"])
+"""
+    mounts = 'mount -t tmpfs -o "$1" tmpfs "$TMPDIR"; shift; exec "$@"'
+    (tmp_path / "small").mkdir()
+    for options, expected in (("noexec", tmp_path), ("exec", tmp_path / "small")):
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", mounts, "sh", options, sys.executable, "-c", program],
+            env=clean_environment(TMPDIR=str(tmp_path / "small")),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == str(expected), done.stderr
+
+
+def test_a_good_venv_is_kept_whatever_characters_its_path_has(tmp_path):
+    folder = tmp_path / "re[x]po * (1)"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    write_program(folder / ".venv" / "bin" / "python", "exit 0")
+    write_program(folder / ".venv" / "bin" / "pip", f"# {folder}/.venv/bin/python")
+    (folder / ".venv" / "mine").touch()
+    done = subprocess.run(
+        ["make", "packages"], cwd=folder, env=clean_environment(PIP_USER="1"), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / ".venv" / "mine").exists()
 
 
 def test_missing_make_and_headers_are_named(installer, tmp_path, monkeypatch):
@@ -365,10 +433,16 @@ def test_users_horovod_switches_do_not_reach_the_build(installer, monkeypatch, t
         "CCL_ROOT": "/ccl",
         "LANG": "C",
         "HOROVOD_BUILD_ARCH_FLAGS": "-mavx",
+        "CXXFLAGS": "-Werror",
+        "CMAKE_GENERATOR": "Ninja",
+        "CMAKE_BUILD_PARALLEL_LEVEL": "x",
+        "GNUMAKEFLAGS": "-n",
     }
     variables = installer.build_environment("cpu", installer.Torch("2.13.0", None), own, tmp_path)
     assert "HOROVOD_GPU_OPERATIONS" not in variables
     assert "CCL_ROOT" not in variables
+    assert not {"CXXFLAGS", "CMAKE_BUILD_PARALLEL_LEVEL", "GNUMAKEFLAGS"} & variables.keys()
+    assert variables["CMAKE_GENERATOR"] == "Unix Makefiles"
     assert variables["LANG"] == "C"
     assert variables["HOROVOD_BUILD_ARCH_FLAGS"] == "-mavx"
     assert Path(variables["CMAKE_TOOLCHAIN_FILE"]).is_file()
@@ -540,7 +614,7 @@ def test_check_wants_both_sums_and_a_good_end(installer, monkeypatch, program):
     assert installer.check_two_processes() is not None
 
 
-def test_second_make_install_is_quick():
+def test_a_second_make_install_does_nothing():
     if Path(sys.prefix) != ROOT / ".venv":
         pytest.skip("not running from .venv")
     planned = subprocess.run(
@@ -548,13 +622,11 @@ def test_second_make_install_is_quick():
     )
     if "pip install" in planned.stdout or not (Path(sys.prefix) / ".horovod-verified").exists():
         pytest.skip(".venv is not up to date; `make install` first")
-    start = time.monotonic()
     result = subprocess.run(
         ["make", "install"], cwd=ROOT, env=clean_environment(), capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     assert "already installed and checked" in result.stdout
-    assert time.monotonic() - start < 5  # alone it takes 0.2 s
 
 
 @pytest.mark.parametrize("python", ["/no/such/python", "old"])

@@ -11,6 +11,7 @@ import pytest
 
 from horovod_transformer.launch import processes as rank_processes
 from horovod_transformer.launch.processes import RankProcesses
+from tests.conftest import PATIENCE_S
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def start(tmp_path):
 
 
 def wait_for(path):
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE_S
     while not path.exists() or not path.read_text().strip():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -47,10 +48,8 @@ def test_all_end_well(start, tmp_path, capfd):
 
 
 def test_the_first_that_fails_comes_first_and_the_others_are_ended(start):
-    began = time.monotonic()
-    failed = start("[ $RANK = 1 ] && exit 7; exec sleep 60", 3).wait()
+    failed = start("[ $RANK = 1 ] && exit 7; exec sleep 3600", 3).wait()
     assert list(failed.items()) == [(1, 7), (0, -signal.SIGTERM), (2, -signal.SIGTERM)]
-    assert time.monotonic() - began < 20
 
 
 def test_who_has_ended_well_is_no_failure(start):
@@ -58,11 +57,11 @@ def test_who_has_ended_well_is_no_failure(start):
 
 
 def test_a_signal_reaches_what_a_rank_has_started(start, tmp_path):
-    ranks = start("sleep 60 & echo $! > $FOLDER/child$RANK; wait")
+    ranks = start("sleep 3600 & echo $! > $FOLDER/child$RANK; wait")
     children = [psutil.Process(int(*wait_for(tmp_path / f"child{rank}"))) for rank in (0, 1)]
     ranks.send(signal.SIGTERM)
     assert list(ranks.wait().values()) == [-signal.SIGTERM] * 2
-    gone, _ = psutil.wait_procs(children, timeout=5)
+    gone, _ = psutil.wait_procs(children, timeout=60)
     assert len(gone) == 2 or all(child.status() == psutil.STATUS_ZOMBIE for child in children)
 
 
@@ -75,7 +74,7 @@ def test_who_does_not_listen_is_killed(start, tmp_path, monkeypatch):
 
 def test_if_one_cannot_be_started_none_is_left(tmp_path):
     environment = {**os.environ, "FOLDER": str(tmp_path)}
-    script = "echo $$ > $FOLDER/pid; exec sleep 60"
+    script = "echo $$ > $FOLDER/pid; exec sleep 3600"
     (tmp_path / "1.out").mkdir()  # where the second's output should go
     before = psutil.Process().children()
     with pytest.raises(IsADirectoryError):

@@ -34,7 +34,7 @@ PHASES = {
     "sync_tree": "renaming",
 }
 # Beyond these a child counts as stuck.
-CHILD_LIMIT_S = 60
+CHILD_LIMIT_S = 500
 
 
 def run(config: Any, kill_at: int | None, report: int) -> None:

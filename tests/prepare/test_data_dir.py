@@ -90,13 +90,13 @@ def test_a_hundred_thousand_files_are_compared_in_no_time() -> None:
     settings = settings_of(config).recorded(None)
     manifest = {"format_version": 1, "settings": settings, "source": {"files": files}}
     now = [list(entry) for entry in files]
-    began = time.perf_counter()
+    began = time.process_time()
     assert first_difference(manifest, settings, now) is None
     now[70_000][1] += 1
     assert first_difference(manifest, settings, now) == "the source file books/70000.txt has changed"
     del now[70_000]
     assert first_difference(manifest, settings, now).endswith("70000.txt is gone")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 10  # each with each takes hours; what else runs does not count
 
 
 def test_a_lost_split_is_noticed(library: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.duplicates import BookTable
 from horovod_transformer.prepare.figures import make_report, read_report
-from horovod_transformer.prepare.prepare import prepare
+from horovod_transformer.prepare.prepare import assemble_shards, prepare, prepare_shards
 from horovod_transformer.reports.prepared_data import report_page
 
 NASTY = "<script>alert(1)</script>"
@@ -85,6 +85,24 @@ def test_figures_are_those_of_the_manifest(made: tuple[Path, dict[str, Any]]) ->
     titles = [title for title, _ in longest]
     assert len(titles) == 10 and "book 11" in titles and "copy" not in titles
     assert [tokens for _, tokens in longest] == sorted((tokens for _, tokens in longest), reverse=True)
+
+
+def test_training_a_tokenizer_is_among_the_steps_also_where_it_was_done_before(tmp_path: Path) -> None:
+    books = tmp_path / "books"
+    books.mkdir()
+    for n in range(3):
+        (books / f"{n}.txt").write_text(f"Book {n}. " + "It rained on the sea, so said the captain. " * 90)
+    data = {"source": str(books), "data_dir": str(tmp_path / "v1"), "tokenizer": "bpe"}
+    config = config_from_dict({"data": data, "model": {"vocab_size": 265}}, "test")
+    prepare_shards(config, 1, 1, progress=False, workers=1)
+    assert assemble_shards(config, progress=False) is None  # the tokenizer is trained
+    prepare_shards(config, 1, 1, progress=False, workers=1)
+    assert assemble_shards(config, progress=False) is not None
+    assert read_report(tmp_path / "v1")["step_seconds"]["train_tokenizer"] >= 0
+    page = Page((tmp_path / "v1" / "report.html").read_text(encoding="utf-8")).text
+    steps = ["looking for copies", "training the tokenizer", "tokenizing", "assembling, on one process"]
+    places = [page.rfind(step) for step in steps]
+    assert -1 not in places and places == sorted(places), places
 
 
 def test_books_of_one_title_are_all_listed(tmp_path: Path) -> None:

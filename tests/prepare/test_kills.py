@@ -37,7 +37,7 @@ def test_killed_at_any_moment_the_next_run_goes_on(
         tokenizer = str(path)
     kills_of_a_phase = 5 if tokenizer != "bpe" else 1
     program = ["tests/prepare/kill_program.py", books, tmp_path / "out", tokenizer, kills_of_a_phase]
-    done = run_python(*map(str, program))
+    done = run_python(*map(str, program), timeout=1100)  # some fifty runs
     assert done.returncode == 0, done.stderr
     kills = [json.loads(line) for line in done.stdout.splitlines()]
     by_phase = Counter(kill["phase"] for kill in kills)

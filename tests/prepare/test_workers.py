@@ -21,6 +21,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.assembly import assemble, select_books
 from horovod_transformer.prepare.prepare import assemble_shards, prepare, prepare_shards, settings_of
 from horovod_transformer.prepare.steps import Preparation
+from tests.conftest import PATIENCE_S
 
 # What version 0.1.0 as of commit 2659593, in one process and without units, made of the 38 plays.
 RECORDED = "32466844913ee5e7a33b0535251548ffcd12ec91216ba2bae7a6ed8a3ce885ba"
@@ -203,7 +204,7 @@ def test_workers_end_with_a_killed_parent(root: Path, tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not list(tmp_path.glob("v1.units/*.arrow")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
@@ -212,5 +213,5 @@ def test_workers_end_with_a_killed_parent(root: Path, tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    _, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive

@@ -86,7 +86,7 @@ def test_table_for_the_terminal(tiny_tokenizer):
 def test_summary_for_the_terminal(tiny_tokenizer):
     evaluation = hostile_evaluation(tiny_tokenizer)
     lines = summary_lines(evaluation, to_json(evaluation, tiny_tokenizer))
-    assert lines[0] == "1 held-out books, 10 tokens, 20 bytes"
+    assert lines[0] == "1 held-out book, 10 tokens, 20 bytes"
     assert lines[1] == "  loss nan nats per token, perplexity inf, accuracy 50.0 %"
     assert lines[2] == "  nan bits per byte"
     assert lines[3] == "12 continuations of 4 tokens, ± one standard error"
@@ -99,3 +99,7 @@ def test_summary_for_the_terminal(tiny_tokenizer):
         "  nan bits per byte, 95 % over books: 1.000 to 2.000; xz -9, given the training books: 2.250"
     )
     assert lines[-1] == "  longest exact copy from the training text: median 6 tokens, most 11"
+    few = replace(evaluation, books=3, interval=None, extremes=(0.5, 2.5), xz_bits_per_byte=None)
+    values = to_json(few, tiny_tokenizer)
+    assert summary_lines(few, values)[2] == "  nan bits per byte, range over 3 books: 0.500 to 2.500"
+    assert "bits per byte, range over 3 books: 0.500 to 2.500" in to_html(values)

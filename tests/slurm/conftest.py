@@ -45,7 +45,7 @@ def prepared_data(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "horovod_transformer", "prepare", "--config", "configs/config.yaml"]
     command += ["--data.source", f"{folder}/*.txt", "--data.data_dir", str(folder / "data")]
     command += ["--data.tokenizer", "bpe", "--model.vocab_size", "300", "--model.max_seq_len", "32"]
-    subprocess.run(command, cwd=root, timeout=120, check=True)
+    subprocess.run(command, cwd=root, timeout=500, check=True)
     return folder / "data"
 
 

@@ -116,7 +116,7 @@ class SlurmCluster:
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(pid_file.read_text()), signal.SIGTERM)
 
-    def run(self, *command: str, timeout: float = 30) -> str:
+    def run(self, *command: str, timeout: float = 120) -> str:
         """Run a Slurm command and return what it prints.
 
         Raises:
@@ -165,7 +165,7 @@ class SlurmCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                timeout=30,
+                timeout=120,
                 check=True,
             )
 
@@ -242,14 +242,14 @@ class Submitter:
     def _table(self, job: str) -> Path:
         return self.checkout / "runs" / "structured" / f"slurm-{job}" / "train.csv"
 
-    def wait(self, job: str, *states: str, timeout: float = 120) -> dict[str, str]:
+    def wait(self, job: str, *states: str, timeout: float = 300) -> dict[str, str]:
         """Wait until a job is in one of these states; returns all about it."""
         self._wait(job, " or ".join(states), lambda: self.slurm.job(job)["JobState"] in states, timeout)
         return self.slurm.job(job)
 
     def wait_for_output(self, job: str, text: str) -> None:
         """Wait until a job has written this."""
-        self._wait(job, f'"{text}"', lambda: text in self.output(job), timeout=120)
+        self._wait(job, f'"{text}"', lambda: text in self.output(job), timeout=300)
 
     def _wait(self, job: str, what: str, is_so: Callable[[], bool], timeout: float) -> None:
         try:
@@ -279,7 +279,7 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def wait_for(what: str, is_so: Callable[[], bool], timeout: float = 120) -> None:
+def wait_for(what: str, is_so: Callable[[], bool], timeout: float = 300) -> None:
     """Return as soon as something is so.
 
     Raises:

@@ -30,6 +30,6 @@ def test_only_the_task_itself_is_queued_again(root, tmp_path, variables, queued)
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")
         (programs / name).chmod(0o755)
     environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(tmp_path), **variables}
-    done = subprocess.run(["bash", scripts / "train_zaratan.sh"], env=environment, timeout=60)
+    done = subprocess.run(["bash", scripts / "train_zaratan.sh"], env=environment, timeout=300)
     assert done.returncode == 75
     assert (tmp_path / "asked").read_text().strip() == queued

@@ -109,7 +109,7 @@ def test_outside_of_slurm_it_says_how_to_submit(submitter: Submitter, script: st
         env=submitter.slurm.environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
 
     assert finished.returncode == 2

@@ -30,7 +30,7 @@ def curve_of_one(root: Path, prepared_data: Path, tmp_path_factory: pytest.TempP
     command = [sys.executable, "-m", "src.train", *tiny_run(prepared_data, 32), "--run_name", "alone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(
-        [*command, "--output_dir", str(folder)], cwd=root, env=environment, timeout=120, check=True
+        [*command, "--output_dir", str(folder)], cwd=root, env=environment, timeout=500, check=True
     )
     return Submitter.read_losses(folder / "runs" / "structured" / "alone" / "train.csv")
 
@@ -86,7 +86,7 @@ def test_the_promised_command_trains_on_four_processes(submitter: Submitter, pre
     assert submitter.updates(job) == [1, 2, 3, 4]
     run = checkout / "runs" / "structured" / f"slurm-{job}"
     assert json.loads((run / "environment.json").read_text())["world_size"] == 4
-    assert "1 node(s) with 4 process(es) each" in submitter.output(job)
+    assert "nodes: 1, processes on each: 4, " in submitter.output(job)
 
 
 def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
@@ -107,7 +107,7 @@ def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
     ended = submitter.wait(job, "COMPLETED", "FAILED")
     output = submitter.output(job)
     assert (ended["JobState"], ended["Restarts"], ended["NumNodes"]) == ("COMPLETED", "1", "2"), output
-    assert "2 node(s) with 2 process(es) each" in output
+    assert "nodes: 2, processes on each: 2, " in output
     assert f"resuming after update {stopped[1]}" in output
     assert submitter.updates(job) == list(range(1, 33))
     assert submitter.losses(job) == pytest.approx(curve_of_one, abs=1e-4)
@@ -138,8 +138,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
     smaller = submitter.submit(TWO_GPUS, *PROMISED, *wanted, "--resume", "auto", **NO_GPU)
     assert submitter.wait(smaller, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
     assert f"resuming after update {stopped}" in submitter.output(smaller)
-    after = Submitter.read_losses(output_dir / "runs" / "structured" / f"slurm-{smaller}" / "train.csv")
-    assert after == pytest.approx(curve_of_one[stopped:], abs=1e-4)
+    assert Submitter.read_losses(table) == pytest.approx(curve_of_one, abs=1e-4)
 
 
 def test_two_jobs_do_not_write_into_one_folder(submitter: Submitter, prepared_data: Path) -> None:
@@ -147,7 +146,7 @@ def test_two_jobs_do_not_write_into_one_folder(submitter: Submitter, prepared_da
     job = submitter.submit(*wanted, **NO_GPU)
     wait_for("updates", lambda: len(submitter.updates(job)) > 3)
 
-    other = submitter.submit(*wanted, **NO_GPU)
+    other = submitter.submit(*wanted, "--run_name", f"slurm-{job}", **NO_GPU)
     assert submitter.wait(other, "FAILED", "COMPLETED")["ExitCode"] == "2:0"
     assert f"job slurm-{job}, process" in submitter.output(other)
     assert "is writing here; wait for it, end it, or choose another folder" in submitter.output(other)
@@ -173,7 +172,7 @@ def test_a_killed_rank_and_a_lost_node_are_queued_again(submitter: Submitter, pr
     # It comes back by itself (ReturnToService), as a rebooted node does.
     submitter.slurm.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     submitter.wait_for_output(job, "start 3")
-    ended = submitter.wait(job, "COMPLETED", "FAILED", "NODE_FAIL", timeout=240)
+    ended = submitter.wait(job, "COMPLETED", "FAILED", "NODE_FAIL", timeout=500)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), submitter.output(job)
     assert submitter.updates(job) == list(range(1, 25))
     assert not list(submitter.checkout.glob(".slurm-*"))

@@ -9,11 +9,12 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
 from horovod_transformer.system import console as progress_bar
-from horovod_transformer.system.console import ProgressBar
+from horovod_transformer.system.console import ProgressBar, counted
 
 PROGRAM = """
 from horovod_transformer.system.console import ProgressBar
@@ -103,12 +104,11 @@ def test_a_closed_stream_does_not_lead_into_the_next_file(root, tmp_path):
     assert (tmp_path / "precious").read_text() == ""
 
 
-def test_on_a_terminal_a_bar(root):
+def on_a_terminal(command, **options) -> str:
+    """What a command that ends well shows on a terminal of 100 columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=root, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs
-    )
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, **options)
     os.close(theirs)
     shown = b""
     while True:
@@ -119,7 +119,33 @@ def test_on_a_terminal_a_bar(root):
         if not part:
             break
         shown += part
-    text = shown.decode()
-    assert done.returncode == 0, text
+    assert process.wait() == 0, shown.decode()
+    return shown.decode()
+
+
+def test_on_a_terminal_a_bar(root):
+    text = on_a_terminal([sys.executable, "-c", PROGRAM], cwd=root)
     assert "training: 100%" in text and "10/10" in text and "loss=2.718" in text
     assert "a line above\r\n" in text
+
+
+@pytest.mark.distributed
+def test_horovodrun_shows_lines_on_a_terminal_and_no_bar(root, tmp_path):
+    """It puts `[0]<stderr>:` before each piece of what a rank writes, so that a bar becomes rubbish."""
+    program = tmp_path / "bar.py"
+    program.write_text(PROGRAM)
+    horovodrun = str(Path(sys.executable).with_name("horovodrun"))
+    command = [horovodrun, "-np", "1", sys.executable, str(program)]
+    text = on_a_terminal(command, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"})
+    assert "[0]<stderr>:training: update 10/10, loss 2.718, 00:00 left\r\n" in text
+    assert "[0]<stdout>:a line above\r\n" in text
+    assert "%|" not in text and "\r" not in text.replace("\r\n", ""), text
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "0 updates"), (1, "1 update"), (2, "2 updates"), (1184, "1,184 updates")]
+)
+def test_what_is_counted_has_its_plural(number, words):
+    assert counted(number, "update") == words
+    more = words.replace("updates", "processes").replace("update", "process")
+    assert counted(number, "process", "processes") == more

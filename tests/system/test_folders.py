@@ -19,6 +19,7 @@ from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.prepare import prepare
 from horovod_transformer.system.folders import new_folder
+from tests.conftest import PATIENCE_S
 
 # See test_workers.py.
 RECORDED = "32466844913ee5e7a33b0535251548ffcd12ec91216ba2bae7a6ed8a3ce885ba"
@@ -78,12 +79,12 @@ def prepare_until_signalled(
         [sys.executable, *command], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not list(folder.glob("v1.units/*.arrow")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
         process.wait()

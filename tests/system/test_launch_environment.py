@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.launch_environment import Launch, read_launch
+from horovod_transformer.system.launch_environment import Launch, read_launch, start_timeout
 
 TORCHRUN = {
     "WORLD_SIZE": "4",
@@ -71,3 +71,10 @@ def test_what_makes_no_sense_is_refused(environment, told):
     with pytest.raises(UserError, match="^" + told.replace("(", r"\(").replace(")", r"\)")) as refused:
         read_launch(environment)
     assert "\n" not in str(refused.value)
+
+
+def test_many_ranks_are_given_longer_to_come(monkeypatch):
+    monkeypatch.delenv("HOROVOD_START_TIMEOUT", raising=False)
+    assert [start_timeout(size) for size in (1, 2, 512)] == [120, 121, 376]
+    monkeypatch.setenv("HOROVOD_START_TIMEOUT", "7")
+    assert start_timeout(512) == 7

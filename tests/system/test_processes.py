@@ -20,7 +20,7 @@ def follow(way, pipe):
     else:
         exit_with(os.getppid() if way == "number" else pipe)
     print(os.getpid(), flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 
 if __name__ == "__main__":
     reader, writer = multiprocessing.Pipe(duplex=False)
@@ -56,7 +56,7 @@ def test_a_process_ends_with_its_killed_parent(root, tmp_path, way):
         assert child.is_running()
         parent.kill()
         parent.wait()
-        _, alive = psutil.wait_procs([child], timeout=5)
+        _, alive = psutil.wait_procs([child], timeout=60)
         assert not alive
     finally:
         parent.kill()
@@ -67,7 +67,7 @@ def test_a_process_ends_with_its_killed_parent(root, tmp_path, way):
 def test_a_closed_pipe_ends_it_as_well(root, tmp_path):
     parent, _ = start(root, tmp_path, "pipe", "close")
     try:
-        output, _ = parent.communicate("", timeout=10)
+        output, _ = parent.communicate("", timeout=60)
     finally:
         parent.kill()
         parent.wait()
@@ -92,6 +92,6 @@ def test_a_parent_that_terminates_lets_its_child_save(root, tmp_path):
     child = psutil.Process(int(parent.stdout.readline()))
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    _, alive = psutil.wait_procs([child], timeout=5)
+    _, alive = psutil.wait_procs([child], timeout=60)
     assert not alive
     assert saved.read_text() == "SIGTERM"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -18,7 +20,8 @@ from horovod_transformer.config import config_from_dict
 from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.errors import UserError
-from horovod_transformer.model.compilation import choose_compile, compile_for_fixed_shapes
+from horovod_transformer.model import compilation
+from horovod_transformer.model.compilation import choose_compile, compile_for_fixed_shapes, why_not
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.system.signals import StopRequest
 from horovod_transformer.training.optim.optimizer import build_optimizer
@@ -179,17 +182,83 @@ with StopRequest() as stop:
 
 def test_who_compiles(monkeypatch):
     gpu = torch.device("cuda", 0)
-    monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr(compilation, "why_not", lambda device: None)
     assert (
         choose_compile("auto", gpu) == choose_compile("on", gpu) == choose_compile("on", CPU) == (True, None)
     )
     assert choose_compile("auto", CPU) == choose_compile("off", gpu) == (False, None)
+    monkeypatch.undo()
     monkeypatch.setattr(shutil, "which", lambda program: None)
     compiles, note = choose_compile("auto", gpu)
     assert not compiles and "not compiled" in note
     for device in (gpu, CPU):
         with pytest.raises(UserError, match="training.compile = on: there is no"):
             choose_compile("on", device)
+
+
+GPU = torch.device("cuda", 0)
+
+
+def write_compiler(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@needs_compiler
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+def test_compilers_that_do_not_work_are_found_out(device, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "code"))
+    assert choose_compile("on", device) == (True, None)
+    name = "CC" if device.type == "cuda" else "CXX"
+    working = shutil.which("gcc" if device.type == "cuda" else "g++")
+    monkeypatch.setenv(name, f"env {working}")  # as with ccache
+    assert why_not(device) is None
+    for text, told in (
+        ("exit 1", "cannot compile a line of code; CC and CXX name others"),
+        ("echo 'x.h: error: no such' >&2; exit 1", r"cannot compile a line of code \(x.h: error: no such\)"),
+        ("exit 0", "cannot compile a line of code"),
+    ):
+        monkeypatch.setenv(name, write_compiler(tmp_path / "compiler", text))
+        compiles, note = choose_compile("auto", GPU) if device == GPU else (False, why_not(device))
+        assert not compiles and re.search(told, note)
+        with pytest.raises(UserError, match=f"training.compile = on: .*{told}.*set training.compile to off$"):
+            choose_compile("on", device)
+    monkeypatch.setenv(name, "'")
+    assert "there is no '" in (why_not(CPU) or "") or device == GPU
+    assert os.listdir(tmp_path / "code") == []
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_folders_that_code_cannot_be_run_from_are_found_out(tmp_path, monkeypatch):
+    for path, told in ((tmp_path / "file" / "x", "Not a directory"), ("/proc/code", "No such file")):
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(path))
+        assert told in why_not(CPU) and "TORCHINDUCTOR_CACHE_DIR names another folder" in why_not(CPU)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    if os.geteuid():
+        pytest.skip("mounting needs root")
+    program = "import torch; from horovod_transformer.model.compilation import why_not; "
+    program += "print(why_not(torch.device('cpu')))"
+    for options, told in (("noexec", "code may not be run from there"), ("size=2m", "the disk is full")):
+        script = f'mount -t tmpfs -o {options} tmpfs "$TMPDIR" && exec "$@"'
+        words = ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", program]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300)
+        assert told in done.stdout and str(tmp_path) in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_torch_puts_its_code_where_we_look(tmp_path, monkeypatch):
+    """`_code_folder` has learned it from torch's `cache_dir`."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    assert str(compilation._code_folder()) == default_cache_dir()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "code"))
+    assert str(compilation._code_folder()) == cache_dir()
 
 
 @pytest.mark.parametrize(("said", "meant"), [(True, "on"), (False, "off"), ("on", "on"), ("auto", "auto")])

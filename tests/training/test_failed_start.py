@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import sys
 
 import pytest
 import torch
 
-from horovod_transformer import distributed
-from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.training import trainer
-from horovod_transformer.training.run import run_distributed_training
-from tests.distributed.conftest import BASE, write_corpus
-
-ALONE = (0, 1, 0)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "data")
-
-
-@pytest.fixture
-def train(corpus, tmp_path):
-    """Train in `tmp_path`; dotted keys change the config, other arguments are handed on."""
-
-    def run(changes=None, **arguments):
-        values = {**BASE, "data": {"data_dir": str(corpus), "num_workers": 0}}
-        short = {"training.max_updates": 4, "training.save_interval": 2, "training.device": "cpu"}
-        config = config_from_dict(values, "test").with_overrides({**short, **(changes or {})})
-        arguments = {"output_dir": tmp_path, **arguments}
-        return run_distributed_training(config, *ALONE, **arguments)
-
-    distributed.setup_horovod(device="cpu")
-    return run
 
 
 def files_of(folder):
@@ -70,7 +46,7 @@ def test_nothing_is_moved(train, tmp_path, monkeypatch, name, resume):
     before = files_of(tmp_path)
     with monkeypatch.context() as broken:
         changes, told = fails(broken, name)
-        chosen = resume and tmp_path / "checkpoints" / resume
+        chosen = resume and tmp_path / "runs/run/checkpoints" / resume
         with pytest.raises(UserError, match=told):
             train(changes, run_name="run", resume_checkpoint=chosen)
     assert files_of(tmp_path) == before
@@ -80,21 +56,33 @@ def test_nothing_is_moved(train, tmp_path, monkeypatch, name, resume):
 
 def test_a_start_that_trains_archives_what_was_there(train, tmp_path, capsys):
     train(run_name="run")
-    before = {path.name: path.read_bytes() for path in tmp_path.glob("checkpoints/*.pt")}
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("runs/run/checkpoints/*.pt")}
     train(run_name="run")
-    (archive,) = tmp_path.glob("checkpoints/previous-*")
-    assert {path.name: path.read_bytes() for path in archive.iterdir()} == before
+    (archive,) = tmp_path.glob("runs/run.previous-*")
+    assert {path.name: path.read_bytes() for path in archive.glob("checkpoints/*.pt")} == before
     assert f"archived the earlier run's checkpoints in {archive}" in capsys.readouterr().out
-    (tables,) = tmp_path.glob("runs/structured/run.previous-*")
+    assert len((archive / "tables/train.csv").read_text().splitlines()) == 5
+    assert len(list(archive.glob("events*"))) == 1
+
+
+def test_with_a_folder_of_checkpoints_that_runs_share_it_is_archived_there(train, tmp_path):
+    shared = {f"paths.{name}_dir": name for name in ("checkpoint", "log", "tensorboard")}
+    train(shared, run_name="run")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("checkpoint/*.pt")}
+    train(shared, run_name="run")
+    (archive,) = tmp_path.glob("checkpoint/previous-*")
+    assert {path.name: path.read_bytes() for path in archive.iterdir()} == before
+    (tables,) = tmp_path.glob("tensorboard/structured/run.previous-*")
     assert len((tables / "train.csv").read_text().splitlines()) == 5
-    assert len(list(tmp_path.glob("runs/run.previous-*/events*"))) == 1
+    assert len(list(tmp_path.glob("tensorboard/run.previous-*/events*"))) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "log", "tensorboard"]
 
 
 def test_an_older_checkpoint_is_resumed_though_no_update_is_left(train, tmp_path):
     train(run_name="run")
-    older = tmp_path / "checkpoints" / "update_00000002.pt"
+    older = tmp_path / "runs/run/checkpoints/update_00000002.pt"
     assert train({"training.max_updates": 2}, resume_checkpoint=older)["update"] == 2
-    assert sorted(path.name for path in tmp_path.glob("checkpoints/update_*.pt")) == [older.name]
+    assert sorted(path.name for path in older.parent.glob("update_*.pt")) == [older.name]
 
 
 @pytest.mark.parametrize(("interval", "told"), [(1, "then --resume .*/last.pt$"), (100, "then start anew")])
@@ -110,9 +98,60 @@ def test_a_start_that_fails_late_gives_its_folders_and_its_log_back(train, tmp_p
     """In a notebook the next run follows in the same process."""
     with monkeypatch.context() as broken:
         broken.setattr(trainer, "SampleWriter", out_of_memory)
-        with pytest.raises(torch.OutOfMemoryError):
-            train(run_name="failed")
-    log = tmp_path / "logs" / "train_rank0.log"
-    before = log.read_bytes()
-    train({"paths.log_dir": "other_logs"}, run_name="next")
-    assert log.read_bytes() == before
+        with pytest.raises(UserError, match="the GPU's memory is too small for training.per_gpu_batch_size"):
+            train(run_name="next")
+    assert not logging.getLogger("horovod_transformer.training").handlers
+    assert not list(tmp_path.rglob("*.*"))
+    train(run_name="next")
+    log = (tmp_path / "logs" / "train_rank0.log").read_text()
+    assert log.count("run next: ") == 1
+
+
+def raising(error):
+    def fails(*arguments, **more):
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+        ),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),  # a worker of the loader
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("place", ["build_model", "UpdateStep"])
+def test_a_machine_without_memory_is_one_line(train, monkeypatch, error, place):
+    monkeypatch.setattr(trainer, place, raising(error))
+    with pytest.raises(
+        UserError, match="this machine's memory is too small for .*, or make the model smaller$"
+    ):
+        train()
+
+
+def test_a_bug_keeps_its_traceback(train, monkeypatch):
+    monkeypatch.setattr(trainer, "build_model", raising(RuntimeError("shape mismatch")))
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        train()
+
+
+def test_a_model_that_no_memory_holds_is_one_line(train):
+    # The feed-forward networks alone take 256 TB.
+    with pytest.raises(UserError, match="this machine's memory is too small"):
+        train({"model.d_ff": 2_000_000_000_000})
+
+
+def test_home_is_known_in_paths_to_checkpoints(train, tmp_path, monkeypatch):
+    train(run_name="run")
+    monkeypatch.setenv("HOME", str(tmp_path / "runs/run/checkpoints"))
+    older = "~/update_00000002.pt"
+    assert train({"training.max_updates": 3}, resume_checkpoint=older)["update"] == 3
+    assert train({"training.max_updates": 1}, init_from=older, run_name="other")["update"] == 1
+    with pytest.raises(UserError, match="--resume"):
+        train(resume_checkpoint="~no-such-user/last.pt")

@@ -13,12 +13,13 @@ import torch
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
+from horovod_transformer.checkpoint.run_folders import read_launch
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import choose_precision
 from horovod_transformer.tokenizer import train_bpe
 from horovod_transformer.training.resume import StartRequest, TrainState, find_start
-from tests.conftest import TINY
+from tests.conftest import PATIENCE_S, TINY
 
 FP32 = choose_precision("auto", "cpu", [""])
 BF16 = choose_precision("auto", "cpu", ["AMX-BF16"])
@@ -236,7 +237,7 @@ def test_an_older_checkpoint_stays_resumed_whenever_a_kill_comes(folder, tmp_pat
     # best_model.pt is of update 5, update_00000006.pt and last.pt are the future to be abandoned.
     folder.folder.rename(tmp_path / "filled")
     words = [sys.executable, str(root / "tests/training/rewind_program.py"), str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=root)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_S, cwd=root)
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)
     # The first change writes the intention down; a kill before it leaves everything as it was.
@@ -259,11 +260,11 @@ def test_the_later_start_of_a_launch_means_auto():
 
 
 def test_a_launch_is_remembered(folder):
-    assert folder.launch is None
+    assert read_launch(folder.folder) is None
     folder.record_launch(None)
-    assert folder.launch is None
+    assert read_launch(folder.folder) is None
     folder.record_launch("slurm-7")
-    assert CheckpointManager(folder.folder).launch == "slurm-7"
+    assert read_launch(folder.folder) == "slurm-7"
 
 
 def test_an_archived_best_is_announced_and_written_anew(folder):

@@ -42,7 +42,7 @@ def test_the_default_run_on_the_sample_is_called_hopeless():
     assert (plan.updates, plan.warmup) == (13, 1)
     told = plan.warnings()
     assert any("13 updates are too few" in line for line in told)
-    assert any("1,703,936 tokens for 123,653,376 parameters" in line for line in told)
+    assert any("1,686,300 tokens for 123,653,376 parameters" in line for line in told)
 
 
 def test_a_warmup_that_never_ends_is_called_out():
@@ -61,8 +61,8 @@ def test_a_run_that_can_learn_is_told_in_figures():
     assert (plan.updates, plan.warmup) == (12_891, 700)
     assert plan.epochs == pytest.approx(1.0, abs=1e-3)
     assert plan.describe() == (
-        "12,891 updates = 1.00 epochs = 1,689,649,152 tokens, 14 per parameter; the learning rate rises for "
-        "700 of them (5%); checkpoints take up to 5.9 GB"
+        "12,891 updates = 1.00 epochs = 1,686,300,000 tokens predicted, 14 per parameter; the learning rate "
+        "rises for 700 of them (5%); checkpoints take up to 5.9 GB"
     )
 
 
@@ -75,3 +75,16 @@ def test_a_run_that_is_cut_short_is_not_blamed_for_it():
     assert run_plan(3_300_000, max_updates=12).warnings() == []
     # A warm-up that never ends is a mistake all the same.
     assert len(run_plan(3_300_000, max_updates=12, warmup_updates=700).warnings()) == 1
+
+
+@pytest.mark.parametrize("max_updates", [None, 4])
+def test_its_tokens_are_those_that_the_table_counts(max_updates):
+    training = Config().with_overrides({"training.global_batch_size": 8, "training.epochs": 3}).training
+    training = training.model_copy(update={"max_updates": max_updates})
+    plan = BatchPlan.of(training, 53, 16, 5, 1)
+    run = RunSummary.of(Config().model, training, plan)
+    counted = sum(plan.target_tokens(update) for update in range(run.updates))
+    if max_updates is None:
+        assert (run.tokens, run.epochs) == (counted, 3.0)
+    else:
+        assert counted <= run.tokens <= counted + 5

@@ -1,17 +1,20 @@
 """What a run leaves to look at: log files, tables, TensorBoard events, trackers, a progress bar.
 
-logs/train_rank0.log                          what happened, one file per rank
-runs/<run name>/                              TensorBoard
-runs/structured/<run name>/train.csv          a row every `training.log_interval` updates
-runs/structured/<run name>/val.csv            a row per validation
-runs/structured/<run name>/config.yaml, environment.json
-runs/structured/<run name>/config.until_update_N.yaml   if a resumed run has other settings than before
+train_rank0.log               what happened, one file per rank
+train.csv                     a row every `training.log_interval` updates
+val.csv                       a row per validation
+samples.txt                   texts that the model wrote on the way
+config.yaml, environment.json
+config.until_update_N.yaml    if a resumed run has other settings than before
+
+`checkpoint.run_folders` knows where these lie.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import logging.handlers
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +23,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from horovod_transformer import distributed
-from horovod_transformer.config_sections import PathsConfig
+from horovod_transformer.checkpoint.run_folders import RunPaths
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import ProgressBar
-from horovod_transformer.system.files import archive_path
 from horovod_transformer.training.metrics.tables import (
     RunTables,
     UpdateMetrics,
@@ -49,12 +51,10 @@ class MetricWriter(Protocol):
 class MetricLogger:
     """Records what happens in a run. Rank 0 writes everything, other ranks their log file.
 
-    Until `take_over` it only adds lines to the log: a start that fails leaves an earlier run's records as
-    they were.
+    Until `take_over` nothing is written: a start that fails leaves an earlier run's records as they were.
 
     Args:
         paths: Where the run writes.
-        run_name: Names the run's folders.
         start: Updates done before; later rows of an earlier try are dropped.
         total: Updates in all.
         config: Of the run, plain values, kept beside the tables.
@@ -67,8 +67,7 @@ class MetricLogger:
 
     def __init__(
         self,
-        paths: PathsConfig,
-        run_name: str,
+        paths: RunPaths,
         start: int,
         total: int,
         config: dict[str, Any],
@@ -79,40 +78,54 @@ class MetricLogger:
         self._writers: list[MetricWriter] = []
         self._bar: ProgressBar | None = None
         self._start, self._config, self._trackers = start, config, trackers
-        self._tables, self._events = paths.tables_of(run_name), Path(paths.tensorboard_dir) / run_name
-        with _one_line(Path(paths.log_dir)):
-            self._log = _open_log(Path(paths.log_dir), self._warn)
+        self._paths = paths
+        self._log, self._early_lines = _open_log()
+        try:
+            with _one_line(paths.logs):
+                _require_writable(paths.logs)
+        except BaseException:
+            self.close()
+            raise
         if not distributed.is_main_process():
             return
         try:
-            with _one_line(self._tables):
-                for folder in (self._tables, self._events):
+            with _one_line(paths.tables):
+                for folder in (paths.tables, paths.events):
                     # What an earlier run left there is renamed, or written to.
-                    _require_writable(folder if start and folder.exists() else folder.parent)
+                    _require_writable(folder if start else folder.parent)
             self._environment = describe_environment(facts or {})
             if "tensorboard" in trackers:
                 TensorBoardTracker.load()
             self._bar = ProgressBar("training", total, start)
             if "wandb" in trackers:
-                self._writers.append(WandbTracker(Path(paths.tensorboard_dir), run_name, config, self.say))
+                self._writers.append(WandbTracker(paths.events.parent, paths.name, config, self.say))
         except BaseException:
             self.close()
             raise
 
     def take_over(self) -> None:
-        """Open the run's tables; on rank 0, before the first row.
+        """Open the run's files, before the first row: on rank 0 all of them, on other ranks the log.
 
-        A fresh run renames what an earlier one of the same name left, a resumed one drops later rows.
+        A resumed run drops rows of later updates.
 
         Raises:
             UserError: They cannot be written.
         """
-        with _one_line(self._tables):
-            if self._start == 0:
-                _archive(self._tables, self._events)
-            self._writers.append(RunTables(self._tables, self._start, self._config, self._environment))
+        paths = self._paths
+        with _one_line(paths.logs):
+            paths.logs.mkdir(parents=True, exist_ok=True)
+            handler = _LogFile(paths.logs / f"train_rank{distributed.get_rank()}.log", self._warn)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._early_lines.setTarget(handler)
+        self._early_lines.close()
+        self._log.removeHandler(self._early_lines)
+        self._log.addHandler(handler)
+        if not distributed.is_main_process():
+            return
+        with _one_line(paths.tables):
+            self._writers.append(RunTables(paths.tables, self._start, self._config, self._environment))
             if "tensorboard" in self._trackers:
-                self._writers.append(TensorBoardTracker(self._events, self._start, self._config))
+                self._writers.append(TensorBoardTracker(paths.events, self._start, self._config))
 
     def say(self, text: str) -> None:
         """Log a line; rank 0 also prints it."""
@@ -208,24 +221,20 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 
 def _require_writable(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    """Find out whether files can be written to a folder, or the folder be made where it is not there yet."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
-def _archive(*folders: Path) -> None:
-    """Rename what an earlier run of the same name left, so that a fresh one overwrites nothing."""
-    for folder in folders:
-        if folder.exists():
-            folder.rename(archive_path(folder.with_name(f"{folder.name}.previous"), [folder]))
-
-
-def _open_log(folder: Path, warn: Callable[[OSError], None]) -> logging.Logger:
-    folder.mkdir(parents=True, exist_ok=True)
+def _open_log() -> tuple[logging.Logger, logging.handlers.MemoryHandler]:
+    """The log, and what keeps its lines until the file is opened."""
     log = logging.getLogger("horovod_transformer.training")
     log.setLevel(logging.INFO)
     log.propagate = False
-    handler = _LogFile(folder / f"train_rank{distributed.get_rank()}.log", warn)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    return log
+    early_lines = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+    log.addHandler(early_lines)
+    return log, early_lines

@@ -117,7 +117,9 @@ def orthogonalized_together(
         done.update(zip(alike, orthogonalized(torch.stack(laid).to(dtype)), strict=True))
     # A rank may have nothing to do.
     flat = [parameters[0].new_empty(0, dtype=dtype)]
-    gathered = distributed.allgather(torch.cat(flat + [done[number].reshape(-1) for number in mine]), "muon")
+    lengths = [sum(math.prod(shapes[number]) for number in share) for share in shares]
+    joined = torch.cat(flat + [done[number].reshape(-1) for number in mine])
+    gathered = distributed.allgather(joined, "muon", lengths)
     results: dict[int, Tensor] = {}
     place = 0
     for number in (number for share in shares for number in share):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from horovod_transformer.checkpoint.run_folders import run_paths
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.training.metrics.logger import MetricLogger
@@ -92,7 +93,7 @@ def row_of(columns, update):
 
 def test_a_run_leaves_its_records_and_resumes_them(config, tmp_path, capsys):
     for start in (0, 2):
-        logger = MetricLogger(config.paths, "r", start, 9, config.to_dict())
+        logger = MetricLogger(run_paths(config.paths, "r"), start, 9, config.to_dict())
         logger.take_over()
         for update in (start + 1, start + 2, start + 3):
             logger.log_update(UpdateMetrics(**row_of(TRAIN_COLUMNS, update)))
@@ -116,7 +117,7 @@ def test_the_config_of_earlier_updates_is_kept(config, tmp_path):
     folder = tmp_path / "tensorboard_dir" / "structured" / "r"
     for start, rate in ((0, 0.1), (2, 0.1), (4, 0.2), (4, 0.3), (6, 0.3)):
         changed = config.with_overrides({"training.learning_rate": rate})
-        logger = MetricLogger(config.paths, "r", start, 9, changed.to_dict())
+        logger = MetricLogger(run_paths(config.paths, "r"), start, 9, changed.to_dict())
         logger.take_over()
         logger.close()
     rates = {path.name: yaml.safe_load(path.read_text())["training"] for path in folder.glob("config*")}
@@ -131,17 +132,18 @@ def test_nothing_is_touched_before_it_takes_over(config, tmp_path):
     folder = tmp_path / "tensorboard_dir" / "structured" / "r"
     folder.mkdir(parents=True)
     (folder / "train.csv").write_text("an earlier run's")
-    logger = MetricLogger(config.paths, "r", 0, 9, config.to_dict())
-    assert [path.read_text() for path in folder.parent.rglob("*.*")] == ["an earlier run's"]
+    logger = MetricLogger(run_paths(config.paths, "r"), 0, 9, config.to_dict())
+    logger.say("an early line")
+    assert [path.read_text() for path in tmp_path.rglob("*.*")] == ["an earlier run's"]
     logger.take_over()
     logger.close()
-    assert [path.read_text() for path in folder.parent.glob("r.previous-*/*")] == ["an earlier run's"]
+    assert "an early line" in (tmp_path / "log_dir" / "train_rank0.log").read_text()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):
     (tmp_path / "log_dir").write_text("a file")
     with pytest.raises(UserError, match=r"log_dir: cannot write the run's records: "):
-        MetricLogger(config.paths, "r", 0, 9, config.to_dict())
+        MetricLogger(run_paths(config.paths, "r"), 0, 9, config.to_dict())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
@@ -149,7 +151,7 @@ def test_a_full_disk_costs_records_and_is_told_once(config, tmp_path, capsys):
     folder = tmp_path / "log_dir"
     folder.mkdir()
     (folder / "train_rank0.log").symlink_to("/dev/full")
-    logger = MetricLogger(config.paths, "r", 0, 9, config.to_dict())
+    logger = MetricLogger(run_paths(config.paths, "r"), 0, 9, config.to_dict())
     logger.take_over()
     for update in (1, 2, 3):
         logger.log_update(UpdateMetrics(**row_of(TRAIN_COLUMNS, update)))

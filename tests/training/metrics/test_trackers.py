@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from horovod_transformer.checkpoint.run_folders import run_paths
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.training.metrics.logger import MetricLogger
@@ -59,7 +60,7 @@ def write(tmp_path, trackers):
         },
         "test",
     )
-    logger = MetricLogger(config.paths, "run", 0, 10, config.to_dict(), trackers)
+    logger = MetricLogger(run_paths(config.paths, "run"), 0, 10, config.to_dict(), trackers)
     logger.take_over()
     logger.log_validation(ROW)
     logger.log_validation(ROW)

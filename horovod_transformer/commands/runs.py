@@ -1,0 +1,105 @@
+"""`horovod-transformer runs`: the runs of a folder, listed or deleted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from horovod_transformer.checkpoint.run_folders import (
+    BEST,
+    RUNS,
+    RunStatus,
+    delete_run,
+    own_folders,
+    run_of_checkpoint,
+    shown_checkpoints,
+    status_of,
+)
+from horovod_transformer.commands.command_line import config_parser, parse_with_config
+from horovod_transformer.config_sections import PathsConfig
+from horovod_transformer.errors import UserError
+from horovod_transformer.reports.formats import byte_size
+from horovod_transformer.system.paths import path_of, readable
+
+DESCRIPTION = """\
+List the runs below runs/: name, when each began, how far it has come, its lowest validation loss, what it
+takes on the disk. All that a run writes is in its folder, runs/NAME: copy that to keep a run elsewhere, and
+resume or generate from runs/NAME/checkpoints/last.pt. checkpoints/last.pt and best_model.pt lead to the run
+that wrote a checkpoint last."""
+
+EXAMPLES = """\
+examples:
+  %(prog)s
+  %(prog)s --output_dir /scratch/me/books
+  %(prog)s --delete trial-1 trial-2
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """List runs, or delete some."""
+    parser = config_parser("horovod-transformer runs", DESCRIPTION, EXAMPLES)
+    parser.add_argument(
+        "--output_dir", type=path_of("--output_dir"), metavar="DIR", help="the folder that holds runs/"
+    )
+    parser.add_argument("--delete", nargs="+", metavar="NAME", help="delete these runs, after a question")
+    parser.add_argument("--yes", action="store_true", help="delete without the question")
+    options, config = parse_with_config(parser, arguments)
+    paths = config.with_paths_in(options.output_dir).paths if options.output_dir else config.paths
+    runs = Path(paths.output_dir, RUNS)
+    found = {run.name: run for run in (status_of(own, runs) for own in own_folders(runs))}
+    if options.delete:
+        _delete([_named(name, found, runs) for name in dict.fromkeys(options.delete)], paths, options.yes)
+    elif not found:
+        print(f"no run in {runs} yet; python -m src.train begins one")
+    else:
+        shown = run_of_checkpoint(paths, shown_checkpoints(paths) / BEST)
+        ordered = sorted(found.values(), key=lambda run: (run.began or datetime.min, run.name))
+        for line in table([row(run) for run in ordered]):
+            print(line)
+        if shown:
+            print(f"{shown_checkpoints(paths) / BEST} leads to {readable(shown)}")
+    return 0
+
+
+def row(run: RunStatus) -> tuple[str, ...]:
+    """What the list says of a run."""
+    total = "?" if run.updates is None else f"{run.updates:,}"
+    state = "running" if run.is_running else "finished" if run.is_finished else "unfinished"
+    return (
+        readable(run.name),
+        f"{run.began:%Y-%m-%d %H:%M}" if run.began else "-",
+        f"{run.update:,} of {total}",
+        "replaced" if run.is_replaced else state,
+        "-" if run.validation_loss is None else f"{run.validation_loss:.4f}",
+        byte_size(run.bytes),
+    )
+
+
+def table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines with aligned columns, under a heading."""
+    rows = [("run", "began", "updates", "state", "validation loss", "size"), *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, cells, widths)).rstrip() for cells in rows]
+
+
+def _named(name: str, found: dict[str, RunStatus], runs: Path) -> RunStatus:
+    if name.rstrip("/") not in found:
+        known = ", ".join(found) or "none"
+        raise UserError(f"--delete {readable(name)}: no such run in {runs}; there are {known}")
+    return found[name.rstrip("/")]
+
+
+def _delete(doomed: list[RunStatus], paths: PathsConfig, yes: bool) -> None:
+    if not yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise UserError("--delete: nobody is here to be asked; --yes deletes without the question")
+        for line in table([row(run) for run in doomed]):
+            print(line)
+        if input("delete for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing deleted")
+            return
+    for run in doomed:
+        delete_run(run, paths)
+        print(f"deleted {run.folder}: {byte_size(run.bytes)}")
