@@ -186,7 +186,10 @@ class RunFolder:
         self._set(request.run_name or "unnamed")
         folder = self.checkpoints.folder
         self.checkpoints.make_folder()
-        self.lock = self._acquire(folder / ".lock", folder)
+        try:
+            self.lock = self._acquire(folder / ".lock", folder)
+        except OSError as error:
+            raise _cannot_write(error, folder) from None
         start = find_start(request.on_attempt(self._is_later_start(read_launch(folder))))
         start.state.run_name = self._lock_records(start.state.run_name)
         return start
@@ -236,6 +239,8 @@ class RunFolder:
                     self._acquire(lock_file(folder), folder)
                 if name or not any(folder.exists() for folder in folders):
                     return self.paths.name
+            except OSError as error:
+                raise _cannot_write(error, folders[0]) from None
             except UserError as error:
                 if name:
                     raise UserError(f"{error} (or another --run_name)") from None
@@ -244,13 +249,9 @@ class RunFolder:
         raise AssertionError("unreachable")
 
     def _acquire(self, path: Path, folder: Path) -> FolderLock:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(path, str(folder), distributed.launch_id(), distributed.attempt())
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(tell)
-        except OSError as error:
-            where = error.filename or folder
-            raise UserError(f"{where}: cannot write the run's records: {error.strerror}") from None
+        lock.acquire(tell)
         self._locks.append(lock)
         return lock
 
@@ -277,6 +278,10 @@ class RunFolder:
         _archive(link)  # where a copy of the folders has files in place of links
         paths.tables.mkdir(parents=True, exist_ok=True)
         make_link(link, paths.tables)
+
+
+def _cannot_write(error: OSError, folder: Path) -> UserError:
+    return UserError(f"{error.filename or folder}: cannot write the run's records: {error.strerror}")
 
 
 def default_name(number: int) -> str:
