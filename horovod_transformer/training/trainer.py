@@ -95,6 +95,11 @@ class Trainer:
             self._opened = opened.pop_all()
         if len(set(cards)) > 1:
             self.notes.append(f"warning: the GPUs differ, the slowest sets the pace: {', '.join(cards)}")
+        if distributed.completes_asynchronously(self.device):
+            self.notes.append(
+                "warning: HOROVOD_ENABLE_ASYNC_COMPLETION is on, which no test on several GPUs has seen; "
+                "docs/scaling.md says what it gives up"
+            )
 
     def train(self) -> dict[str, Any]:
         """Run to the end, or until a signal. *Collective.*"""
@@ -387,12 +392,16 @@ class Trainer:
 
     def _conclude(self) -> None:
         """Wait for the last checkpoint and say how the run ended. *Collective.*"""
-        state, say, stall = self.state, self.logger.say, self.checkpointer.stall
+        state, say = self.state, self.logger.say
         self.checkpointer.finish(state.update)
+        stall = self.checkpointer.stall
         # A signal may have reached another rank a moment before this one: the rank that was asked knows why.
         reasons = distributed.gather_objects(self.stop_reason, "stop_reason")
         seconds = self.throughput.seconds
-        say(f"checkpoints held training up for {stall:.2f} s of {seconds:.1f} s ({stall / seconds:.2%})")
+        more = ", the GPU's copies included" if self.device.type == "cuda" else ""
+        say(
+            f"checkpoints held training up for {stall:.2f} s of {seconds:.1f} s ({stall / seconds:.2%}){more}"
+        )
         if state.update < self.total:
             why = ", ".join(sorted({reason for reason in reasons if reason}))
             say(f"stopped after update {state.update} ({why}); --resume auto resumes there")
