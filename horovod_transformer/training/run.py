@@ -117,11 +117,11 @@ def _limit_reached(config: Config, error: OSError) -> UserError:
 
 
 def _out_of_memory(config: Config, error: Exception) -> UserError:
-    on_gpu = isinstance(error, torch.OutOfMemoryError)
-    error = UserError(
-        f"rank {distributed.get_rank()}: {'the GPU' if on_gpu else 'this machine'}'s memory is too small for "
-        f"training.per_gpu_batch_size = {config.training.per_gpu_batch_size} of this model; halve it (the "
-        "update stays the same), set model.gradient_checkpointing to true, or make the model smaller"
+    whose = "the GPU's" if isinstance(error, torch.OutOfMemoryError) else "this machine's"
+    mistake = UserError(
+        f"rank {distributed.get_rank()}: {whose} memory is too small for training.per_gpu_batch_size = "
+        f"{config.training.per_gpu_batch_size}; halve it (the update stays the same), set "
+        "model.gradient_checkpointing to true, or make the model smaller"
     )
-    error.only_here = True
-    return error
+    mistake.only_here = True
+    return mistake
