@@ -62,8 +62,10 @@ def _on_or_off(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+# What is counted becomes a 64-bit number somewhere (torch's, Arrow's), and a size a product of some.
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**63)]
+Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, lt=2**63)]
+Size = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, lt=2**31)]
 PositiveFloat = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 NonNegativeFloat = Annotated[float, BeforeValidator(_no_bool), Field(ge=0)]
 Text = Annotated[str, BeforeValidator(_whole_characters)]
@@ -83,12 +85,12 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Shape of the transformer; the defaults are the 124M-parameter model."""
 
-    vocab_size: Positive = 50257
-    d_model: Positive = 768
-    n_layers: Positive = 12
-    n_heads: Positive = 12
-    d_ff: Positive = 3072
-    max_seq_len: Annotated[int, BeforeValidator(_no_bool), Field(ge=2)] = 512
+    vocab_size: Size = 50257
+    d_model: Size = 768
+    n_layers: Size = 12
+    n_heads: Size = 12
+    d_ff: Size = 3072
+    max_seq_len: Annotated[Size, Field(ge=2)] = 512
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     dropout: BelowOne = 0.0
     gradient_checkpointing: bool = False
@@ -136,7 +138,8 @@ class TrainingConfig(Section):
     max_skipped_updates: Positive = 10
     sample_interval: Positive | None = None
     sample_prompts: list[Text] = ["", "Once upon a time"]
-    threads_per_rank: Positive | None = None
+    # More than any machine has cores: the system would refuse to start them, and end the process.
+    threads_per_rank: Annotated[Positive, Field(le=4096)] | None = None
     trackers: list[Literal["tensorboard", "wandb"]] = ["tensorboard"]
 
     @model_validator(mode="before")
@@ -175,7 +178,7 @@ class DataConfig(Section):
     split: Literal["share", "hash"] = "share"
     min_book_characters: Count = 200
     split_seed: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, lt=2**32)] = 0
-    num_workers: Count = 0
+    num_workers: Annotated[Count, Field(le=1024)] = 0  # processes of each rank
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> DataConfig:
@@ -214,4 +217,5 @@ class DistributedConfig(Section):
 
     compression: Literal["none", "fp16"] = "none"
     gradient_groups: Positive = 4
-    stall_timeout: PositiveFloat | None = 600.0
+    # Seconds; what waits for them takes no more than this.
+    stall_timeout: Annotated[PositiveFloat, Field(ge=1, le=1e9)] | None = 600.0

@@ -29,7 +29,11 @@ from horovod_transformer.distributed.collectives import (
     stop_timeline,
     synchronize,
 )
-from horovod_transformer.distributed.devices import choose_device, common_precision
+from horovod_transformer.distributed.devices import (
+    choose_device,
+    common_precision,
+    completes_asynchronously,
+)
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
 from horovod_transformer.distributed.exchange import broadcast, gather_objects
 from horovod_transformer.distributed.threads import set_threads
@@ -42,6 +46,7 @@ __all__ = [
     "built_operations",
     "choose_device",
     "common_precision",
+    "completes_asynchronously",
     "distribute_optimizer",
     "gather_objects",
     "get_local_rank",

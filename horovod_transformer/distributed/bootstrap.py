@@ -13,11 +13,12 @@ import torch
 from horovod_transformer.distributed import collectives
 from horovod_transformer.distributed.collectives import get_local_rank, get_rank, get_world_size
 from horovod_transformer.distributed.devices import choose_device
+from horovod_transformer.distributed.hosts import no_address
 from horovod_transformer.distributed.rendezvous import meet
 from horovod_transformer.distributed.threads import set_threads
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.launch_environment import Launch, start_timeout, this_process
-from horovod_transformer.system.machine import raise_open_files_limit
+from horovod_transformer.system.machine import raise_open_files_limit, usable_address
 from horovod_transformer.system.processes import terminate_with_parent
 
 # Horovod's background thread wakes this often (milliseconds) to look for work, and ranks wait that long for
@@ -118,10 +119,11 @@ def cpu_cycle_time_ms(flops: float) -> float:
 
 
 def _require_horovodrun() -> None:
-    """Refuse variables that an earlier job has left behind: Horovod would wait for the others for minutes.
+    """Refuse what Horovod would wait for minutes for, or end the process over.
 
     Raises:
-        UserError: No horovodrun is there to meet through.
+        UserError: No horovodrun is there to meet through (an earlier job has left its variables behind), or
+            Gloo cannot listen on this host.
     """
     host = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", "")
     port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "")
@@ -132,6 +134,10 @@ def _require_horovodrun() -> None:
             "HOROVOD_SIZE and HOROVOD_RANK say that horovodrun has started this process, but no horovodrun "
             "answers: launch with horovodrun, or unset the two"
         ) from None
+    if not usable_address(socket.gethostname()):
+        mistake = UserError(no_address(socket.gethostname()))
+        mistake.only_here = True
+        raise mistake
 
 
 def _make_room_for_sockets(environment: Mapping[str, str]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from horovod_transformer.distributed.collectives import get_local_rank, lacks_nccl
+from horovod_transformer.distributed.collectives import get_local_rank, get_world_size, lacks_nccl
 from horovod_transformer.distributed.exchange import gather_objects
 from horovod_transformer.errors import UserError
 from horovod_transformer.precision import PrecisionChoice, bf16_unit, choose_precision
@@ -89,6 +90,17 @@ def common_precision(wanted: str, device: torch.device) -> PrecisionChoice:
         UserError: bf16 is asked for, and a rank's GPU cannot do it.
     """
     return choose_precision(wanted, device.type, gather_objects(bf16_unit(device), "bf16 unit"))
+
+
+def completes_asynchronously(device: torch.device) -> bool:
+    """Whether GPUs wait for their sums by themselves, not their hosts; docs/scaling.md says what it changes.
+
+    Args:
+        device: This rank's.
+    """
+    # As Horovod reads it: the whole number that it begins with.
+    number = re.match(r"\s*\+?(\d+)", os.environ.get("HOROVOD_ENABLE_ASYNC_COMPLETION", ""))
+    return device.type == "cuda" and get_world_size() > 1 and number is not None and int(number[1]) > 0
 
 
 def _look(wanted: str) -> RankDevice:

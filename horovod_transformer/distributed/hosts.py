@@ -51,10 +51,7 @@ def find_mistake(reports: list[dict[str, Any]]) -> str | None:
                 "interface, or it has no address; set it to one that `ip address` lists, or unset it"
             )
         if not report["address"]:
-            return (
-                f"host {report['host']}: its own name stands for no address of that machine, so Gloo cannot "
-                "listen; give the name its network address in /etc/hosts there, or 127.0.1.1 if it is alone"
-            )
+            return no_address(report["host"])
     if len({report["network"] for report in reports}) > 1:
         for report in reports:
             if report["address"].startswith("127."):
@@ -107,3 +104,11 @@ def _network() -> str:
         return boot + os.readlink("/proc/self/ns/net")
     except OSError:  # no Linux
         return socket.gethostname()
+
+
+def no_address(host: str) -> str:
+    """What to say of a host whose own name leads nowhere: Gloo listens on no other, whatever it is told."""
+    return (
+        f"host {host}: its own name stands for no address of that machine, so Gloo cannot listen; give the "
+        "name its network address in /etc/hosts there, or 127.0.1.1 if it is alone"
+    )

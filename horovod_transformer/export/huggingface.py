@@ -23,7 +23,8 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.export.tokenizers import read_tokenizer, tokenizer_json
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.model.weights import empty_model
-from horovod_transformer.system.folders import new_folder
+from horovod_transformer.system.console import tell
+from horovod_transformer.system.folders import clear_leftovers, lock_for, new_folder
 from horovod_transformer.tokenizer import END_OF_TEXT, Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -59,7 +60,7 @@ def write_folder(
     tokenizer: Tokenizer,
     card: str,
 ) -> None:
-    """Write a model as a Hugging Face GPT-2 folder: whole, or not at all.
+    """Write a model as a Hugging Face GPT-2 folder: whole, or not at all; clears what a killed try has left.
 
     Args:
         folder: Must not exist yet.
@@ -70,11 +71,13 @@ def write_folder(
         card: README.md.
 
     Raises:
-        UserError: The folder exists, or cannot be written.
+        UserError: The folder exists, is being made by another process, or cannot be written.
     """
     require_absent(folder)
-    with new_folder(folder, "--to") as unfinished:
-        _write_files(unfinished, model, shape, generation, tokenizer, card)
+    with lock_for(folder, "--to", tell) as lock:
+        clear_leftovers(folder, "--to", tell)
+        with new_folder(folder, "--to", check=lock.require) as unfinished:
+            _write_files(unfinished, model, shape, generation, tokenizer, card)
 
 
 def require_absent(target: Path) -> None:

@@ -11,12 +11,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.signals import held_back
 
 # Several runs in one process share the code that is kept; torch's own limit of 8 is soon reached.
 SHAPES_KEPT = 64
@@ -26,6 +28,8 @@ PROBE_CXX = '#include <cmath>\nextern "C" int one() { return 1; }\n'
 PROBE_SECONDS = 120
 # Less than this for a run's code is none: on a CPU torch begins with a header of 100 MB.
 ROOM = 64 << 20
+
+_compiling = ExitStack()
 
 
 def choose_compile(wanted: str, device: torch.device) -> tuple[bool, str | None]:
@@ -124,7 +128,26 @@ def compile_for_fixed_shapes(function: Callable[..., Any]) -> Callable[..., Any]
     another order: its last bits would differ. More shapes than `SHAPES_KEPT` are an error rather
     than a silent return to slow code.
     """
-    import torch._dynamo  # takes seconds
+    with held_back():  # torch may start its workers as soon as it is imported
+        import torch._dynamo  # takes seconds
 
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_KEPT)
-    return torch.compile(function, dynamic=False, fullgraph=True)
+        callbacks = torch._dynamo.callback.callback_handler
+        if _hold_signals_back not in callbacks.start_callbacks:
+            callbacks.register_start_callback(_hold_signals_back)
+            callbacks.register_end_callback(_let_signals_through)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_KEPT)
+        return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def _hold_signals_back(*about: Any) -> None:
+    """A compilation begins, so compilers and torch's workers may be started; they outlive a stop signal.
+
+    Slurm sends it to every process of a job. A compiler that dies ends the run before it is saved, or worse:
+    torch learns with a compiler what the CPU can do, and would make slower code with other last bits. A
+    compiler that is a script of some shells (dash) still dies: they let through what was held back.
+    """
+    _compiling.enter_context(held_back())
+
+
+def _let_signals_through(*about: Any) -> None:
+    _compiling.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from horovod_transformer.config_sections import ModelConfig, TrainingConfig
+from horovod_transformer.errors import UserError
+from horovod_transformer.system.machine import memory_bytes
 
 
 def count_parameters(model: ModelConfig) -> int:
@@ -13,6 +15,21 @@ def count_parameters(model: ModelConfig) -> int:
     positions = model.max_seq_len * width if model.positions == "learned" else 0
     layers = model.n_layers * (attention + feed_forward + 4 * width)
     return model.vocab_size * width + positions + layers + 2 * width
+
+
+def require_memory(model: ModelConfig) -> None:
+    """Refuse a model that this machine cannot hold: to find out by building it takes minutes, or for ever.
+
+    Raises:
+        UserError: Its weights are larger than the memory.
+    """
+    parameters, has = count_parameters(model), memory_bytes()
+    needs = 4 * (parameters + model.max_seq_len * model.d_model)  # positions, learned or not
+    if needs > has:
+        raise UserError(
+            f"a model of {parameters:,} parameters takes {needs / 1e9:,.0f} GB, this machine has "
+            f"{has / 1e9:,.0f} GB of memory; make it smaller (model.n_layers, d_model, d_ff, vocab_size)"
+        )
 
 
 def flops_per_token(model: ModelConfig, parameters: int, block_size: int) -> float:

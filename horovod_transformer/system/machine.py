@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import psutil
+
 
 def usable_cores() -> int:
     """Return how many cores this process may use: the least of what limits it.
@@ -159,6 +161,11 @@ def installed_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def memory_bytes() -> int:
+    """The memory of this machine, in bytes, swap included."""
+    return psutil.virtual_memory().total + psutil.swap_memory().total
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -32,6 +32,20 @@ def handling(
             signal.signal(number, previous)
 
 
+@contextmanager
+def held_back(numbers: Iterable[int] = SIGNALS) -> Iterator[None]:
+    """Within this context this thread takes no signals, nor, ever, do the programs and threads it starts.
+
+    A program starts with what its parent holds back, though not with how its parent handles the rest. This
+    process itself takes signals in another of its threads meanwhile, or afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def not_ignored(numbers: Iterable[int]) -> list[int]:
     """Those of some signals that this process was not started to ignore, as `nohup` has it with SIGHUP."""
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]

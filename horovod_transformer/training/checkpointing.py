@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,6 @@ class Checkpointer:
         say: Told in a line when a checkpoint could not be written.
 
     Attributes:
-        stall: Seconds that training was held up so far.
         reason_to_stop: Why the run should stop, on rank 0; None if it should not.
     """
 
@@ -47,8 +45,12 @@ class Checkpointer:
         self._model, self._contents = model, contents
         self.every, self._stop_on_failure = every, stop_on_failure
         self._timer, self._on_wait, self._say = timer, on_wait, say
-        self.stall = 0.0
         self.reason_to_stop: str | None = None
+
+    @property
+    def stall(self) -> float:
+        """Seconds that training was held up so far: the host by waiting, a GPU by copying as well."""
+        return self._timer.totals()["checkpoint"]
 
     def save_if_due(self, update: int, best: bool, now: bool = False) -> None:
         """Write what is due after an update, in the background. *Collective.*
@@ -90,13 +92,11 @@ class Checkpointer:
         self._show()
 
     def _save(self, update: int, periodic: bool, best: bool) -> None:
-        began = time.monotonic()
         distributed.require_equal_weights(self._model, f"update {update}")
         # The checkpoint before may still be being written; the others wait without timing out.
         failure = distributed.run_on_rank0(self._wait_for_writer, self._on_wait, "writing a checkpoint")
         if distributed.is_main_process():
             self._manager.save(self._contents(), update, periodic, best)
-        self.stall += time.monotonic() - began
         self._report(failure, update)
 
     def _show(self) -> None:

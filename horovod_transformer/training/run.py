@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from horovod_transformer.system.paths import readable, user_path
 from horovod_transformer.training.metrics.profiling import ProfileRequest
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.trainer import Trainer
+
+# What the system says at its limits: of open files, in this process or in all; of processes.
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 def run_distributed_training(
@@ -84,9 +88,11 @@ def run_distributed_training(
             finally:
                 trainer.close()
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise _out_of_memory(config, error) from None
+            if is_out_of_memory(error):
+                raise _out_of_memory(config, error) from None
+            if isinstance(error, OSError) and error.errno in _LIMITS:
+                raise _limit_reached(config, error) from None
+            raise
 
 
 def _require_name(name: str) -> None:
@@ -102,12 +108,22 @@ def _require_name(name: str) -> None:
         )
 
 
-def _out_of_memory(config: Config, error: Exception) -> UserError:
-    on_gpu = isinstance(error, torch.OutOfMemoryError)
-    error = UserError(
-        f"rank {distributed.get_rank()}: {'the GPU' if on_gpu else 'this machine'}'s memory is too small for "
-        f"training.per_gpu_batch_size = {config.training.per_gpu_batch_size} of this model; halve it (the "
-        "update stays the same), set model.gradient_checkpointing to true, or make the model smaller"
+def _limit_reached(config: Config, error: OSError) -> UserError:
+    mistake = UserError(
+        f"rank {distributed.get_rank()}: {error.strerror}: the system allows no more open files or processes "
+        "(`ulimit -n` and `ulimit -u` show how many); raise the limit, or lower data.num_workers = "
+        f"{config.data.num_workers}"
     )
-    error.only_here = True
-    return error
+    mistake.only_here = True
+    return mistake
+
+
+def _out_of_memory(config: Config, error: Exception) -> UserError:
+    whose = "the GPU's" if isinstance(error, torch.OutOfMemoryError) else "this machine's"
+    mistake = UserError(
+        f"rank {distributed.get_rank()}: {whose} memory is too small for training.per_gpu_batch_size = "
+        f"{config.training.per_gpu_batch_size}; halve it (the update stays the same), set "
+        "model.gradient_checkpointing to true, or make the model smaller"
+    )
+    mistake.only_here = True
+    return mistake

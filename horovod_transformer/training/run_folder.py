@@ -213,7 +213,10 @@ class RunFolder:
         self._set(request.run_name or "unnamed")
         folder = self.checkpoints.folder
         self.checkpoints.make_folder()
-        self.lock = self._acquire(folder / ".lock", folder)
+        try:
+            self.lock = self._acquire(folder / ".lock", folder)
+        except OSError as error:
+            raise _cannot_write(error, folder) from None
         start = find_start(request.on_attempt(self._is_later_start(read_launch(folder))))
         name = start.state.run_name
         if name and not is_run_name(name):  # commit efaa3e3 took any, and other programs do
@@ -270,6 +273,8 @@ class RunFolder:
                     self._acquire(lock_file(folder), folder)
                 if name or not any(folder.exists() for folder in folders):
                     return self.paths.name
+            except OSError as error:
+                raise _cannot_write(error, folders[0]) from None
             except UserError as error:
                 if name:
                     raise UserError(f"{error} (or another --run_name)") from None
@@ -278,13 +283,9 @@ class RunFolder:
         raise AssertionError("unreachable")
 
     def _acquire(self, path: Path, folder: Path) -> FolderLock:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(path, str(folder), distributed.launch_id(), distributed.attempt())
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(tell)
-        except OSError as error:
-            where = error.filename or folder
-            raise UserError(f"{where}: cannot write the run's records: {error.strerror}") from None
+        lock.acquire(tell)
         self._locks.append(lock)
         return lock
 
@@ -328,6 +329,10 @@ def _show_tables(link: Path, tables: Path) -> None:
         make_link(link, tables)
     except OSError as error:
         tell(f"{link} does not lead to this run's, which is {tables}: {error.strerror or error}")
+
+
+def _cannot_write(error: OSError, folder: Path) -> UserError:
+    return UserError(f"{error.filename or folder}: cannot write the run's records: {error.strerror}")
 
 
 def default_name(number: int) -> str:

@@ -19,7 +19,7 @@ from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
 from horovod_transformer.data.page_cache import reading_ahead, worth_reading_ahead
 from horovod_transformer.model.compilation import choose_compile
-from horovod_transformer.model.size import flops_per_token
+from horovod_transformer.model.size import flops_per_token, require_memory
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.precision import PrecisionChoice, set_arithmetic
 from horovod_transformer.system.console import counted
@@ -95,6 +95,11 @@ class Trainer:
             self._opened = opened.pop_all()
         if len(set(cards)) > 1:
             self.notes.append(f"warning: the GPUs differ, the slowest sets the pace: {', '.join(cards)}")
+        if distributed.completes_asynchronously(self.device):
+            self.notes.append(
+                "warning: HOROVOD_ENABLE_ASYNC_COMPLETION is on, which no test on several GPUs has seen; "
+                "docs/scaling.md says what it gives up"
+            )
 
     def train(self) -> dict[str, Any]:
         """Run to the end, or until a signal. *Collective.*"""
@@ -205,6 +210,7 @@ class Trainer:
         """The model with the weights that the run starts with, the same on every rank. *Collective.*"""
         set_arithmetic(self.device, self.state.precision, config.training.deterministic)
         torch.manual_seed(config.training.seed)
+        distributed.raise_on_all_ranks(lambda: require_memory(config.model))
         model = build_model(config.model)
         # Fresh weights come from rank 0, too: another machine's torch may draw others.
         weights = start.model or distributed.broadcast(model.state_dict(), on_slice=self.watchdog.beat)
@@ -386,17 +392,21 @@ class Trainer:
 
     def _conclude(self) -> None:
         """Wait for the last checkpoint and say how the run ended. *Collective.*"""
-        state, say, stall = self.state, self.logger.say, self.checkpointer.stall
+        state, say = self.state, self.logger.say
         self.checkpointer.finish(state.update)
+        stall = self.checkpointer.stall
         # A signal may have reached another rank a moment before this one: the rank that was asked knows why.
         reasons = distributed.gather_objects(self.stop_reason, "stop_reason")
         seconds = self.throughput.seconds
-        say(f"checkpoints held training up for {stall:.2f} s of {seconds:.1f} s ({stall / seconds:.2%})")
+        more = ", the GPU's copies included" if self.device.type == "cuda" else ""
+        say(
+            f"checkpoints held training up for {stall:.2f} s of {seconds:.1f} s ({stall / seconds:.2%}){more}"
+        )
         if state.update < self.total:
             why = ", ".join(sorted({reason for reason in reasons if reason}))
             say(f"stopped after update {state.update} ({why}); --resume auto resumes there")
         else:
-            distributed.run_on_rank0(self.folder.finish)
+            distributed.run_on_rank0(self.folder.finish, self.watchdog.beat, "tidying up")
             best = state.best_validation_loss  # infinite if a signal came before any
             known = f"best validation loss {best:.4f}" if best < math.inf else "not validated"
             say(f"done: {state.update} updates, {known}; checkpoints in {self.folder.checkpoints.folder}")

@@ -41,7 +41,10 @@ class Watchdog:
             # Isolated and without site-packages: it starts in milliseconds and takes a few MB.
             words = [sys.executable, "-I", "-S", __file__]
             words += [str(os.getpid()), str(self._timeout), str(self._rank), self._setting]
-            self._companion = subprocess.Popen(words, stdin=subprocess.PIPE, bufsize=0)
+            from horovod_transformer.system.signals import held_back  # not for the companion
+
+            with held_back():  # until the companion has come so far as to ignore them, one would end it
+                self._companion = subprocess.Popen(words, stdin=subprocess.PIPE, bufsize=0)
         if before is not None:
             before._end()
         return self

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from horovod_transformer.distributed import collectives
+from horovod_transformer.distributed import collectives, devices
 from horovod_transformer.distributed.devices import (
     SLURM_GPU_VARIABLES,
     RankDevice,
     _look,
     choose_device,
+    completes_asynchronously,
     local_device_index,
     require_alike,
     require_own_devices,
@@ -104,3 +105,15 @@ def test_a_gpu_that_slurm_granted_and_torch_does_not_see(
 def test_no_gpu_that_slurm_granted(no_slurm: pytest.MonkeyPatch, name: str, value: str) -> None:
     no_slurm.setenv(name, value)
     assert choose_device("auto")[0].type == "cpu"
+
+
+@pytest.mark.parametrize("value", [None, "", "0", "1", " 2", "1x", "true", "-1"])
+@pytest.mark.parametrize(("kind", "ranks"), [("cuda", 2), ("cuda", 1), ("cpu", 2)])
+def test_asynchronous_completion_is_what_horovod_takes_for_it(monkeypatch, value, kind, ranks) -> None:
+    name = "HOROVOD_ENABLE_ASYNC_COMPLETION"
+    monkeypatch.delenv(name, raising=False)
+    if value is not None:
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(devices, "get_world_size", lambda: ranks)
+    on = value in ("1", " 2", "1x") and (kind, ranks) == ("cuda", 2)
+    assert completes_asynchronously(torch.device(kind)) == on

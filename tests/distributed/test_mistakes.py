@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -78,3 +83,26 @@ def test_a_lone_process_is_told_how_to_be_launched(run_job):
     assert re.fullmatch(
         r"error: this is a single process, .*`horovodrun -np 2 python \.\.\.`.*\n", job.stderr
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="a host name needs root")
+def test_a_host_name_that_leads_nowhere_is_one_line(root, tmp_path):
+    """A laptop, a container: Gloo would end the process in C++."""
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n192.0.2.99 nowhere\n")  # an address of yesterday
+    with socket.create_server(("127.0.0.1", 0)) as horovodrun:
+        address, port = horovodrun.getsockname()
+        ranks = {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}
+        ranks |= {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port)}
+        script = 'mount --bind "$1" /etc/hosts; shift; hostname nowhere; exec "$@"'
+        elsewhere = ["unshare", "--uts", "--mount", "sh", "-c", script, "sh", str(tmp_path / "hosts")]
+        done = subprocess.run(
+            [*elsewhere, sys.executable, "-c", SCRIPT],
+            env={**os.environ, **ranks},
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: host nowhere: its own name stands for no address of that machine")

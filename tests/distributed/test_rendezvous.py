@@ -7,7 +7,8 @@ import os
 import re
 import socket
 import sys
-from contextlib import closing, suppress
+import time
+from contextlib import ExitStack, closing, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -198,6 +199,32 @@ def test_a_rank_with_another_secret_is_told_so(start):
     assert f"has another secret than this rank: set {SECRET} to the same text on all hosts" in told
     assert "guesses" not in told
     assert first.result()[0].startswith("rank 1 of 2 did not come in time")
+
+
+def test_a_stranger_at_rank_0s_port_is_refused_and_the_ranks_meet(start, capfd):
+    port = free_port()
+    first = start(srun(0, 2, MASTER_PORT=str(port)))
+    says = [
+        b"",
+        b"PUT /report/1 HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
+        b"\x00" * 1000,
+        b"GET / HTTP/1.1\r\n",
+    ]
+    says.append(b"PUT /report/1 HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n")
+    end = time.monotonic() + 20
+    with ExitStack() as strangers:
+        for text in says:
+            while True:
+                try:
+                    stranger = strangers.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+                    break
+                except OSError:  # rank 0 is not there yet
+                    assert time.monotonic() < end
+                    time.sleep(0.05)
+            stranger.sendall(text)
+        second = start(srun(1, 2, MASTER_PORT=str(port)))
+        assert places([first.result(), second.result()]) == [(0, 2, 0, 2, 0, 1), (1, 2, 1, 2, 0, 1)]
+    assert capfd.readouterr().err.startswith("refused an unsigned report from 127.0.0.1: ")
 
 
 def test_without_the_variable_ranks_share_a_file_of_their_user(start, tmp_path, monkeypatch):

@@ -54,10 +54,10 @@ def test_a_lock_file_that_was_removed_costs_nothing(write_config, start_job, tmp
     config = write_config(tmp_path / "config.yaml", **{**ENDLESS, "training__max_updates": 120})
     with start_job(1, *train_command(config, tmp_path)) as job:
         wait_for_update(job, tmp_path, 12)
-        (tmp_path / "checkpoints" / ".lock").unlink()
+        (tmp_path / "runs" / ".run.lock").unlink()
         assert job.wait(timeout=120) == 0, job.stderr
     assert "the lock file was removed, but nobody else writes here: made again" in job.stdout
-    assert 120 in updates_in(tmp_path) and not (tmp_path / "checkpoints" / ".lock").exists()
+    assert 120 in updates_in(tmp_path) and not (tmp_path / "runs" / ".run.lock").exists()
 
 
 def test_a_later_start_of_a_launch_resumes(write_config, run_job, outcome_of, tmp_path):

@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 import torch
+import yaml
 
+from horovod_transformer.checkpoint.format import load_checkpoint
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.errors import UserError
 from horovod_transformer.model import compilation
-from horovod_transformer.model.compilation import choose_compile, why_not
+from horovod_transformer.model.compilation import choose_compile, compile_for_fixed_shapes, why_not
 from horovod_transformer.model.transformer import build_model
+from horovod_transformer.system.signals import StopRequest
 from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 from tests.conftest import ROOT, TINY
+from tests.distributed.conftest import Job, make_config, write_corpus
 
 CPU = torch.device("cpu")
 BLOCKS = torch.randint(0, TINY.vocab_size, (6, 16), generator=torch.Generator().manual_seed(1))
@@ -90,6 +96,88 @@ def test_text_is_written_without_compiling():
     model = make_step(True).model
     with torch.compiler.set_stance("fail_on_recompile"):
         assert model.generate(BLOCKS[:1, :3], 5).shape == (1, 8)
+
+
+def test_compilers_outlive_a_stop_signal_in_both_passes():
+    from torch._dynamo.backends.common import aot_autograd  # they take seconds
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    compile_for_fixed_shapes(torch.sin)
+    outcomes = []
+
+    def compiler(graph, inputs):
+        # In place of g++: it signals itself, as Slurm would signal it.
+        outcomes.append(subprocess.run(["sh", "-c", "kill -TERM $$; kill -USR1 $$; echo lives"]).returncode)
+        return make_boxed_func(graph.forward)
+
+    compiled = torch.compile(lambda x: x.sin().exp(), backend=aot_autograd(fw_compiler=compiler))
+    x = torch.ones(3, requires_grad=True)
+    with StopRequest() as stop:
+        y = compiled(x)
+        assert outcomes == [0]  # torch leaves the backward pass for later
+        y.sum().backward()
+        assert outcomes == [0, 0]
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal_name == "SIGTERM"
+
+
+# Not a shell script: some shells let through what was held back when they started.
+SLOW_COMPILER = """#!{python} -IS
+import os, sys, time
+if any(".main.cpp" in word for word in sys.argv):
+    open(f"{marks}/{{os.getpid()}}", "w").close()
+    time.sleep(1)
+os.execvp("g++", ["g++", *sys.argv[1:]])
+"""
+
+
+@needs_compiler
+@pytest.mark.more
+def test_a_signal_while_torch_compiles_ends_the_run_with_a_checkpoint(tmp_path):
+    """All processes of the run are signalled while g++ is at work for the first time on the model's code."""
+    compiler, marks = tmp_path / "slow-g++", tmp_path / "marks"
+    marks.mkdir()
+    compiler.write_text(SLOW_COMPILER.format(python=sys.executable, marks=str(marks)))
+    compiler.chmod(0o755)
+    changes = {"compile": "on", "global_batch_size": 4, "max_updates": 5000, "epochs": 5000}
+    config = tmp_path / "config.yaml"
+    more = {f"training__{key}": value for key, value in changes.items()}
+    config.write_text(yaml.safe_dump(make_config(write_corpus(tmp_path / "data"), **more)))
+    command = ["-m", "src.train", "--config", str(config), "--output_dir", str(tmp_path), "--run_name", "r"]
+    extra = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    job = Job(1, command, ROOT, tmp_path / "job", **extra)
+    try:
+        while not list(marks.iterdir()):
+            assert job.process.poll() is None, job.stderr
+            time.sleep(0.02)
+        os.killpg(job.process.pid, signal.SIGTERM)
+        assert job.wait(500) == 75, job.stderr
+    finally:
+        if job.process.poll() is None:
+            job.kill()
+    assert "stopped after update 2 (SIGTERM)" in job.stdout
+    assert load_checkpoint(tmp_path / "checkpoints/last.pt")["progress"]["update"] == 2
+
+
+@pytest.mark.more
+def test_torchs_compile_workers_outlive_a_stop_signal(run_python):
+    """Those that compile for GPUs, made to add numbers here."""
+    program = """
+import operator, os, signal
+from horovod_transformer.system.signals import StopRequest, held_back
+from torch._inductor.compile_worker.subproc_pool import SubprocPool
+with StopRequest() as stop:
+    with held_back():
+        pool = SubprocPool(2)
+    assert pool.submit(operator.add, 1, 2).result(300) == 3
+    os.killpg(0, signal.SIGTERM)
+    assert pool.submit(operator.add, 3, 4).result(300) == 7
+    pool.shutdown()
+    print(stop.signal_name, pool.process.returncode)
+"""
+    done = run_python("-c", program, timeout=590, start_new_session=True)
+    assert done.stdout == "SIGTERM 0\n", done.stderr
 
 
 def test_who_compiles(monkeypatch):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import re
 import sys
 
 import pytest
 import torch
+import yaml
 
+from horovod_transformer.commands.command_line import config_keys
+from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.training import trainer
+from tests.distributed.conftest import BASE
 
 
 def files_of(folder):
@@ -135,6 +141,27 @@ def test_a_machine_without_memory_is_one_line(train, monkeypatch, error, place):
         train()
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN])
+def test_a_limit_of_the_system_is_one_line(train, monkeypatch, number):
+    monkeypatch.setattr(trainer, "UpdateStep", raising(OSError(number, os.strerror(number))))
+    with pytest.raises(
+        UserError, match="the system allows no more open files or processes .*data.num_workers = 0"
+    ):
+        train()
+
+
+def test_too_few_open_files_is_one_line(corpus, tmp_path, run_python):
+    """Whichever is one too many: a worker of the loader takes some, a table one."""
+    program = ["-c", "import resource, sys, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "]
+    program[1] += "sys.argv[0] = 'src.train'; runpy.run_module('src.train', run_name='__main__')"
+    values = {**BASE, "data": {"data_dir": str(corpus), "num_workers": 8}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    done = run_python(*program, "--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path))
+    assert done.returncode == 2, done.stderr
+    # A half-made loader of torch's complains when it is collected, after that.
+    assert re.search("^error: .*Too many open files", done.stderr, re.MULTILINE)
+
+
 def test_a_bug_keeps_its_traceback(train, monkeypatch):
     monkeypatch.setattr(trainer, "build_model", raising(RuntimeError("shape mismatch")))
     with pytest.raises(RuntimeError, match="shape mismatch"):
@@ -142,9 +169,22 @@ def test_a_bug_keeps_its_traceback(train, monkeypatch):
 
 
 def test_a_model_that_no_memory_holds_is_one_line(train):
-    # The feed-forward networks alone take 256 TB.
-    with pytest.raises(UserError, match="this machine's memory is too small"):
-        train({"model.d_ff": 2_000_000_000_000})
+    for changes in ({"model.d_ff": 2_000_000_000}, {"model.n_layers": 2**31 - 1}, {"model.d_model": 2**30}):
+        with pytest.raises(UserError, match=r"parameters takes [\d,]+ GB, this machine has"):
+            train(changes)
+
+
+@pytest.mark.parametrize("key", [key for key, (kind, _) in config_keys().items() if "int" in kind])
+def test_a_whole_number_of_any_size_is_read_or_refused_in_a_line(key):
+    for number in (2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**400):
+        try:
+            config = config_from_dict({}, "test").with_overrides({key: str(number)})
+        except UserError as error:
+            assert key in str(error) or "d_model" in str(error) or "global_batch_size" in str(error)
+            assert "\n" not in str(error)
+        else:
+            section, _, name = key.partition(".")
+            assert number < 2**63 and config.to_dict()[section][name] == number
 
 
 def test_home_is_known_in_paths_to_checkpoints(train, tmp_path, monkeypatch):

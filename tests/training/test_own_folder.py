@@ -92,6 +92,16 @@ def test_a_link_names_the_run_that_is_resumed(train, tmp_path):
     assert tree(tmp_path / "runs/first") == before
 
 
+def test_a_copy_with_files_in_place_of_links_is_gone_on_with(train, tmp_path):
+    train({"training.max_updates": 2}, run_name="run", output_dir=tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for _ in range(2):
+        outcome = train(output_dir=tmp_path / "b", resume_checkpoint="auto")
+        assert (outcome["run_name"], outcome["update"]) == ("run", 4)
+        assert leads_to(tmp_path / "b/checkpoints/last.pt") == "run"
+        assert read_run(tmp_path / "b/runs/structured/run").train["update"] == [1, 2, 3, 4]
+
+
 def test_explicit_paths_are_taken_literally(train, tmp_path):
     outcome = train({"paths.checkpoint_dir": "ck"}, run_name="a")
     assert outcome["checkpoint_dir"] == str(tmp_path / "ck")

@@ -102,8 +102,9 @@ def test_a_run_does_not_lie_in_another_ones_folder(claim, tmp_path):
 
 def test_records_that_cannot_be_written_are_one_line(claim, tmp_path):
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(UserError, match="runs.*: cannot write the run's records: "):
-        claim("exp")
+    for name in ("exp", None):
+        with pytest.raises(UserError, match="runs.*: cannot write the run's records: "):
+            claim(name)
 
 
 def test_auto_resumes_the_only_unfinished_run(claim, tmp_path):

@@ -157,18 +157,7 @@ class CsvTable:
     """
 
     def __init__(self, path: Path, columns: list[str], keep_until: int) -> None:
-        rows = []
-        if path.exists():
-            with open(path, newline="", encoding="utf-8", errors="replace") as file:
-                for row in csv.DictReader(file):
-                    # A row that was cut off by a kill has fewer columns.
-                    if (
-                        any(value is None for value in row.values())
-                        or not (row.get("update") or "").isdigit()
-                    ):
-                        continue
-                    if int(row["update"]) <= keep_until:
-                        rows.append({column: row.get(column, "") for column in columns})
+        rows = _read_rows(path, columns, keep_until) if path.exists() else []
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
@@ -184,6 +173,22 @@ class CsvTable:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _read_rows(path: Path, columns: list[str], keep_until: int) -> list[dict[str, str]]:
+    """The sound rows of a table; a kill cuts the last one off, a power failure leaves zeros in its place."""
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        lines = [line for line in file if "\0" not in line]
+    if not lines or not lines[0].startswith("update,"):
+        lines.insert(0, ",".join(columns))  # it is gone, too
+    return [
+        {column: row.get(column, "") for column in columns}
+        for row in csv.DictReader(lines)
+        if None not in row.values()
+        and None not in row
+        and row["update"].isdecimal()
+        and int(row["update"]) <= keep_until
+    ]
 
 
 def describe_environment(facts: dict[str, Any]) -> dict[str, Any]:

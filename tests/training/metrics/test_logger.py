@@ -58,6 +58,20 @@ def test_a_half_written_last_row_is_dropped(tmp_path, tail):
     assert [row["update"] for row in read_rows(path)] == ["1", "2", "3", "4"]
 
 
+@pytest.mark.parametrize("zeros", [5, 4096, 300_000])
+@pytest.mark.parametrize("begin", [0, 3, 40, 10**9])
+def test_rows_that_a_power_failure_filled_with_zeros_are_dropped(tmp_path, begin, zeros):
+    path = tmp_path / "t.csv"
+    write_rows(path, range(1, 9), 0)
+    content = path.read_bytes()
+    path.write_bytes(content[:begin] + bytes(zeros) + content[begin + 5 :])
+    write_rows(path, [9], 8)
+    kept = [int(row["update"]) for row in read_rows(path)]
+    # The row before the zeros may have lost its end, the one behind them its beginning.
+    assert kept[-1] == 9 and kept[-4:-1] == [6, 7, 8] and len(set(kept)) == len(kept) >= 7
+    assert all(float(row["loss"]) == int(row["update"]) / 3 for row in read_rows(path))
+
+
 def test_bytes_that_are_no_text_are_dropped(tmp_path):
     path = tmp_path / "t.csv"
     write_rows(path, [1], 0)
