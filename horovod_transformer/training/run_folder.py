@@ -17,8 +17,10 @@ from horovod_transformer.checkpoint.manager import (
     planned_updates,
     run_name_in,
     run_name_of,
+    update_of,
 )
 from horovod_transformer.checkpoint.run_folders import (
+    LAST,
     RECORD,
     RUNS,
     RunPaths,
@@ -194,18 +196,19 @@ class RunFolder:
 
     def _auto_means_shared(self, folder: Path) -> bool:
         """Whether `--resume auto` without a name means the run of commit efaa3e3, where there are others."""
-        own = run_to_resume(self._config)
-        planned = planned_updates(folder)
+        own, name = run_to_resume(self._config), run_name_in(folder)
         if own is None:
             return True
-        if planned is not None and newest_update(folder) >= planned:
+        planned, done = planned_updates(folder), update_of(folder / LAST) or newest_update(folder)
+        # A copy of all folders may have files in place of links: those are the same run's.
+        if own == name or (planned is not None and done >= planned):
             return False
         runs = Path(self._config.output_dir, RUNS)
         if status_of(runs / own, runs).is_finished:
             return True
         raise UserError(
-            f"--resume auto: {own} in {runs} and {run_name_in(folder)} in {folder} are both unfinished; say "
-            "which with --run_name, or leave --resume out to start another"
+            f"--resume auto: {own} in {runs} and {name} in {folder} are both unfinished; say which with "
+            "--run_name, or leave --resume out to start another"
         )
 
     def _claim_shared(self, request: StartRequest, find_start: Callable[[StartRequest], Start]) -> Start:
