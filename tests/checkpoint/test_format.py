@@ -128,7 +128,7 @@ def test_foreign_and_newer_and_incomplete_files_are_refused(tmp_path):
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):
-    assert_refused(tmp_path, "no such checkpoint file")
+    assert_refused(tmp_path, "is a folder; name a file")
 
 
 def test_the_checksum_sees_every_part():
