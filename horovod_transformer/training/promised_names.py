@@ -49,7 +49,8 @@ class PromisedNames:
                 lines += self._show(folder / name, self._paths.checkpoints / name)
         if self._config.log_dir is None:
             for log in self._paths.logs.glob("train_rank*.log"):
-                self._show(Path(self._config.output_dir, "logs", log.name), log)
+                said = self._show(Path(self._config.output_dir, "logs", log.name), log)
+                lines += said if log.name == "train_rank0.log" else []
         return lines
 
     def _show(self, link: Path, target: Path) -> list[str]:
