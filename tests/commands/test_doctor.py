@@ -61,7 +61,7 @@ def test_command_tells_all_that_is_missing(run_python, tmp_path):
     environment = {**os.environ, "PATH": str(tmp_path)}
     environment.pop("CXX", None)
     done = doctor(
-        run_python, "--data.data_dir", str(tmp_path / "no"), "--model.d_ff", "100000000000", env=environment
+        run_python, "--data.data_dir", str(tmp_path / "no"), "--model.d_ff", "2000000000", env=environment
     )
     assert done.returncode == 1, done.stderr
     found = states(done.stdout)
