@@ -24,7 +24,8 @@ def test_a_window_is_recorded(write_config, run_job, tmp_path):
     )  # fmt: skip
     assert job.process.returncode == 0, f"{job.stdout}\n{job.stderr}"
 
-    with gzip.open(tmp_path / "logs" / "profile_rank1.trace.json.gz") as file:
+    (logs,) = tmp_path.glob("runs/*/logs")
+    with gzip.open(logs / "profile_rank1.trace.json.gz") as file:
         events = json.load(file)["traceEvents"]
     ranges = Counter(event["name"] for event in events if event.get("cat") == "user_annotation")
     often = MICRO_BATCHES * UPDATES
@@ -32,7 +33,7 @@ def test_a_window_is_recorded(write_config, run_job, tmp_path):
     assert ranges["data"] == often + UPDATES  # the last look for a micro-batch finds the update complete
     assert ranges["gradient_wait"] == ranges["optimizer"] == UPDATES
 
-    record = json.loads((tmp_path / "logs" / "profile_horovod.json").read_text())
+    record = json.loads((logs / "profile_horovod.json").read_text())
     assert any("ALLREDUCE" in event.get("name", "") for event in record)
 
     log = (tmp_path / "logs" / "train_rank1.log").read_text()
