@@ -24,7 +24,7 @@ MEET_EVERY_S = 0.5
 # After so many seconds rank 0 says what is waited for, and again after twice as many, and so on.
 TELL_AFTER_S = 60.0
 # After so many it no longer passes for alive. Reading or writing 18 GB, the state of 1.5 billion parameters,
-# takes half of it at 10 MB/s; a hung file system takes for ever.
+# takes half of it at 10 MB/s; a hung file system never answers.
 LIMIT_S = 3600.0
 
 
