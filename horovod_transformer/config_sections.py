@@ -203,7 +203,7 @@ class PathsConfig(Section):
     """Where a run writes.
 
     What is None lies in the run's own folder, `runs/NAME` in `output_dir`. A path that is set is shared by
-    all runs, and relative to `output_dir`. `checkpoint.run_folders` knows each file's place.
+    all runs, and relative to `output_dir`. `checkpoint.run_paths` knows each file's place.
     """
 
     output_dir: OutputPath = "."

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.checkpoint.run_folders import BEST, shown_checkpoints
+from horovod_transformer.checkpoint.run_paths import BEST, shown_checkpoints
 from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError

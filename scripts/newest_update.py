@@ -9,12 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.checkpoint.run_folders import (
+from horovod_transformer.checkpoint.run_folders import newest_update, own_folders, read_launch
+from horovod_transformer.checkpoint.run_paths import (
     RUNS,
     has_shared_checkpoints,
-    newest_update,
-    own_folders,
-    read_launch,
     run_paths,
     shown_checkpoints,
 )

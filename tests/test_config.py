@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from horovod_transformer.checkpoint.run_folders import run_paths
+from horovod_transformer.checkpoint.run_paths import run_paths
 from horovod_transformer.config import Config, config_from_dict, load_config
 from horovod_transformer.errors import UserError
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
-from horovod_transformer.checkpoint.run_folders import BEST, LAST, LAUNCH, REWIND, is_our_link, is_run_name
+from horovod_transformer.checkpoint.run_links import is_our_link
+from horovod_transformer.checkpoint.run_paths import BEST, LAST, LAUNCH, REWIND, is_run_name
 from horovod_transformer.checkpoint.snapshot import Snapshots
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.files import (

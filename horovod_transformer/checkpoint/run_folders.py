@@ -1,15 +1,4 @@
-"""Where the files of a run lie, and which runs there are; no torch is imported here, so listing is quick.
-
-    runs/NAME/run.json        when it began, and how many updates it is to have
-    runs/NAME/checkpoints/    last.pt, best_model.pt, update_00000500.pt
-    runs/NAME/logs/           train_rank0.log
-    runs/NAME/tables/         train.csv, val.csv, config.yaml, samples.txt, report.html
-    runs/NAME/                TensorBoard's events
-
-These names are links: `checkpoints/last.pt`, `checkpoints/best_model.pt` and `logs/train_rank0.log` name the
-run that wrote a checkpoint last, `runs/structured/NAME` a run's tables. What `paths` in the config names goes
-there instead, for all runs alike, and gets no links. Until commit efaa3e3 all runs wrote where the links are.
-"""
+"""Which runs there are and how far each has come; no torch is imported here, so listing is quick."""
 
 from __future__ import annotations
 
@@ -26,103 +15,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from horovod_transformer.checkpoint.run_links import links_into
+from horovod_transformer.checkpoint.run_paths import LAUNCH, RECORD, REWIND, RUNS, lock_file
 from horovod_transformer.config_sections import TABLES, PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import tell
-from horovod_transformer.system.files import partial_of, sync_folder, write_text
+from horovod_transformer.system.files import write_text
 from horovod_transformer.system.lock_owner import Life, LockOwner
 from horovod_transformer.system.locks import SILENCE_S, FolderLock
-
-RUNS, RECORD = "runs", "run.json"
-LAST, BEST = "last.pt", "best_model.pt"
-# Names the launch (a Slurm job, say) that began or resumed the run last; beside its checkpoints.
-LAUNCH = ".launch"
-# Names the checkpoint that the run is being rewound to, while that takes; there, too.
-REWIND = ".rewind.json"
-
-
-def is_run_name(name: str) -> bool:
-    """Whether a name stands for a folder below `runs/`, and not for one that has another purpose."""
-    parts = name.split("/")
-    sound = all(part.strip() and not part.startswith(".") and part.isprintable() for part in parts)
-    return sound and parts[0] != TABLES
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """Where the files of one run lie.
-
-    Attributes:
-        name: Of the run.
-        own: The folder that is this run's alone; None where every path is shared with other runs.
-        checkpoints: `update_N.pt`, `last.pt`, `best_model.pt`.
-        logs: `train_rank0.log`, one file per rank.
-        tables: `train.csv` and what lies beside it.
-        events: TensorBoard's.
-    """
-
-    name: str
-    own: Path | None
-    checkpoints: Path
-    logs: Path
-    tables: Path
-    events: Path
-
-    @property
-    def locked(self) -> list[Path]:
-        """The folders that this run alone may write to while it is trained; those in others are left out."""
-        own_tables = self.own is not None and self.own in self.tables.parents
-        return [folder for folder in (self.own, None if own_tables else self.tables) if folder]
-
-
-def lock_file(folder: Path) -> Path:
-    """The file that says who writes to a run's folder: beside it, since the folder may be renamed."""
-    return folder.with_name(f".{folder.name}.lock")
-
-
-def run_paths(paths: PathsConfig, name: str) -> RunPaths:
-    """Where a run of this name writes: to a folder of its own, but for what the config places elsewhere."""
-    own = Path(paths.output_dir, RUNS, name)
-    events, tables = own, own / "tables"
-    if paths.tensorboard_dir is not None:
-        shared = Path(paths.output_dir, paths.tensorboard_dir)
-        events, tables = shared / name, shared / TABLES / name
-    checkpoints = explicit(paths, paths.checkpoint_dir) or own / "checkpoints"
-    logs = explicit(paths, paths.log_dir) or own / "logs"
-    everything = (checkpoints, logs, tables)
-    return RunPaths(
-        name, own if any(own in path.parents for path in everything) else None, *everything, events
-    )
-
-
-def shared_paths(paths: PathsConfig, name: str) -> RunPaths:
-    """Where a run of commit efaa3e3 wrote: checkpoints and logs in folders that all runs shared."""
-    runs = Path(paths.output_dir, paths.tensorboard_dir or RUNS)
-    return RunPaths(
-        name,
-        None,
-        explicit(paths, paths.checkpoint_dir) or Path(paths.output_dir, "checkpoints"),
-        explicit(paths, paths.log_dir) or Path(paths.output_dir, "logs"),
-        runs / TABLES / name,
-        runs / name,
-    )
-
-
-def explicit(paths: PathsConfig, value: str | None) -> Path | None:
-    """A path of the config, if it is set."""
-    return None if value is None else Path(paths.output_dir, value)
-
-
-def shown_checkpoints(paths: PathsConfig) -> Path:
-    """The folder where `last.pt` and `best_model.pt` are promised to be found."""
-    return explicit(paths, paths.checkpoint_dir) or Path(paths.output_dir, "checkpoints")
-
-
-def has_shared_checkpoints(paths: PathsConfig) -> bool:
-    """Whether `checkpoints/` holds files of a run of commit efaa3e3, not just links."""
-    folder = Path(paths.output_dir, "checkpoints")
-    files = [folder / LAST, folder / BEST, *folder.glob("update_*.pt")]
-    return paths.checkpoint_dir is None and any(path.is_file() and not path.is_symlink() for path in files)
 
 
 def own_folders(runs: Path) -> Iterator[Path]:
@@ -189,10 +89,10 @@ class RunStatus:
     Attributes:
         name: Of the run.
         folder: Its own.
+        tables: Where its `val.csv` lies.
         began: When its first update was made; None if that is not known.
         update: Of its newest checkpoint; 0 without one.
         updates: How many it is to have; None if that is not known.
-        validation_loss: The lowest so far, nats; None before the first validation.
         is_running: The owner of its lock lives, as far as can be seen.
         is_replaced: A new run has taken its name.
         has_checkpoints: It can be resumed, if they are good.
@@ -200,10 +100,10 @@ class RunStatus:
 
     name: str
     folder: Path
+    tables: Path
     began: datetime | None
     update: int
     updates: int | None
-    validation_loss: float | None
     is_running: bool
     is_replaced: bool
     has_checkpoints: bool
@@ -212,6 +112,10 @@ class RunStatus:
     def is_finished(self) -> bool:
         """Whether every update that it was to have is in a checkpoint."""
         return self.updates is not None and self.update >= self.updates
+
+    def lowest_validation_loss(self) -> float | None:
+        """In nats, so far; None before the first validation. Reads the whole table."""
+        return _lowest_loss(self.tables / "val.csv")
 
     def bytes_on_disk(self) -> int:
         """What its folder takes, whatever has several names counted once."""
@@ -249,10 +153,10 @@ def status_of(own: Path, runs: Path) -> RunStatus:
     return RunStatus(
         name,
         own,
+        tables if tables.is_dir() else runs / TABLES / name,
         began,
         newest_update(own / "checkpoints"),
         updates if isinstance(updates, int) else None,
-        _lowest_loss((tables if tables.is_dir() else runs / TABLES / name) / "val.csv"),
         is_held(lock_file(own)),
         record.get("replaced") == own.name,
         has_checkpoints(own / "checkpoints"),
@@ -406,48 +310,3 @@ def _remove_empty(folder: Path, above: Path) -> None:
         while folder != above:
             folder.rmdir()
             folder = folder.parent
-
-
-def links_into(paths: PathsConfig, name: str, folder: Path) -> dict[Path, Path]:
-    """Those of the names that may lead to a run which lead into its folder, each with its path in there."""
-    inside = folder.resolve()
-    targets = {link: Path(os.path.realpath(link)) for link in _links(paths, name) if link.is_symlink()}
-    return {
-        link: target.relative_to(inside) for link, target in targets.items() if target.is_relative_to(inside)
-    }
-
-
-def _links(paths: PathsConfig, name: str) -> list[Path]:
-    """The names that may lead to a run."""
-    shown, output = shown_checkpoints(paths), Path(paths.output_dir)
-    logs = (output / "logs").glob("train_rank*.log")
-    return [output / RUNS / TABLES / name, shown / LAST, shown / BEST, *logs]
-
-
-def is_our_link(path: Path) -> bool:
-    """Whether a name was made by `make_link`: what it leads to is a run's own."""
-    return path.is_symlink() and RUNS in Path(os.readlink(path)).parts
-
-
-def make_link(link: Path, target: Path) -> None:
-    """Let a name stand for a file or folder, in place of the link that may be there.
-
-    It is relative: the folder that holds both can be moved. If a folder on the way is a link, it is not.
-
-    Raises:
-        OSError: It cannot be made, or the name is a file's or a folder's own.
-    """
-    if link.exists() and not link.is_symlink():
-        raise FileExistsError(f"{link} is no link")
-    link.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(link)
-    partial.unlink(missing_ok=True)
-    try:
-        partial.symlink_to(os.path.relpath(target, link.parent))
-        if partial.resolve() != target.resolve():
-            partial.unlink()
-            partial.symlink_to(target.absolute())
-        os.replace(partial, link)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(link.parent)

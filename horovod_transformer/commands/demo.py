@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from horovod_transformer.checkpoint.run_folders import BEST, run_paths, shown_checkpoints
+from horovod_transformer.checkpoint.run_paths import BEST, run_paths, shown_checkpoints
 from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.distributed import horovod_is_installed, usual_processes

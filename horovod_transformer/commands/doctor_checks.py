@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from horovod_transformer.checkpoint.run_folders import RUNS, explicit
+from horovod_transformer.checkpoint.run_paths import RUNS, explicit
 from horovod_transformer.config import Config
 
 State = Literal["ok", "warn", "fail"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from horovod_transformer.checkpoint.run_folders import is_our_link
+from horovod_transformer.checkpoint.run_links import is_our_link
 from horovod_transformer.commands.command_line import (
     check_overrides,
     checkpoint_parser,

@@ -8,18 +8,15 @@ from datetime import datetime
 from pathlib import Path
 
 from horovod_transformer.checkpoint.run_folders import (
-    BEST,
-    RUNS,
     RunStatus,
     delete_run,
     deleted_name,
     finish_deletion,
-    is_run_name,
     own_folders,
     run_of_checkpoint,
-    shown_checkpoints,
     status_of,
 )
+from horovod_transformer.checkpoint.run_paths import BEST, RUNS, is_run_name, shown_checkpoints
 from horovod_transformer.commands.command_line import config_parser, parse_with_config
 from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
@@ -73,13 +70,14 @@ def main(arguments: Sequence[str]) -> int:
 def row(run: RunStatus) -> tuple[str, ...]:
     """What the list says of a run."""
     total = "?" if run.updates is None else f"{run.updates:,}"
+    loss = run.lowest_validation_loss()
     state = "running" if run.is_running else "finished" if run.is_finished else "unfinished"
     return (
         readable(run.name),
         f"{run.began:%Y-%m-%d %H:%M}" if run.began else "-",
         f"{run.update:,} of {total}",
         "replaced" if run.is_replaced else state,
-        "-" if run.validation_loss is None else f"{run.validation_loss:.4f}",
+        "-" if loss is None else f"{loss:.4f}",
         byte_size(run.bytes_on_disk()),
     )
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from horovod_transformer.checkpoint.run_folders import RECORD, RUNS, own_folders
+from horovod_transformer.checkpoint.run_folders import own_folders
+from horovod_transformer.checkpoint.run_paths import RECORD, RUNS
 from horovod_transformer.errors import UserError
 
 _SAMPLE = re.compile(r"^=== update (\d+), prompt (.*) ===$", re.M)

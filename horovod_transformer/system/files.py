@@ -45,12 +45,25 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: It could not be written; nothing of it is left behind.
     """
+    with made_aside(path) as partial, open(partial, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def made_aside(path: Path) -> Iterator[Path]:
+    """Yield a free name beside `path`; what the block makes there is renamed to `path` at its end.
+
+    After an exception it is removed, and `path` is what it was before.
+
+    Raises:
+        OSError: It could not be renamed.
+    """
     partial = partial_of(path)
     try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        partial.unlink(missing_ok=True)
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

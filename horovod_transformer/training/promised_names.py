@@ -5,20 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from horovod_transformer.checkpoint.manager import planned_updates, run_name_in
-from horovod_transformer.checkpoint.run_folders import (
-    BEST,
-    LAST,
-    RunPaths,
-    make_link,
-    mark_replaced,
-    run_paths,
-    shown_checkpoints,
-    write_record,
-)
+from horovod_transformer.checkpoint.run_folders import mark_replaced, write_record
+from horovod_transformer.checkpoint.run_links import make_link
+from horovod_transformer.checkpoint.run_paths import BEST, LAST, RunPaths, run_paths, shown_checkpoints
 from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.files import archive_path
 from horovod_transformer.system.locks import FolderLock
+
+RANK_0_LOG = "train_rank0.log"
 
 
 class PromisedNames:
@@ -42,31 +37,37 @@ class PromisedNames:
         Returns:
             Lines for the user, if they have led to another run.
         """
-        lines = []
+        self._lines: list[str] = []
+        self._moved: dict[Path, list[str]] = {}
         if self._config.checkpoint_dir is None:
             folder = shown_checkpoints(self._config)
             for name in (LAST, BEST):
-                lines += self._show(folder / name, self._paths.checkpoints / name)
+                self._show(folder / name, self._paths.checkpoints / name)
         if self._config.log_dir is None:
             for log in self._paths.logs.glob("train_rank*.log"):
-                said = self._show(Path(self._config.output_dir, "logs", log.name), log)
-                lines += said if log.name == "train_rank0.log" else []
-        return lines
+                self._show(Path(self._config.output_dir, "logs", log.name), log)
+        for former, links in self._moved.items():
+            lead = "now leads" if len(links) == 1 else "now lead"
+            self._lines.append(f"{', '.join(links)} {lead} to this run, no longer to {former}")
+        return self._lines
 
-    def _show(self, link: Path, target: Path) -> list[str]:
-        """Link one file, once it is there; say so if the link has led to another run's."""
+    def _show(self, link: Path, target: Path) -> None:
+        """Link one file, once it is there; note if the link has led to another run's."""
         if link in self._done or not target.exists():
-            return []
+            return
         self._done.add(link)
         try:
-            before = link.resolve().parent if link.is_symlink() else None
-            lines = [] if link.is_symlink() or not link.exists() else [self._move_aside(link)]
+            former = link.resolve().parent.parent if link.is_symlink() else None
+            if link.exists() and not link.is_symlink():
+                self._lines.append(self._move_aside(link))
             make_link(link, target)
         except (OSError, UserError) as error:
-            return [f"{link} does not lead to this run's, which is {target}: {error}"]
-        if before is not None and before != target.resolve().parent and before.exists():
-            lines.append(f"{link} now leads to this run's, no longer to {before}")
-        return lines
+            self._lines.append(f"{link} does not lead to this run's, which is {target}: {error}")
+            return
+        is_another_ranks_log = link.suffix == ".log" and link.name != RANK_0_LOG
+        leads_elsewhere = former not in (None, target.resolve().parent.parent)
+        if former is not None and leads_elsewhere and former.exists() and not is_another_ranks_log:
+            self._moved.setdefault(former, []).append(str(link))
 
     def _move_aside(self, file: Path) -> str:
         """Make room for a link where commit efaa3e3 wrote a file; return a line that says where it went."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.run_folders import is_run_name
+from horovod_transformer.checkpoint.run_paths import is_run_name
 from horovod_transformer.config import Config
 from horovod_transformer.config_sections import TABLES
 from horovod_transformer.errors import UserError

@@ -20,29 +20,30 @@ from horovod_transformer.checkpoint.manager import (
     update_of,
 )
 from horovod_transformer.checkpoint.run_folders import (
-    LAST,
-    RECORD,
-    RUNS,
-    RunPaths,
-    explicit,
-    has_shared_checkpoints,
     is_run,
-    is_run_name,
-    links_into,
-    lock_file,
-    make_link,
     mark_replaced,
     newest_update,
     own_folders,
     read_launch,
     run_of_checkpoint,
     run_of_launch,
-    run_paths,
     run_to_resume,
-    shared_paths,
-    shown_checkpoints,
     status_of,
     write_record,
+)
+from horovod_transformer.checkpoint.run_links import links_into, make_link
+from horovod_transformer.checkpoint.run_paths import (
+    LAST,
+    RECORD,
+    RUNS,
+    RunPaths,
+    explicit,
+    has_shared_checkpoints,
+    is_run_name,
+    lock_file,
+    run_paths,
+    shared_paths,
+    shown_checkpoints,
 )
 from horovod_transformer.config_sections import TABLES, PathsConfig
 from horovod_transformer.errors import UserError

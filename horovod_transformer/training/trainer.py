@@ -13,15 +13,13 @@ from torch import Tensor
 
 from horovod_transformer import distributed
 from horovod_transformer.checkpoint.manager import Takeover
-from horovod_transformer.checkpoint.run_folders import LAST
+from horovod_transformer.checkpoint.run_paths import LAST
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
 from horovod_transformer.data.page_cache import reading_ahead, worth_reading_ahead
-from horovod_transformer.model.compilation import choose_compile
-from horovod_transformer.model.size import flops_per_token, require_memory
-from horovod_transformer.model.transformer import TransformerLM, build_model
-from horovod_transformer.precision import PrecisionChoice, set_arithmetic
+from horovod_transformer.model.size import flops_per_token
+from horovod_transformer.precision import PrecisionChoice
 from horovod_transformer.system.console import counted
 from horovod_transformer.system.machine import return_large_blocks
 from horovod_transformer.system.signals import StopRequest
@@ -31,7 +29,6 @@ from horovod_transformer.training.metrics.logger import MetricLogger
 from horovod_transformer.training.metrics.phase_timer import PhaseTimer
 from horovod_transformer.training.metrics.profiling import ProfileRequest, UpdateProfiler
 from horovod_transformer.training.metrics.throughput import Throughput, peak_flops
-from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.optim.schedule import learning_rate
 from horovod_transformer.training.recorder import UpdateRecorder
 from horovod_transformer.training.results import DeferredResults
@@ -46,7 +43,7 @@ from horovod_transformer.training.resume import (
 from horovod_transformer.training.run_folder import RunFolder
 from horovod_transformer.training.run_summary import RunSummary
 from horovod_transformer.training.sample_texts import SampleWriter
-from horovod_transformer.training.step import UpdateStep
+from horovod_transformer.training.setup import build_equal_model, build_step
 from horovod_transformer.training.validation import Validator
 from horovod_transformer.training.watchdog import Watchdog
 
@@ -84,9 +81,11 @@ class Trainer:
             # The order that the run began with, whatever a fresh one would take.
             self.plan = replace(self.plan, order=order_of(self.state.data_fingerprint))
             self.takeover: Takeover | None = start.takeover
-            self.model = self._build_model(config, start)
+            beat = self.watchdog.beat
+            self.model, notes = build_equal_model(config, start, self.device, beat)
+            self.notes += notes
             self.timer = PhaseTimer(self.device)
-            self.step = self._build_step(config, start)
+            self.step = build_step(config, start, self.model, self.plan, self.device, self.timer)
             self.precision_reason = start.precision_reason
             self.logger = self._open_logger(config, cards)
             opened.callback(self.logger.close)
@@ -205,51 +204,6 @@ class Trainer:
         if archived is not None:
             whose = "other" if takeover.resumed else "the earlier run's"
             self.logger.say(f"archived {whose} checkpoints in {archived}")
-
-    def _build_model(self, config: Config, start: Start) -> TransformerLM:
-        """The model with the weights that the run starts with, the same on every rank. *Collective.*"""
-        set_arithmetic(self.device, self.state.precision, config.training.deterministic)
-        torch.manual_seed(config.training.seed)
-        distributed.raise_on_all_ranks(lambda: require_memory(config.model))
-        model = build_model(config.model)
-        # Fresh weights come from rank 0, too: another machine's torch may draw others.
-        weights = start.model or distributed.broadcast(model.state_dict(), on_slice=self.watchdog.beat)
-        model.load_state_dict(weights)
-        model.to(self.device).train()
-        wanted = config.training.compile
-        choice = distributed.raise_on_all_ranks(lambda: choose_compile(wanted, self.device))
-        choices = distributed.gather_objects(choice, "compile")  # all ranks, or none
-        if all(compiles for compiles, _ in choices):
-            model.compile_layers()
-        self.notes += sorted({note for _, note in choices if note})
-        return model
-
-    def _build_step(self, config: Config, start: Start) -> UpdateStep:
-        """The optimizer that sums gradients over the ranks, and the update around it. *Collective.*"""
-        compression = config.distributed.compression
-        optimizer = distributed.distribute_optimizer(
-            build_optimizer(self.model, config.training),
-            self.model.named_parameters(),
-            self.plan.micro_batches,
-            compression,
-            config.distributed.gradient_groups,
-        )
-        step = UpdateStep(
-            self.model,
-            optimizer,
-            self.plan,
-            self.device,
-            self.state.precision,
-            config.training.max_grad_norm,
-            uses_dropout=config.model.dropout > 0,
-            compression=compression,
-            timer=self.timer,
-        )
-        if start.optimizer is not None:
-            # Horovod's wrapper begins with an empty state, so the state goes in after wrapping.
-            step.load_state_dict({"optimizer": start.optimizer, "loss_scale": self.state.loss_scale})
-        distributed.require_equal_weights(self.model, "setting up")
-        return step
 
     def _open_logger(self, config: Config, cards: list[str]) -> MetricLogger:
         facts: dict[str, Any] = {

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from horovod_transformer.__main__ import _dispatch
-from horovod_transformer.checkpoint import run_folders
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
 from horovod_transformer.checkpoint.manager import Takeover, progress_of
 from horovod_transformer.checkpoint.run_folders import (
@@ -23,6 +22,7 @@ from horovod_transformer.checkpoint.run_folders import (
     run_to_resume,
     write_record,
 )
+from horovod_transformer.checkpoint.run_paths import lock_file
 from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.reports.run_records import read_run
@@ -116,7 +116,7 @@ def test_a_folder_of_the_users_is_not_renamed(claim, tmp_path):  # noqa: F811
 
 def test_a_run_whose_process_is_held_is_not_deleted(tmp_path):
     own = write_run(tmp_path / "runs/a", 4)
-    lock = run_folders.lock_file(own)
+    lock = lock_file(own)
     lock.write_text(LockOwner.this_process(None, 0).to_text())
     hour = time.time() - 3600  # as while it is stopped by Ctrl-Z, or where clocks differ
     os.utime(lock, (hour, hour))

@@ -61,6 +61,7 @@ def test_where_a_runs_files_are(train, tmp_path):
 def test_a_trial_hides_nothing_until_it_has_something_to_show(train, tmp_path, capsys):
     train(run_name="long")
     best, last = tmp_path / "checkpoints/best_model.pt", tmp_path / "checkpoints/last.pt"
+    log = tmp_path / "logs/train_rank0.log"
 
     capsys.readouterr()
     # Its only checkpoint comes at its end, without a validation.
@@ -68,7 +69,7 @@ def test_a_trial_hides_nothing_until_it_has_something_to_show(train, tmp_path, c
         broken.setattr("horovod_transformer.training.trainer.Validator.validate_if_due", lambda self: False)
         train({"training.save_interval": 100}, run_name="trial")
     assert (leads_to(best), leads_to(last)) == ("long", "trial")
-    assert f"{last} now leads to this run's, no longer to {tmp_path}/runs/long" in capsys.readouterr().out
+    assert f"{last}, {log} now lead to this run, no longer to {tmp_path}/runs/long" in capsys.readouterr().out
     train(run_name="other")
     assert (leads_to(best), leads_to(last)) == ("other", "other")
     assert leads_to(tmp_path / "logs/train_rank0.log") == "other"

@@ -7,7 +7,7 @@ samples.txt                   texts that the model wrote on the way
 config.yaml, environment.json
 config.until_update_N.yaml    if a resumed run has other settings than before
 
-`checkpoint.run_folders` knows where these lie.
+`checkpoint.run_paths` knows where these lie.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from horovod_transformer import distributed
-from horovod_transformer.checkpoint.run_folders import RunPaths
+from horovod_transformer.checkpoint.run_paths import RunPaths
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import ProgressBar
 from horovod_transformer.training.metrics.tables import (

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from horovod_transformer.checkpoint.run_folders import run_paths
+from horovod_transformer.checkpoint.run_paths import run_paths
 from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.training.metrics.logger import MetricLogger

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from horovod_transformer.checkpoint.run_folders import run_paths
+from horovod_transformer.checkpoint.run_paths import run_paths
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.training.metrics.logger import MetricLogger
