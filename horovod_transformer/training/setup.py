@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from horovod_transformer import distributed
-from horovod_transformer.config import Config
+from horovod_transformer.config_sections import DistributedConfig, ModelConfig, TrainingConfig
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.compilation import choose_compile
 from horovod_transformer.model.size import require_memory
@@ -20,12 +20,17 @@ from horovod_transformer.training.step import UpdateStep
 
 
 def build_equal_model(
-    config: Config, start: Start, device: torch.device, beat: Callable[[], None]
+    shape: ModelConfig,
+    training: TrainingConfig,
+    start: Start,
+    device: torch.device,
+    beat: Callable[[], None],
 ) -> tuple[TransformerLM, list[str]]:
     """Build the model with the weights that the run starts with. *Collective.*
 
     Args:
-        config: The run's.
+        shape: Of the model.
+        training: The seed of fresh weights, and whether to compile and to repeat to the bit.
         start: The weights, if they come from a checkpoint, and the precision.
         device: Where the model goes.
         beat: Called while weights travel, which may take minutes.
@@ -36,14 +41,14 @@ def build_equal_model(
     Raises:
         UserError: This machine's memory cannot hold it, or it is to be compiled and cannot.
     """
-    set_arithmetic(device, start.state.precision, config.training.deterministic)
-    torch.manual_seed(config.training.seed)
-    distributed.raise_on_all_ranks(lambda: require_memory(config.model))
-    model = build_model(config.model)
+    set_arithmetic(device, start.state.precision, training.deterministic)
+    torch.manual_seed(training.seed)
+    distributed.raise_on_all_ranks(lambda: require_memory(shape))
+    model = build_model(shape)
     # Fresh weights come from rank 0, too: another machine's torch may draw others.
     model.load_state_dict(start.model or distributed.broadcast(model.state_dict(), on_slice=beat))
     model.to(device).train()
-    choice = distributed.raise_on_all_ranks(lambda: choose_compile(config.training.compile, device))
+    choice = distributed.raise_on_all_ranks(lambda: choose_compile(training.compile, device))
     choices = distributed.gather_objects(choice, "compile")  # all ranks, or none
     if all(compiles for compiles, _ in choices):
         model.compile_layers()
@@ -51,7 +56,8 @@ def build_equal_model(
 
 
 def build_step(
-    config: Config,
+    training: TrainingConfig,
+    settings: DistributedConfig,
     start: Start,
     model: TransformerLM,
     plan: BatchPlan,
@@ -59,13 +65,12 @@ def build_step(
     timer: PhaseTimer,
 ) -> UpdateStep:
     """Build the optimizer that sums gradients over the ranks, and the update around it. *Collective.*"""
-    training, compression = config.training, config.distributed.compression
     optimizer = distributed.distribute_optimizer(
         build_optimizer(model, training),
         model.named_parameters(),
         plan.micro_batches,
-        compression,
-        config.distributed.gradient_groups,
+        settings.compression,
+        settings.gradient_groups,
     )
     step = UpdateStep(
         model,
@@ -74,8 +79,8 @@ def build_step(
         device,
         start.state.precision,
         training.max_grad_norm,
-        uses_dropout=config.model.dropout > 0,
-        compression=compression,
+        uses_dropout=model.dropout.p > 0,
+        compression=settings.compression,
         timer=timer,
     )
     if start.optimizer is not None:

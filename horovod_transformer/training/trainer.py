@@ -82,10 +82,12 @@ class Trainer:
             self.plan = replace(self.plan, order=order_of(self.state.data_fingerprint))
             self.takeover: Takeover | None = start.takeover
             beat = self.watchdog.beat
-            self.model, notes = build_equal_model(config, start, self.device, beat)
+            self.model, notes = build_equal_model(config.model, training, start, self.device, beat)
             self.notes += notes
             self.timer = PhaseTimer(self.device)
-            self.step = build_step(config, start, self.model, self.plan, self.device, self.timer)
+            self.step = build_step(
+                training, config.distributed, start, self.model, self.plan, self.device, self.timer
+            )
             self.precision_reason = start.precision_reason
             self.logger = self._open_logger(config, cards)
             opened.callback(self.logger.close)

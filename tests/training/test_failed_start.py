@@ -15,7 +15,7 @@ import yaml
 from horovod_transformer.commands.command_line import config_keys
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
-from horovod_transformer.training import trainer
+from horovod_transformer.training import setup, trainer
 from tests.distributed.conftest import BASE
 
 
@@ -41,7 +41,7 @@ def fails(monkeypatch, name):
     if name == "compiler":
         monkeypatch.setenv("CXX", "/nonexistent")
         return {"training.compile": "on"}, "training.compile = on: there is no /nonexistent"
-    monkeypatch.setattr(trainer.UpdateStep, "start", out_of_memory)
+    monkeypatch.setattr(setup.UpdateStep, "start", out_of_memory)
     return {}, "memory is too small"
 
 
@@ -134,7 +134,7 @@ def raising(error):
 )
 @pytest.mark.parametrize("place", ["build_model", "UpdateStep"])
 def test_a_machine_without_memory_is_one_line(train, monkeypatch, error, place):
-    monkeypatch.setattr(trainer, place, raising(error))
+    monkeypatch.setattr(setup, place, raising(error))
     with pytest.raises(
         UserError, match="this machine's memory is too small for .*, or make the model smaller$"
     ):
@@ -143,7 +143,7 @@ def test_a_machine_without_memory_is_one_line(train, monkeypatch, error, place):
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN])
 def test_a_limit_of_the_system_is_one_line(train, monkeypatch, number):
-    monkeypatch.setattr(trainer, "UpdateStep", raising(OSError(number, os.strerror(number))))
+    monkeypatch.setattr(setup, "UpdateStep", raising(OSError(number, os.strerror(number))))
     with pytest.raises(
         UserError, match="the system allows no more open files or processes .*data.num_workers = 0"
     ):
@@ -163,7 +163,7 @@ def test_too_few_open_files_is_one_line(corpus, tmp_path, run_python):
 
 
 def test_a_bug_keeps_its_traceback(train, monkeypatch):
-    monkeypatch.setattr(trainer, "build_model", raising(RuntimeError("shape mismatch")))
+    monkeypatch.setattr(setup, "build_model", raising(RuntimeError("shape mismatch")))
     with pytest.raises(RuntimeError, match="shape mismatch"):
         train()
 
