@@ -91,7 +91,8 @@ class ModelConfig(Section):
     n_heads: Size = 12
     d_ff: Size = 3072
     max_seq_len: Annotated[Size, Field(ge=2)] = 512
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"
+    rope_theta: PositiveFloat = 10000.0
     dropout: BelowOne = 0.0
     gradient_checkpointing: bool = False
 
@@ -101,6 +102,11 @@ class ModelConfig(Section):
             raise ValueError(f"n_heads must divide d_model; {self.n_heads} does not divide {self.d_model}")
         if self.d_model % 2:
             raise ValueError(f"d_model must be even (sinusoidal positions come in pairs), not {self.d_model}")
+        if self.positions == "rotary" and self.d_model // self.n_heads % 2:
+            raise ValueError(
+                "d_model / n_heads must be even (rotary positions turn pairs), not "
+                f"{self.d_model // self.n_heads}"
+            )
         return self
 
 

@@ -77,19 +77,29 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: To
 
     Read it only; copy it to change it.
     """
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def rotary_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> Path:
+    """The same with rotary positions."""
+    folder = tmp_path_factory.mktemp("rotary")
+    return write_tiny_checkpoint(folder, tiny_tokenizer, positions="rotary", rope_theta=500.0)
+
+
+def write_tiny_checkpoint(folder: Path, tokenizer: Tokenizer, **model: object) -> Path:
+    """Train a tiny model, changed as `model` says, and save it."""
     from horovod_transformer.checkpoint.format import save_checkpoint
 
     config = config_from_dict(
         {
-            "model": {**TINY.model_dump(), "vocab_size": tiny_tokenizer.vocab_size},
+            "model": {**TINY.model_dump(), "vocab_size": tokenizer.vocab_size, **model},
             "generation": {"max_new_tokens": 7, "temperature": 0, "num_samples": 2},
         },
         "tiny checkpoint",
     )
-    path = tmp_path_factory.mktemp("tiny") / "best_model.pt"
-    save_checkpoint(
-        path, tiny_checkpoint_contents(train_by_heart(config, tiny_tokenizer), config, tiny_tokenizer)
-    )
+    path = folder / "best_model.pt"
+    save_checkpoint(path, tiny_checkpoint_contents(train_by_heart(config, tokenizer), config, tokenizer))
     return path
 
 

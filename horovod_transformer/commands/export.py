@@ -10,8 +10,9 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
-Write a checkpoint as a Hugging Face GPT-2 folder: weights (safetensors), config, tokenizer and a model
-card with the run's own facts. transformers, vLLM and whatever else reads GPT-2 load it as it is."""
+Write a checkpoint as a Hugging Face folder: weights (safetensors), config, tokenizer and a model card
+with the run's own facts. A model with rotary positions becomes a GPT-NeoX, any other a GPT-2;
+transformers, vLLM and whatever else reads these load it as it is."""
 
 EXAMPLES = """\
 examples:

@@ -1,4 +1,4 @@
-"""`horovod-transformer import`: a Hugging Face GPT-2 folder becomes a checkpoint."""
+"""`horovod-transformer import`: a Hugging Face folder becomes a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import path_of, readable
 
 DESCRIPTION = """\
-Turn a Hugging Face GPT-2 folder into a checkpoint for generate, evaluate and --init_from. Weights are
-read from safetensors only: a pickle can run code. The model has learned positions, which a config
-for training it further has to say: --model.positions learned."""
+Turn a Hugging Face folder of a GPT-2 or GPT-NeoX into a checkpoint for generate, evaluate and
+--init_from. Weights are read from safetensors only: a pickle can run code. A config for training the
+model further has to have its shape and positions, learned in a GPT-2 and rotary in a GPT-NeoX."""
 
 # Tokens named that were left out.
 _NAMED = 5
@@ -45,9 +45,11 @@ def main(arguments: Sequence[str]) -> int:
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.export.checkpoints import import_checkpoint
 
-    parameters, tokenizer, left_out = import_checkpoint(options.folder, options.to)
+    parameters, shape, tokenizer, left_out = import_checkpoint(options.folder, options.to)
     tokens = f"{tokenizer.vocab_size:,} tokens ({tokenizer.kind})"
     print(f"{Path(options.to)}: {parameters:,} parameters, {tokens}")
+    theta = f" --model.rope_theta {shape.rope_theta:g}" if shape.positions == "rotary" else ""
+    print(f"train it further with --model.positions {shape.positions}{theta} and a config of its shape")
     if left_out:
         names = ", ".join(map(readable, left_out[:_NAMED])) + (" and others" if left_out[_NAMED:] else "")
         print(f"left out: {names}, which no text here is encoded with")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from horovod_transformer.checkpoint.format import load_checkpoint, save_checkpoint
+from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.data.manifest import find_prepared
 from horovod_transformer.errors import UserError
 from horovod_transformer.export.huggingface import read_folder, require_absent, write_folder
@@ -57,15 +58,17 @@ def export_checkpoint(checkpoint: str | Path, target: str | Path) -> tuple[int, 
     return parameters, tokenizer.vocab_size
 
 
-def import_checkpoint(folder: str | Path, target: str | Path) -> tuple[int, Tokenizer, list[str]]:
-    """Write a Hugging Face GPT-2 folder as a checkpoint, from which nothing can be resumed.
+def import_checkpoint(
+    folder: str | Path, target: str | Path
+) -> tuple[int, ModelConfig, Tokenizer, list[str]]:
+    """Write a Hugging Face folder as a checkpoint, from which nothing can be resumed.
 
     Args:
         folder: The Hugging Face folder.
         target: The file to make.
 
     Returns:
-        How many parameters the model has, its tokenizer, and the tokens that were left out of that.
+        How many parameters the model has, its shape, its tokenizer, and the tokens that were left out of that.
 
     Raises:
         UserError: The folder holds no such model, or the file is there or cannot be written.
@@ -86,7 +89,7 @@ def import_checkpoint(folder: str | Path, target: str | Path) -> tuple[int, Toke
         save_checkpoint(target, contents)
     except OSError as error:
         raise UserError(f"--to {target}: cannot be written: {error.strerror or error}") from None
-    return sum(tensor.numel() for tensor in weights.values()), tokenizer, left_out
+    return sum(tensor.numel() for tensor in weights.values()), config.model, tokenizer, left_out
 
 
 def _manifest(data_dir: Path, progress: dict[str, Any]) -> dict[str, Any] | None:

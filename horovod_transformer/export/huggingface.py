@@ -1,16 +1,15 @@
-"""Hugging Face GPT-2 folders: what `transformers`, vLLM and others load, written and read.
+"""Hugging Face folders: what `transformers`, vLLM and others load, written and read.
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
 
-Every weight is a copy or a transpose: GPT-2 stores its linear layers as (in, out). A fixed
-sinusoidal position table becomes GPT-2's learned one, `wpe`, as it is.
+A model with rotary positions is a GPT-NeoX there (`gpt_neox.py`), any other a GPT-2 (`gpt2.py`).
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +19,7 @@ from torch import Tensor
 from horovod_transformer.config import Config, config_from_dict
 from horovod_transformer.config_sections import GenerationConfig, ModelConfig
 from horovod_transformer.errors import UserError
+from horovod_transformer.export import gpt2, gpt_neox
 from horovod_transformer.export.tokenizers import read_tokenizer, tokenizer_json
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.model.weights import empty_model
@@ -28,28 +28,34 @@ from horovod_transformer.system.folders import clear_leftovers, lock_for, new_fo
 from horovod_transformer.tokenizer import END_OF_TEXT, Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Theirs -> ours, within a block; the linear layers are transposed.
-_BLOCK_NAMES = {
-    "ln_1": "attention_norm",
-    "attn.c_attn": "attention.qkv",
-    "attn.c_proj": "attention.output",
-    "ln_2": "feed_forward_norm",
-    "mlp.c_fc": "feed_forward.expand",
-    "mlp.c_proj": "feed_forward.output",
-}
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_NORM_EPSILON = 1e-5  # torch's default for LayerNorm, and GPT-2's
-# The same function under two names, ours.
-_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
-# What would make another computation of the same weights: key -> the only value we compute.
-_REQUIRED = {
-    "model_type": "gpt2",
-    "layer_norm_epsilon": _NORM_EPSILON,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
+
+
+class Form(Protocol):
+    """How one of their classes stores our model: a module such as `gpt2`."""
+
+    PREFIX: str
+    OUTPUT_PROJECTION: str
+    BUFFERS: tuple[str, ...]
+
+    def names(self, layers: int) -> dict[str, str]: ...
+
+    def their_weight(self, tensor: Tensor, name: str, heads: int) -> Tensor: ...
+
+    def our_weight(self, tensor: Tensor, name: str, heads: int) -> Tensor: ...
+
+    def their_config(self, shape: ModelConfig) -> dict[str, Any]: ...
+
+    def our_shape(self, values: dict[str, Any], path: Path) -> dict[str, Any]: ...
+
+
+# By their `model_type`.
+FORMS: dict[str, Form] = {"gpt2": gpt2, "gpt_neox": gpt_neox}
+
+
+def form_of(shape: ModelConfig) -> Form:
+    """How a model of ours is stored: the positions decide."""
+    return gpt_neox if shape.positions == "rotary" else gpt2
 
 
 def write_folder(
@@ -60,7 +66,7 @@ def write_folder(
     tokenizer: Tokenizer,
     card: str,
 ) -> None:
-    """Write a model as a Hugging Face GPT-2 folder: whole, or not at all; clears what a killed try has left.
+    """Write a model as a Hugging Face folder: whole, or not at all; clears what a killed try has left.
 
     Args:
         folder: Must not exist yet.
@@ -98,17 +104,19 @@ def _write_files(
     tokenizer: Tokenizer,
     card: str,
 ) -> None:
-    ours = {**model.state_dict(), "position_embedding.weight": model.position_vectors}
+    form, ours = form_of(shape), model.state_dict()
+    if model.position_vectors is not None:
+        ours["position_embedding.weight"] = model.position_vectors
     tensors = {
-        f"transformer.{theirs}": _oriented(ours[name], name).detach().cpu().contiguous()
-        for theirs, name in _names(len(model.blocks)).items()
+        form.PREFIX + theirs: form.their_weight(ours[name], name, shape.n_heads).detach().cpu().contiguous()
+        for theirs, name in form.names(shape.n_layers).items()
     }
     try:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # it makes these of what the system says, a full disk for example
         raise OSError(str(error)) from None
     files = {
-        "config.json": _their_config(shape, tokenizer),
+        "config.json": {**form.their_config(shape), **_special_tokens(tokenizer), "dtype": "float32"},
         "generation_config.json": _their_generation(generation, tokenizer),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -117,7 +125,8 @@ def _write_files(
             "unk_token": END_OF_TEXT,
             "model_max_length": model.max_seq_len,
             "clean_up_tokenization_spaces": False,
-            # Else transformers 4 hands the model token_type_ids, for which GPT-2 adds wte[0] everywhere.
+            # Else transformers 4 hands the model token_type_ids: GPT-2 adds wte[0] everywhere for them, and
+            # GPT-NeoX refuses them.
             "model_input_names": ["input_ids", "attention_mask"],
         },
     }
@@ -130,7 +139,7 @@ def _write_files(
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], Config, Tokenizer]:
-    """Read a Hugging Face GPT-2 folder, ours or another's.
+    """Read a Hugging Face folder of a GPT-2 or GPT-NeoX, ours or another's.
 
     Nothing in it can run: weights come from safetensors only, the rest is JSON.
 
@@ -147,7 +156,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], Config, Tokenize
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; --from takes a folder with config.json in it")
-    config = _our_config(_read_json(folder / "config.json"), folder / "config.json")
+    form, config = _our_config(_read_json(folder / "config.json"), folder / "config.json")
     tokenizer = read_tokenizer(folder)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
@@ -156,54 +165,16 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], Config, Tokenize
         )
     kind = "gpt2" if tokenizer.kind == "gpt2" else "bpe"
     data = config.data.model_copy(update={"tokenizer": kind})
-    return _read_weights(folder, config.model), config.model_copy(update={"data": data}), tokenizer
+    return _read_weights(folder, form, config.model), config.model_copy(update={"data": data}), tokenizer
 
 
-def _names(layers: int) -> dict[str, str]:
-    """Name of every weight: theirs, without `transformer.`, to ours."""
-    names = {
-        "wte.weight": "token_embedding.weight",
-        "wpe.weight": "position_embedding.weight",
-        "ln_f.weight": "final_norm.weight",
-        "ln_f.bias": "final_norm.bias",
-    }
-    for layer in range(layers):
-        for theirs, ours in _BLOCK_NAMES.items():
-            for part in ("weight", "bias"):
-                names[f"h.{layer}.{theirs}.{part}"] = f"blocks.{layer}.{ours}.{part}"
-    return names
-
-
-def _oriented(tensor: Tensor, name: str) -> Tensor:
-    """Turn a weight from our orientation into theirs, or back: linear layers are transposed."""
-    return tensor.t() if name.startswith("blocks.") and tensor.dim() == 2 else tensor
-
-
-def _their_config(shape: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        **_REQUIRED,
-        "activation_function": _ACTIVATIONS[0],
-        "vocab_size": shape.vocab_size,
-        "n_positions": shape.max_seq_len,
-        "n_ctx": shape.max_seq_len,  # the same by its old name, which llama.cpp reads
-        "n_embd": shape.d_model,
-        "n_layer": shape.n_layers,
-        "n_head": shape.n_heads,
-        "n_inner": shape.d_ff,
-        "attn_pdrop": shape.dropout,
-        "embd_pdrop": shape.dropout,
-        "resid_pdrop": shape.dropout,
-        "bos_token_id": tokenizer.eos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "dtype": "float32",
-    }
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
 
 
 def _their_generation(settings: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "bos_token_id": tokenizer.eos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
+        **_special_tokens(tokenizer),
         "pad_token_id": tokenizer.eos_token_id,
         "max_new_tokens": settings.max_new_tokens,
         "do_sample": settings.temperature > 0,
@@ -229,52 +200,35 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _our_config(values: dict[str, Any], path: Path) -> Config:
-    for key, wanted in _REQUIRED.items():
-        # What a GPT-2 config leaves out has GPT-2's own value; only the type must be said.
-        actual = values.get(key, None if key == "model_type" else wanted)
-        if actual != wanted:
-            raise UserError(f"{path}: {key} = {actual!r}; only GPT-2 models with {wanted!r} can be imported")
+def _our_config(values: dict[str, Any], path: Path) -> tuple[Form, Config]:
+    kind = values.get("model_type")
+    form = FORMS.get(kind) if isinstance(kind, str) else None
+    if form is None:
+        raise UserError(f"{path}: model_type = {kind!r}; only {' and '.join(FORMS)} can be imported")
     if values.get("quantization_config") is not None:
         raise UserError(
             f"{path}: has a quantization_config; quantized weights cannot be imported, save the "
             "model without it"
         )
-    activation = values.get("activation_function", _ACTIVATIONS[0])
-    if activation not in _ACTIVATIONS:
-        raise UserError(
-            f"{path}: activation_function = {activation!r}; this model computes {' or '.join(_ACTIVATIONS)}"
-        )
-    width = values.get("n_embd", 768)
-    inner = values.get("n_inner")
-    shape = {
-        "vocab_size": values.get("vocab_size", 50257),
-        "d_model": width,
-        "n_layers": values.get("n_layer", 12),
-        "n_heads": values.get("n_head", 12),
-        "d_ff": 4 * width if inner is None and isinstance(width, int) else inner,
-        "max_seq_len": values.get("n_positions", 1024),
-        "dropout": values.get("resid_pdrop", 0.1),
-        "positions": "learned",
-    }
-    return config_from_dict({"model": shape}, str(path))
+    return form, config_from_dict({"model": form.our_shape(values, path)}, str(path))
 
 
-def _read_weights(folder: Path, shape: ModelConfig) -> dict[str, Tensor]:
-    found = _open_tensors(folder)
+def _read_weights(folder: Path, form: Form, shape: ModelConfig) -> dict[str, Tensor]:
+    found = _open_tensors(folder, form)
     # Before a model of the stated size is laid out: it may be stated as a billion layers.
-    wanted = 4 + 12 * shape.n_layers
+    outside = len(form.names(0))
+    wanted = outside + (len(form.names(1)) - outside) * shape.n_layers
     if len(found) != wanted:
         raise UserError(
-            f"{folder}: has {len(found)} weights; a GPT-2 of {shape.n_layers} layers has {wanted}"
+            f"{folder}: has {len(found)} weights; such a model of {shape.n_layers} layers has {wanted}"
         )
     expected = empty_model(shape).state_dict()
     weights = {}
-    for theirs, name in _names(shape.n_layers).items():
+    for theirs, name in form.names(shape.n_layers).items():
         if theirs not in found:
-            raise UserError(f"{folder}: has no weight {theirs}; it is no GPT-2, or damaged")
+            raise UserError(f"{folder}: has no weight {theirs}, which its kind of model has; it is damaged")
         file, key = found[theirs]
-        size = list(_oriented(expected[name], name).shape)
+        size = list(form.their_weight(expected[name], name, shape.n_heads).shape)
         with safe_open(file, "pt") as opened:
             actual = opened.get_slice(key).get_shape()
             if actual != size:
@@ -286,11 +240,11 @@ def _read_weights(folder: Path, shape: ModelConfig) -> dict[str, Tensor]:
                 f"{file}: {theirs} is stored as {kind}; quantized weights cannot be imported, only "
                 "floats of 16 bits or more"
             )
-        weights[name] = _oriented(tensor.float(), name).contiguous()
+        weights[name] = form.our_weight(tensor.float(), name, shape.n_heads).contiguous()
     return weights
 
 
-def _open_tensors(folder: Path) -> dict[str, tuple[Path, str]]:
+def _open_tensors(folder: Path, form: Form) -> dict[str, tuple[Path, str]]:
     """Where each weight lies: short name -> file and full name; buffers that hold no weight left out."""
     if (folder / INDEX).is_file():
         listed = _read_json(folder / INDEX).get("weight_map")
@@ -314,14 +268,17 @@ def _open_tensors(folder: Path) -> dict[str, tuple[Path, str]]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: is not a readable safetensors file: {error}") from None
         for key in keys:
-            name = key.removeprefix("transformer.")
-            if name == "lm_head.weight":
+            name = key.removeprefix(form.PREFIX)
+            if name == form.OUTPUT_PROJECTION:
                 head = (file, key)
-            elif not name.endswith((".attn.bias", ".attn.masked_bias")):
+            elif not name.endswith(form.BUFFERS):
                 found[name] = (file, key)
-    embedding = found.get("wte.weight")
+    shared = next(theirs for theirs, ours in form.names(0).items() if ours == "token_embedding.weight")
+    embedding = found.get(shared)
     if head and embedding and not torch.equal(_tensor(*head), _tensor(*embedding)):
-        raise UserError(f"{head[0]}: lm_head.weight is not wte.weight; this model's two are one")
+        raise UserError(
+            f"{head[0]}: {form.OUTPUT_PROJECTION} is not {shared}; in this program's model the two are one"
+        )
     return found
 
 

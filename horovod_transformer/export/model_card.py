@@ -12,6 +12,7 @@ import yaml
 from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.tokenizer import END_OF_TEXT
 
+_NAMES = {"gpt2": "GPT-2", "gpt_neox": "GPT-NeoX"}
 TO_FILL_IN = "*to be filled in*"
 
 
@@ -32,6 +33,7 @@ def model_card(
         samples: Texts it wrote.
     """
     config = contents["config"]
+    form = "gpt_neox" if config["model"].get("positions") == "rotary" else "gpt2"
     facts = _facts(contents, parameters, manifest)
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     # Paths of the machine it was trained on are nobody's business.
@@ -41,13 +43,13 @@ def model_card(
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [gpt2, horovod_transformer]
+tags: [{form}, horovod_transformer]
 # license: to be filled in
 ---
 
 # {name}
 
-A GPT-2-style language model of {parameters:,} parameters, {origin} horovod_transformer.
+A language model in the manner of {_NAMES[form]}, of {parameters:,} parameters, {origin} horovod_transformer.
 
 | | |
 | --- | --- |

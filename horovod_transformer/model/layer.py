@@ -12,6 +12,7 @@ from horovod_transformer.model.cpu.attention import attend
 from horovod_transformer.model.cpu.gelu import gelu
 from horovod_transformer.model.cpu.layer_norm import LayerNorm
 from horovod_transformer.model.cpu.linear import Linear
+from horovod_transformer.model.rotary import rotate
 
 
 class Dropout(nn.Dropout):
@@ -39,6 +40,7 @@ class CausalSelfAttention(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
         layer_index: int = 0,
+        rotation: Tensor | None = None,
     ) -> Tensor:
         """Mix each position with those it may see.
 
@@ -49,13 +51,16 @@ class CausalSelfAttention(nn.Module):
             cache: Keys and values of earlier tokens, which are seen, too; this layer's new ones
                 are added. None: `x` is the whole text.
             layer_index: Which layer's keys and values these are in the cache.
+            rotation: Of queries and keys, as `rotary.rotate` takes it; None: positions were added to `x`.
 
         Returns:
             Float (B, T, C).
         """
         batch, length, width = x.shape
-        # (B, T, 3C) -> three of (B, H, T, D)
-        query, key, value = self.qkv(x).view(batch, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(batch, length, 3, self.n_heads, -1)
+        if rotation is not None:
+            qkv = rotate(qkv, rotation)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # three of (B, H, T, D)
         causal = mask is None
         if cache is not None:
             key, value = cache.extend(layer_index, key, value)
@@ -96,12 +101,13 @@ class TransformerLayer(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
         layer_index: int = 0,
+        rotation: Tensor | None = None,
     ) -> Tensor:
         """Run the layer on the residual stream, float (B, T, C); see `CausalSelfAttention.forward`."""
-        x = x + self.attention(self.attention_norm(x), mask, cache, layer_index)
+        x = x + self.attention(self.attention_norm(x), mask, cache, layer_index, rotation)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def run_layer(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+def run_layer(layer: nn.Module, x: Tensor, mask: Tensor | None, rotation: Tensor | None) -> Tensor:
     """Call a layer: the function that `torch.compile` compiles once for all layers."""
-    return layer(x, mask)
+    return layer(x, mask, rotation=rotation)

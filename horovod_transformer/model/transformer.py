@@ -2,7 +2,7 @@
 
 Pre-norm layers of causal self-attention and a GELU feed-forward layer, learned token embeddings
 shared with the output projection, and fixed sinusoidal positions (Vaswani et al. 2017,
-arXiv:1706.03762, section 3.5) or, on request, learned ones. Initialisation is GPT-2's (Radford et
+arXiv:1706.03762, section 3.5) or, on request, learned or rotary ones. Initialisation is GPT-2's (Radford et
 al. 2019, section 2.3).
 
 Shapes in comments: B sequences, T tokens, C = d_model, H heads, V = vocab_size.
@@ -27,6 +27,7 @@ from horovod_transformer.model.cpu.tied_embedding import embed
 from horovod_transformer.model.decoding import Decoder
 from horovod_transformer.model.layer import Dropout, TransformerLayer, run_layer
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
+from horovod_transformer.model.rotary import rotary_table
 
 INITIAL_STD = 0.02
 # Sines and cosines have a root mean square of 1/sqrt(2). This brings the table to the size of
@@ -50,7 +51,9 @@ class TransformerLM(nn.Module):
         pad_token_id: Fills rows that ended early in `generate`; None uses the end-of-text token.
         gradient_checkpointing: Recompute each layer in the backward pass instead of keeping its
             activations.
-        positions: `sinusoidal`, a fixed table, or `learned`, an embedding of `max_seq_len` rows.
+        positions: `sinusoidal`, a fixed table that is added to the embedding; `learned`, an embedding of
+            `max_seq_len` rows; or `rotary`, which turns queries and keys (model/rotary.py).
+        rope_theta: Of rotary positions: the larger, the slower the slowest pair of numbers turns.
 
     Raises:
         ValueError: The shape does not fit together.
@@ -69,23 +72,25 @@ class TransformerLM(nn.Module):
         pad_token_id: int | None = None,
         gradient_checkpointing: bool = False,
         positions: str = "sinusoidal",
+        rope_theta: float = 10000.0,
     ) -> None:
         super().__init__()
         if d_model % n_heads or d_model % 2:
             raise ValueError(f"d_model must be even and a multiple of n_heads, not {d_model} with {n_heads}")
+        if positions == "rotary" and d_model // n_heads % 2:
+            raise ValueError(f"rotary positions need heads of even width, not {d_model // n_heads}")
         self.vocab_size = vocab_size
         self.d_model = d_model
         self.n_heads = n_heads
         self.max_seq_len = max_seq_len
         self.pad_token_id = pad_token_id
         self.gradient_checkpointing = gradient_checkpointing
+        self.positions = positions
+        self.rope_theta = rope_theta
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         if positions == "learned":
             self.position_embedding = nn.Embedding(max_seq_len, d_model)
-        else:
-            # Derived from the shape, hence not part of the state dict.
-            table = sinusoidal_positions(max_seq_len, d_model).to(self.token_embedding.weight.device)
-            self.register_buffer("position_table", table, persistent=False)
+        self.make_position_table(self.token_embedding.weight.device)
         self.dropout = Dropout(dropout)
         # Checkpoint files know the layers as "blocks".
         self.blocks = nn.ModuleList(
@@ -94,7 +99,7 @@ class TransformerLM(nn.Module):
         self.final_norm = nn.LayerNorm(d_model)
         # The token embedding once more in smaller numbers, for writing only; None: the embedding itself.
         self.output_projection: nn.Module | None = None
-        self._run_layer: Callable[[nn.Module, Tensor, Tensor | None], Tensor] = run_layer
+        self._run_layer: Callable[[nn.Module, Tensor, Tensor | None, Tensor | None], Tensor] = run_layer
         self._compiled = False
         self._initialise()
 
@@ -108,10 +113,23 @@ class TransformerLM(nn.Module):
             elif "norm" not in name:
                 nn.init.normal_(parameter, std=INITIAL_STD)
 
+    def make_position_table(self, device: torch.device | str) -> None:
+        """Compute the table of positions that are not learned: it follows from the shape."""
+        if self.positions == "learned":
+            return
+        if self.positions == "rotary":
+            table = rotary_table(self.max_seq_len, self.d_model // self.n_heads, self.rope_theta)
+        else:
+            table = sinusoidal_positions(self.max_seq_len, self.d_model)
+        # No part of the state dict.
+        self.register_buffer("position_table", table.to(device), persistent=False)
+
     @property
-    def position_vectors(self) -> Tensor:
+    def position_vectors(self) -> Tensor | None:
         """What is added to the embedding of a token at each position, float (`max_seq_len`, C)."""
-        if hasattr(self, "position_embedding"):
+        if self.positions == "rotary":
+            return None
+        if self.positions == "learned":
             return self.position_embedding.weight
         return self.get_buffer("position_table")
 
@@ -185,18 +203,35 @@ class TransformerLM(nn.Module):
         """Final hidden states, (B, T, C), of these tokens' vectors, (B, T, C)."""
         length = vectors.shape[1]
         self._check_length(length)
-        if attention_mask is None:
-            mask = None
-            positions = self.position_vectors[:length]
-        else:
+        mask: Tensor | None = None
+        positions: slice | Tensor = slice(0, length)
+        if attention_mask is not None:
             mask = _causal_mask(attention_mask)
-            positions = self.position_vectors[(attention_mask.long().cumsum(1) - 1).clamp(min=0)]
-        x = self.dropout(vectors + positions)
+            positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        x, rotation = self._placed(vectors, positions)
         run = self._run_layer if mask is None else run_layer
         checkpointing = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.blocks:
-            x = checkpointed(run, layer, x, mask, self._compiled) if checkpointing else run(layer, x, mask)
+            if checkpointing:
+                x = checkpointed(run, layer, x, mask, rotation, self._compiled)
+            else:
+                x = run(layer, x, mask, rotation)
         return self.final_norm(x)
+
+    def _placed(self, vectors: Tensor, positions: slice | int | Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tell tokens where they stand.
+
+        Args:
+            vectors: Of the tokens, float (B, T, C).
+            positions: Index of the T positions: the same in all texts, or int64 (B, T).
+
+        Returns:
+            What the first layer sees, float (B, T, C), and the rotation for each layer, or None.
+        """
+        added = self.position_vectors
+        if added is None:
+            return self.dropout(vectors), self.get_buffer("position_table")[positions]
+        return self.dropout(vectors + added[positions]), None
 
     def _logits(self, hidden: Tensor) -> Tensor:
         if self.output_projection is not None:
@@ -252,10 +287,10 @@ class TransformerLM(nn.Module):
     def _cached_hidden(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor:
         """Final hidden states, (R, T, C), of new tokens, int64 (R, T), whose pass the cache has begun."""
         self._check_length(cache.longest)
-        x = self.dropout(self.token_embedding(input_ids) + self.position_vectors[cache.new_positions()])
+        x, rotation = self._placed(self.token_embedding(input_ids), cache.new_positions())
         mask = cache.mask()
         for index, layer in enumerate(self.blocks):
-            x = layer(x, mask, cache, index)
+            x = layer(x, mask, cache, index, rotation)
         return self.final_norm(x)
 
     def generate(

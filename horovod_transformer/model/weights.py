@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from horovod_transformer.config_sections import ModelConfig
-from horovod_transformer.model.transformer import TransformerLM, build_model, sinusoidal_positions
+from horovod_transformer.model.transformer import TransformerLM, build_model
 
 
 class _SkipInit(TorchFunctionMode):
@@ -43,7 +43,5 @@ def model_with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> Tr
     """
     model = empty_model(config)
     model.load_state_dict(weights, assign=True)
-    if config.positions == "sinusoidal":
-        table = sinusoidal_positions(config.max_seq_len, config.d_model)
-        model.register_buffer("position_table", table, persistent=False)
+    model.make_position_table("cpu")
     return model

@@ -277,8 +277,7 @@ def require_same_model(before: ModelConfig, now: ModelConfig, path: Path) -> Non
     """
     # The rest changes how the model is computed, not which weights it has.
     keys = ["vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "positions"]
-    if now.positions == "learned":
-        keys.append("max_seq_len")
+    keys += {"learned": ["max_seq_len"], "rotary": ["rope_theta"]}.get(now.positions, [])
     for key in keys:
         old, new = getattr(before, key), getattr(now, key)
         if old != new:

@@ -17,7 +17,7 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(params=["sinusoidal", "learned"])
+@pytest.fixture(params=["sinusoidal", "learned", "rotary"])
 def model(request):
     torch.manual_seed(0)
     shape = ModelConfig(

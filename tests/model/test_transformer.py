@@ -18,9 +18,18 @@ from horovod_transformer.model.transformer import (
     build_model,
     sinusoidal_positions,
 )
+from tests.conftest import TINY
 
 TOKENS = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(1))
 PROMPTS = torch.randint(0, 300, (3, 5), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(params=["sinusoidal", "rotary"])
+def tiny_model(request):
+    """A fresh model of 27 thousand parameters with each way of telling positions; learned ones are sinusoidal
+    ones that learn."""
+    torch.manual_seed(0)
+    return build_model(TINY.model_copy(update={"positions": request.param}))
 
 
 def test_the_default_model_has_the_documented_parameters():
@@ -65,9 +74,13 @@ def test_positions_follow_the_formula():
             )
 
 
-def test_positions_are_as_large_as_a_fresh_embedding_and_not_in_the_state_dict(tiny_model):
-    table, embedding = tiny_model.position_table, tiny_model.token_embedding.weight
+def test_positions_are_as_large_as_a_fresh_embedding():
+    model = build_model(TINY)
+    table, embedding = model.position_table, model.token_embedding.weight
     assert table.square().mean().sqrt().item() == pytest.approx(embedding.std().item(), rel=0.03)
+
+
+def test_tables_are_not_in_the_state_dict(tiny_model):
     assert not [key for key in tiny_model.state_dict() if "position" in key]
 
 
@@ -160,8 +173,9 @@ def test_no_token_sees_the_future(tiny_model):
 
 
 def test_position_matters(tiny_model):
-    logits, _ = tiny_model(torch.full((1, 8), 5))
-    assert not torch.allclose(logits[0, 3], logits[0, 7], atol=1e-3)
+    # The same tokens before the last one, in another order.
+    logits, _ = tiny_model(torch.tensor([[5, 6, 7, 8], [7, 5, 6, 8]]))
+    assert not torch.allclose(logits[0, 3], logits[1, 3], atol=1e-3)
 
 
 def test_loss_is_the_mean_over_next_tokens_that_count(tiny_model):
@@ -241,8 +255,9 @@ def test_every_parameter_gets_a_gradient(tiny_model):
     assert not [name for name, p in tiny_model.named_parameters() if p.grad is None or p.grad.eq(0).all()]
 
 
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_gradient_checkpointing_changes_no_gradient(dropout):
+def test_gradient_checkpointing_changes_no_gradient(dropout, positions):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
@@ -255,6 +270,7 @@ def test_gradient_checkpointing_changes_no_gradient(dropout):
             max_seq_len=32,
             dropout=dropout,
             gradient_checkpointing=checkpointing,
+            positions=positions,
         )
         torch.manual_seed(1)
         calls = []
@@ -388,13 +404,13 @@ def test_too_long_an_input_and_shapes_that_do_not_fit_are_refused(tiny_model):
     for d_model, n_heads in ((30, 4), (9, 3)):
         with pytest.raises(ValueError, match="d_model must be even and a multiple of n_heads"):
             TransformerLM(vocab_size=10, d_model=d_model, n_heads=n_heads, n_layers=1)
+    with pytest.raises(ValueError, match="rotary positions need heads of even width, not 3"):
+        TransformerLM(vocab_size=10, d_model=6, n_heads=2, n_layers=1, positions="rotary")
 
 
 def test_a_state_dict_restores_the_model(tiny_model):
     torch.manual_seed(99)
-    other = build_model(
-        ModelConfig(vocab_size=300, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32)
-    )
+    other = build_model(TINY.model_copy(update={"positions": tiny_model.positions}))
     assert not torch.equal(other(TOKENS)[0], tiny_model(TOKENS)[0])
     other.load_state_dict(tiny_model.state_dict())
     assert torch.equal(other(TOKENS)[0], tiny_model(TOKENS)[0])

@@ -76,9 +76,14 @@ def recomputing_input(x: Tensor) -> contextlib.AbstractContextManager[object]:
 
 
 def checkpointed(
-    run: Callable[..., Tensor], layer: nn.Module, x: Tensor, mask: Tensor | None, compiled: bool
+    run: Callable[..., Tensor],
+    layer: nn.Module,
+    x: Tensor,
+    mask: Tensor | None,
+    rotation: Tensor | None,
+    compiled: bool,
 ) -> Tensor:
-    """`run(layer, x, mask)`, computed once more in the backward pass, with nothing but `x` kept.
+    """`run(layer, x, mask, rotation)`, computed once more in the backward pass, with nothing but `x` kept.
 
     The same gradients, to the bit: dropout draws the same numbers again, and autocast is as it was. On a
     CPU this is done here, for `torch.utils.checkpoint` loads torch's compiler into every process (70 MB).
@@ -88,37 +93,43 @@ def checkpointed(
         layer: Its parameters get their gradients.
         x: Float (B, T, C).
         mask: Passed on; no gradient.
+        rotation: The same.
         compiled: `run` is compiled code, and torch's own checkpointing knows how to treat it.
     """
     if compiled or torch.compiler.is_compiling() or x.device.type != "cpu":
         from torch.utils.checkpoint import checkpoint
 
-        return checkpoint(run, layer, x, mask, use_reentrant=False)
+        return checkpoint(run, layer, x, mask, rotation, use_reentrant=False)
     parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-    return _Checkpointed.apply(run, layer, mask, x, *parameters)
+    return _Checkpointed.apply(run, layer, (mask, rotation), x, *parameters)
 
 
 class _Checkpointed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, run: Callable[..., Tensor], layer: nn.Module, mask: Tensor | None, x: Tensor, *_: Tensor
+        ctx: Any,
+        run: Callable[..., Tensor],
+        layer: nn.Module,
+        more: tuple[Tensor | None, Tensor | None],
+        x: Tensor,
+        *_: Tensor,
     ) -> Tensor:
-        ctx.call = run, layer, mask
+        ctx.call = run, layer, more
         ctx.random_state = torch.get_rng_state()
         ctx.autocast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
         ctx.save_for_backward(x)
-        return run(layer, x, mask)
+        return run(layer, x, *more)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        run, layer, mask = ctx.call
+        run, layer, more = ctx.call
         (x,) = ctx.saved_tensors
         x = x.detach().requires_grad_(ctx.needs_input_grad[3])
         enabled, dtype = ctx.autocast
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", dtype, enabled):
             torch.set_rng_state(ctx.random_state)
-            y = run(layer, x, mask)
+            y = run(layer, x, *more)
         wanted = [p for p in (x, *layer.parameters()) if p.requires_grad]
         found = iter(torch.autograd.grad(y, wanted, grads))
         return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)

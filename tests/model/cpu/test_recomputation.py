@@ -108,14 +108,14 @@ def test_checkpointing_within_autocast_backward_included():
     x, found = torch.randn(3, 4, 8), []
     layer[0].bias.requires_grad_(False)
 
-    def run(layer, x, mask):
+    def run(layer, x, mask, rotation):
         return layer(x)
 
     for checkpointing in (False, True):
         torch.manual_seed(1)
         inputs = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
-            output = checkpointed(run, layer, inputs, None, False) if checkpointing else layer(inputs)
+            output = checkpointed(run, layer, inputs, None, None, False) if checkpointing else layer(inputs)
             output.float().square().sum().backward()
         found.append([inputs.grad, *(p.grad for p in layer.parameters() if p.requires_grad), torch.rand(3)])
         layer.zero_grad()
