@@ -68,7 +68,7 @@ def import_checkpoint(
         target: The file to make.
 
     Returns:
-        How many parameters the model has, its shape, its tokenizer, and the tokens that were left out of that.
+        How many parameters the model has, its shape, its tokenizer, and the tokens left out of that.
 
     Raises:
         UserError: The folder holds no such model, or the file is there or cannot be written.

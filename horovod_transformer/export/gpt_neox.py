@@ -1,7 +1,8 @@
 """Our model with rotary positions as `GPTNeoXForCausalLM` stores it (Black et al. 2022, arXiv:2204.06745).
 
-Every weight is a copy, but for queries, keys and values: GPT-NeoX has each head's three side by side, we have
-the queries of all heads first.
+Every weight is a copy, but for queries, keys and values, whose rows come in another order: GPT-NeoX has each
+head's three side by side, and a pair that is turned by one angle is numbers i and i + D/2 of a head, where we
+have the queries of all heads first, and pairs of neighbours.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from horovod_transformer.config_sections import ModelConfig
@@ -60,17 +62,21 @@ def names(layers: int) -> dict[str, str]:
 
 
 def their_weight(tensor: Tensor, name: str, heads: int) -> Tensor:
-    """Arrange a weight of our name as they store it: (3, H, D, ...) becomes (H, 3, D, ...)."""
+    """Arrange a weight of our name as they store it."""
     if ".qkv." not in name:
         return tensor
-    return tensor.unflatten(0, (3, heads, -1)).transpose(0, 1).flatten(0, 2)
+    query_key, value = tensor.unflatten(0, (3, heads, -1)).split([2, 1])  # (2, H, D, ...), (1, H, D, ...)
+    halves = query_key.unflatten(2, (-1, 2)).transpose(2, 3).flatten(2, 3)
+    return torch.cat([halves, value]).transpose(0, 1).flatten(0, 2)
 
 
 def our_weight(tensor: Tensor, name: str, heads: int) -> Tensor:
     """Arrange what they store as our weight of this name."""
     if ".qkv." not in name:
         return tensor
-    return tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    halves, value = tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).split([2, 1])
+    query_key = halves.unflatten(2, (2, -1)).transpose(2, 3).flatten(2, 3)
+    return torch.cat([query_key, value]).flatten(0, 2)
 
 
 def their_config(shape: ModelConfig) -> dict[str, Any]:

@@ -125,7 +125,7 @@ REFUSED = {
     "a part is turned": ({"rope_parameters": HALF}, "partial_rotary_factor = 0.5"),
     "a part is turned, version 4": (
         {"rope_parameters": None},
-        "rotary_pct = 0.25; only GPT-NeoX models with",
+        "rotary_pct = 0.25; only GPT-NeoX",
     ),
     "scaled": ({"rope_parameters": SCALED}, "rope_type = 'linear'"),
     "scaled, version 4": (

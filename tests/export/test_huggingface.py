@@ -294,7 +294,7 @@ REFUSED = {
     ),
     "another kind of model": (
         _config(model_type="llama"),
-        "model_type = 'llama'; only gpt2 and gpt_neox can be imported",
+        "model_type = 'llama'; only gpt2 and gpt_neox",
     ),
     "another activation": (_config(activation_function="relu"), "activation_function = 'relu'"),
     "another epsilon": (_config(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06"),
@@ -472,7 +472,7 @@ def test_quantized_weights_are_refused_whatever_says_so(theirs, tmp_path, capfd)
 KILLED = """
 import os, signal, sys
 from horovod_transformer.export import huggingface
-huggingface._their_config = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+huggingface._their_generation = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 from horovod_transformer.export.checkpoints import export_checkpoint
 export_checkpoint(*sys.argv[1:])
 """

@@ -347,7 +347,7 @@ def test_cached_logits_equal_forward(opinionated_model):
     steps = [opinionated_model.cached_logits(tokens[:, :7], cache)]
     steps += [opinionated_model.cached_logits(tokens[:, t : t + 1], cache) for t in range(7, 20)]
     expected, _ = opinionated_model(tokens)
-    torch.testing.assert_close(torch.stack(steps, dim=1), expected[:, 6:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.stack(steps, dim=1), expected[:, 6:], atol=5e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -60,8 +60,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 @needs_compiler
 @pytest.mark.slow
-def test_the_curve_is_eagers_and_nothing_is_compiled_twice():
-    eager, step = make_step(False), make_step(True)
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_the_curve_is_eagers_and_nothing_is_compiled_twice(positions):
+    eager, step = (make_step(compiled, positions=positions) for compiled in (False, True))
     expected = run(eager, range(8))
     results = run(step, range(2))
     with torch.no_grad():  # a validation
@@ -79,13 +80,16 @@ def test_the_curve_is_eagers_and_nothing_is_compiled_twice():
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_dropout_and_checkpointing_change_nothing_but_memory(precision):
-    plain = make_step(True, precision, dropout=0.2)
-    checkpointing = make_step(True, precision, dropout=0.2, gradient_checkpointing=True)
+    shape = {"dropout": 0.2, "positions": "rotary" if precision == "fp16" else "sinusoidal"}
+    plain = make_step(True, precision, **shape)
+    checkpointing = make_step(True, precision, **shape, gradient_checkpointing=True)
     curves = [[r.loss for r in run(step, range(3))] for step in (plain, checkpointing)]
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
-    assert curves[0] == [r.loss for r in run(make_step(True, precision, dropout=0.2), range(3))]
+    assert curves[0] == [r.loss for r in run(make_step(True, precision, **shape), range(3))]
     # Dropout is there, and the scale of fp16, which changes, costs no compilation.
-    assert abs(curves[0][0] - run(make_step(True, precision), [0])[0].loss) > 1e-4
+    assert (
+        abs(curves[0][0] - run(make_step(True, precision, positions=shape["positions"]), [0])[0].loss) > 1e-4
+    )
     with torch.compiler.set_stance("fail_on_recompile"):
         plain.loss_scale.factor /= 2
         run(plain, [3])

@@ -19,10 +19,17 @@ BLOCKS = torch.randint(0, TINY.vocab_size, (BATCH, BLOCK), generator=torch.Gener
 
 
 def make_step(
-    micro=BATCH, precision="fp32", clip=0.0, dropout=0.0, decay=0.0, compression="none", optimizer="adamw"
+    micro=BATCH,
+    precision="fp32",
+    clip=0.0,
+    dropout=0.0,
+    decay=0.0,
+    compression="none",
+    optimizer="adamw",
+    positions="sinusoidal",
 ):
     torch.manual_seed(0)
-    model = build_model(TINY.model_copy(update={"dropout": dropout})).train()
+    model = build_model(TINY.model_copy(update={"dropout": dropout, "positions": positions})).train()
     training = TrainingConfig(learning_rate=0.01, weight_decay=decay, optimizer=optimizer)
     plan = BatchPlan(BATCH, BLOCK, PADDING, BATCH, micro, 1, 1, 7)
     return UpdateStep(
@@ -43,10 +50,10 @@ def run(step, stop=False):
     return step.run(0, batches_of(step.plan), 0.01, stop)
 
 
-def reference(clip=0.0, decay=0.0):
+def reference(clip=0.0, decay=0.0, positions="sinusoidal"):
     """The same update in plain torch: mean loss per token, clip, AdamW."""
     torch.manual_seed(0)
-    model = build_model(TINY)
+    model = build_model(TINY.model_copy(update={"positions": positions}))
     labels = BLOCKS.clone()
     labels[BATCH - 1, BLOCK - PADDING :] = -100
     _, loss = model(BLOCKS, labels=labels)
@@ -64,10 +71,11 @@ def assert_same_weights(one, other, **tolerance):
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("clip", [0.0, 0.05, 100.0])
-def test_an_update_is_plain_torchs_however_it_is_cut(micro, clip):
-    step = make_step(micro, clip=clip, decay=0.1)
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_an_update_is_plain_torchs_however_it_is_cut(micro, clip, positions):
+    step = make_step(micro, clip=clip, decay=0.1, positions=positions)
     result = run(step)
-    model, loss, norm = reference(clip, decay=0.1)
+    model, loss, norm = reference(clip, decay=0.1, positions=positions)
     assert result.loss == pytest.approx(loss, abs=1e-5)
     assert result.gradient_norm == pytest.approx(norm, rel=1e-4)
     assert result.tokens == BATCH * (BLOCK - 1) - PADDING
@@ -103,11 +111,12 @@ def test_an_update_that_is_not_finite_is_skipped_whole(poison):
     assert all(torch.isfinite(p).all() for p in step.model.parameters())
 
 
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_is_near_fp32(precision):
-    step = make_step(2, precision, clip=1.0)
+def test_half_precision_is_near_fp32(precision, positions):
+    step = make_step(2, precision, clip=1.0, positions=positions)
     result = run(step)
-    _, loss, norm = reference()
+    _, loss, norm = reference(positions=positions)
     assert result.loss == pytest.approx(loss, rel=2e-2)
     # The reported norm is of unscaled gradients.
     assert result.gradient_norm == pytest.approx(norm, rel=5e-2)
