@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from horovod_transformer.config_sections import ModelConfig
+from horovod_transformer.export import gpt_neox
 from horovod_transformer.system.machine import cpu_field, cpu_flags
 from horovod_transformer.training.metrics.tables import describe_environment
 
@@ -141,9 +142,15 @@ def product_rate(rounds: int = 7) -> float:
 
 
 def hugging_face(shape: ModelConfig) -> torch.nn.Module:
-    """transformers' GPT-2 of a shape, with randomly drawn weights, as it comes out of the box."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    """transformers' GPT-2 of a shape, or GPT-NeoX with rotary positions, as it comes out of the box.
 
+    Its weights are drawn at random.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+
+    if shape.positions == "rotary":
+        values = {**gpt_neox.their_config(shape), "bos_token_id": 0, "eos_token_id": None}
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**values))
     config = GPT2Config(
         vocab_size=shape.vocab_size, n_positions=shape.max_seq_len, n_embd=shape.d_model,
         n_layer=shape.n_layers, n_head=shape.n_heads, n_inner=shape.d_ff,

@@ -1,5 +1,7 @@
 """One update, ours beside Hugging Face's GPT-2 and a plain GPT of the same shape, on this machine's CPU.
 
+With rotary positions it stands beside Hugging Face's GPT-NeoX and our own update with sinusoidal ones.
+
     .venv/bin/python benchmarks/update.py [--rounds 3]
 
 An update is forward, backward, clipping and fused AdamW on the same random tokens. All take turns, each in a
@@ -30,7 +32,7 @@ from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
 
 RATE = 6e-4
-OURS, HUGGING_FACE, PLAIN = "ours", "Hugging Face", "plain GPT"
+OURS, HUGGING_FACE, PLAIN, SINUSOIDAL = "ours", "Hugging Face", "plain GPT", "sinusoidal positions"
 WHOLE, PASSES = "an update", "forward and backward"
 
 
@@ -87,7 +89,10 @@ def contender(who: str, shape: ModelConfig, batch: int, precision: str) -> dict[
     """Make a contender: its whole update, and its forward and backward passes alone."""
     torch.manual_seed(0)
     tokens = torch.randint(0, shape.vocab_size, (batch, shape.max_seq_len))
-    model = {OURS: build_model, HUGGING_FACE: hugging_face, PLAIN: PlainGPT}[who](shape).train()
+    if who == SINUSOIDAL:
+        shape = shape.model_copy(update={"positions": "sinusoidal"})
+    build = {OURS: build_model, SINUSOIDAL: build_model, HUGGING_FACE: hugging_face, PLAIN: PlainGPT}[who]
+    model = build(shape).train()
     loss = loss_of(model, tokens, precision)
     if isinstance(model, TransformerLM):
         whole = our_update(model, shape, tokens, precision)
@@ -100,9 +105,8 @@ def compare(name: str, shape: ModelConfig, batch: int, precision: str, rounds: i
     """Whole updates, and forward and backward alone; one row for each of the others."""
     tokens = batch * shape.max_seq_len
     work = flops_per_token(shape, count_parameters(shape), shape.max_seq_len)
-    processes = {
-        who: OwnProcess(contender, who, shape, batch, precision) for who in (OURS, HUGGING_FACE, PLAIN)
-    }
+    peers = (HUGGING_FACE, SINUSOIDAL if shape.positions == "rotary" else PLAIN)
+    processes = {who: OwnProcess(contender, who, shape, batch, precision) for who in (OURS, *peers)}
     multiply, flops = products(size, dtype=DTYPES[precision])
     rows = []
     for what in (WHOLE, PASSES):
@@ -111,7 +115,7 @@ def compare(name: str, shape: ModelConfig, batch: int, precision: str, rounds: i
         rate = flops / seconds.pop("products")
         speed = {who: tokens / each for who, each in seconds.items()}
         share = speed[OURS] * work / rate
-        for peer in (HUGGING_FACE, PLAIN):
+        for peer in peers:
             what_of = f"{what}, {name}, {precision}"
             rows.append(Row(what_of, "tokens/s", speed[OURS], speed[peer], peer_name=peer, share=share))
     for process in processes.values():
@@ -138,6 +142,11 @@ def measure(rounds: int, tiny: bool) -> list[Row]:
         cases += [(*case, "bf16") for case in ([("tiny", TINY, 2)] if tiny else in_bf16)]
     else:
         print("bf16: this CPU has no unit for it, not measured")
+    cases += [
+        (f"{name}, rotary", shape.model_copy(update={"positions": "rotary"}), batch, precision)
+        for name, shape, batch, precision in cases
+        if not shape.dropout
+    ]
     rows = []
     for name, shape, batch, precision in cases:
         rows += compare(name, shape, batch, precision, rounds, 64 if tiny else 2048)

@@ -17,6 +17,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.export.huggingface import read_folder
 from horovod_transformer.generation import generate_text, load_model_for_generation
 from horovod_transformer.model.transformer import build_model
+from horovod_transformer.training.resume import require_same_model
 from tests.export.test_huggingface import their_logits, tokens_for
 
 transformers = pytest.importorskip("transformers")
@@ -99,6 +100,15 @@ def test_there_and_back_gives_the_same_weights(theirs, exported, rotary_checkpoi
     weights, _, _ = read_folder(exported)
     ours = load_checkpoint(rotary_checkpoint)["model"]
     assert weights.keys() == ours.keys() and all(torch.equal(weights[key], ours[key]) for key in ours)
+
+
+def test_a_run_from_it_has_to_have_its_positions(theirs):
+    model = read_folder(theirs)[1].model
+    # Nothing is learned for a position, so the context may grow.
+    require_same_model(model, model.model_copy(update={"max_seq_len": 4096}), theirs)
+    for change in ({"positions": "sinusoidal"}, {"rope_theta": 10000.0}):
+        with pytest.raises(UserError, match=f"its model has {next(iter(change))} = "):
+            require_same_model(model, model.model_copy(update=change), theirs)
 
 
 def changed(theirs: Path, folder: Path, **changes: object) -> Path:
