@@ -7,10 +7,11 @@ DEMO_MINUTES ?= 5
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
-# Into .venv, whatever pip's settings say.
+# Into .venv, whatever pip's variables say and, by empty options, whatever pip.conf says.
+INTO_VENV := --target "" --prefix "" --root ""
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN
-PIP_INSTALL := $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := $(VENV_PYTHON) -m pip install $(INTO_VENV) --quiet --disable-pip-version-check --constraint constraints.txt
 CAN_MAKE_VENV := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 
 # .venv is up to date when this stamp holds the fingerprint of the files that decide what is in it, and of its own

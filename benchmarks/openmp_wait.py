@@ -52,7 +52,9 @@ def main() -> None:
                 for turn in range(options.rounds):
                     variants = list((LLVM if preload else GNU).items())
                     for setting, variables in variants if turn % 2 == 0 else variants[::-1]:
-                        updates = options.updates if load == "idle" else max(WARM_UP + 2, options.updates // 2)
+                        updates = (
+                            options.updates if load == "idle" else max(WARM_UP + 2, options.updates // 2)
+                        )
                         with busy_loops(2 if load == "busy" else 0):
                             rates[setting].append(
                                 tokens_per_second(

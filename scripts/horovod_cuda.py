@@ -14,7 +14,7 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from horovod_tools import UserMistakeError, pip, say, version_text
+from horovod_tools import UserMistakeError, pip_install, say, version_text
 
 # From Turing to Blackwell.
 GPU_ARCHITECTURES = "75,80,86,90,100,120"
@@ -128,7 +128,7 @@ def gather_toolkit(torch_cuda: str, folder: Path) -> Path:
         raise UserMistakeError(f"PyTorch needs a CUDA {major} toolkit and there is none; {advice}")
     say(f"no CUDA {major} toolkit on this machine, gathering one from PyPI")
     wheels = [f"{name}=={torch_cuda}.*" for name in TOOLKIT_WHEELS]
-    pip("install", "--quiet", "--no-deps", "--target", str(folder), *wheels)
+    pip_install("--quiet", "--no-deps", "--target", str(folder), *wheels)
     toolkit = folder / "nvidia" / f"cu{major}"
     if nvcc_version(toolkit / "bin" / "nvcc") is None:
         raise UserMistakeError(f"the nvcc from PyPI does not run here; {advice}")

@@ -54,11 +54,12 @@ def pip_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in elsewhere} | {"PIP_USER": "0"}
 
 
-def pip(*arguments: str) -> None:
-    """Run pip of this virtual environment."""
-    command = [sys.executable, "-m", "pip", *arguments]
+def pip_install(*arguments: str) -> None:
+    """Install into this virtual environment, whatever pip.conf says: empty options override it."""
+    into_here = ["--target", "", "--prefix", "", "--root", ""]
+    command = [sys.executable, "-m", "pip", "install", *into_here, *arguments]
     if subprocess.run(command, env=pip_environment(os.environ)).returncode != 0:
-        raise UserMistakeError(f"`pip {' '.join(arguments)}` failed; its own message stands above")
+        raise UserMistakeError(f"`pip install {' '.join(arguments)}` failed; its own message stands above")
 
 
 def version_text(program: str | Path) -> str:
@@ -126,7 +127,7 @@ def find_cmake(environment: Mapping[str, str]) -> str:
         if cmake and version and (int(version[1]), int(version[2])) >= OLDEST_CMAKE:
             return cmake
     say("no CMake {}.{} or newer on PATH, installing the one from PyPI".format(*OLDEST_CMAKE))
-    pip("install", "--quiet", "--force-reinstall", "--constraint", str(CONSTRAINTS), "cmake")
+    pip_install("--quiet", "--force-reinstall", "--constraint", str(CONSTRAINTS), "cmake")
     return f"{sys.prefix}/bin/cmake"
 
 

@@ -41,8 +41,8 @@ from horovod_tools import (
     find_cmake,
     find_compiler,
     parallel_jobs,
-    pip,
     pip_environment,
+    pip_install,
     require_headers_and_make,
     say,
 )
@@ -281,7 +281,7 @@ def install_and_check(wheel: Path) -> str | None:
     """Install a wheel and try it; return what went wrong, or None."""
     STAMP.unlink(missing_ok=True)
     try:
-        pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
+        pip_install("--quiet", "--no-deps", "--force-reinstall", str(wheel))
     except UserMistakeError as error:
         return str(error)
     say("checking with two processes")

@@ -129,16 +129,19 @@ def test_a_compiler_may_have_a_program_before_it_and_options_behind(installer, t
 
 def test_pip_installs_into_the_environment_whatever_its_settings(installer, tmp_path, monkeypatch):
     tools = importlib.import_module("horovod_tools")
-    (tmp_path / "pip.conf").write_text("[install]\nuser = true\n")
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "pip.conf").write_text(
+        f"[install]\nuser = true\ntarget = {elsewhere}\nprefix = {elsewhere}\n"
+    )
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
-        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+        monkeypatch.setenv(name, str(elsewhere))
     monkeypatch.setenv("PIP_DRY_RUN", "1")
-    # There already: nothing is fetched, but `--user` and `--target` would be refused, or do it again.
-    tools.pip("install", "--quiet", "--no-index", "setuptools")
+    # There already: nothing is fetched, but `--user` and `--target` would be refused, or look for it again.
+    tools.pip_install("--quiet", "--no-index", "setuptools")
     monkeypatch.setenv("PIP_USER", "1")
-    tools.pip("install", "--quiet", "--no-index", "setuptools")
-    assert not (tmp_path / "elsewhere").exists()
+    tools.pip_install("--quiet", "--no-index", "setuptools")
+    assert not elsewhere.exists()
 
 
 def test_the_build_runs_where_programs_may_run(installer, tmp_path):
@@ -200,7 +203,7 @@ def test_missing_make_and_headers_are_named(installer, tmp_path, monkeypatch):
 def test_old_cmake_is_replaced_from_pypi(installer, tmp_path, monkeypatch):
     tools = importlib.import_module("horovod_tools")
     calls = []
-    monkeypatch.setattr(tools, "pip", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(tools, "pip_install", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(tools.sys, "prefix", str(tmp_path / "venv"))
     cmake = write_program(tmp_path / "bin" / "cmake", "echo cmake version 3.18.4")
     assert tools.find_cmake({"PATH": str(cmake.parent)}) == f"{tmp_path}/venv/bin/cmake"
@@ -522,7 +525,7 @@ def test_toolkit_gathered_from_wheels_has_the_names_cmake_looks_for(cuda, tmp_pa
         (toolkit / "lib").mkdir()
         (toolkit / "lib" / "libcudart.so.13").touch()
 
-    monkeypatch.setattr(cuda, "pip", fake_pip)
+    monkeypatch.setattr(cuda, "pip_install", fake_pip)
     toolkit = cuda.gather_toolkit("13.0", tmp_path / "cuda")
     assert "nvidia-cuda-nvcc==13.0.*" in asked
     assert (toolkit / "lib64" / "libcudart.so").resolve() == (toolkit / "lib" / "libcudart.so.13").resolve()
