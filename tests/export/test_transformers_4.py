@@ -36,7 +36,8 @@ with torch.no_grad():
 written = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.eos_token_id)
 print(json.dumps({
     "version": transformers.__version__, "inputs": sorted(inputs), "ids": ids.tolist(),
-    "n_ctx": model.config.n_ctx, "positions": model.config.n_positions,
+    "n_ctx": getattr(model.config, "n_ctx", None), "positions": model.config.max_position_embeddings,
+    "class": type(model).__name__,
     "logits": output.logits.tolist(), "loss": output.loss.item(),
     "text": tokenizer.decode(written[0], skip_special_tokens=True),
 }))
@@ -46,6 +47,14 @@ import sys
 import torch, transformers
 from safetensors.torch import load_file, save_file
 torch.manual_seed(3)
+if sys.argv[2] == "rotary":
+    config = transformers.GPTNeoXConfig(
+        vocab_size=260, max_position_embeddings=48, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=4, hidden_act="gelu_new", intermediate_size=80,
+        use_parallel_residual=False, rotary_pct=1.0, tie_word_embeddings=True, rotary_emb_base=300,
+    )
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(sys.argv[1])
+    sys.exit()
 config = transformers.GPT2Config(vocab_size=260, n_positions=48, n_embd=32, n_layer=2, n_head=4)
 transformers.GPT2LMHeadModel(config).save_pretrained(sys.argv[1])
 path = sys.argv[1] + "/model.safetensors"
@@ -55,7 +64,7 @@ if sys.argv[2] != "float32":
     weights[key] = (weights[key] * 100).to(getattr(torch, sys.argv[2]))
     save_file(weights, path, metadata={"format": "pt"})
 """
-CASES = ["a tokenizer of its own", "GPT-2's tokenizer"]
+CASES = ["a tokenizer of its own", "GPT-2's tokenizer", "rotary positions"]
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +85,9 @@ def under_4(root: Path):
 
 
 @pytest.fixture(scope="module", params=CASES)
-def checkpoint(request, tmp_path_factory, tiny_checkpoint) -> Path:
-    if request.param == CASES[0]:
-        return tiny_checkpoint
+def checkpoint(request, tmp_path_factory, tiny_checkpoint, rotary_checkpoint) -> Path:
+    if request.param != CASES[1]:
+        return tiny_checkpoint if request.param == CASES[0] else rotary_checkpoint
     path = tmp_path_factory.mktemp("gpt2") / "model.pt"
     torch.manual_seed(5)
     shape = TINY.model_copy(update={"vocab_size": 50257})
@@ -95,10 +104,12 @@ def test_an_export_computes_and_writes_what_we_do(checkpoint, under_4, tmp_path)
     assert theirs["version"].startswith("4.")
     # GPT-2 would add the embedding of token 0 to every position for token_type_ids.
     assert theirs["inputs"] == ["attention_mask", "input_ids"]
-    model, tokenizer, _ = load_model_for_generation(checkpoint, device="cpu")
+    model, tokenizer, config = load_model_for_generation(checkpoint, device="cpu")
     ids = torch.tensor([tokenizer.encode(prompt)])
     assert theirs["ids"] == ids.tolist()
-    assert theirs["n_ctx"] == theirs["positions"] == model.max_seq_len
+    is_rotary = config.model.positions == "rotary"
+    assert theirs["class"] == ("GPTNeoXForCausalLM" if is_rotary else "GPT2LMHeadModel")
+    assert theirs["positions"] == model.max_seq_len and theirs["n_ctx"] in (None, model.max_seq_len)
     with torch.no_grad():
         logits, loss = model(ids, labels=ids)
     torch.testing.assert_close(torch.tensor(theirs["logits"]), model(ids)[0].detach(), atol=1e-4, rtol=0)
@@ -107,7 +118,7 @@ def test_an_export_computes_and_writes_what_we_do(checkpoint, under_4, tmp_path)
     assert theirs["text"] == ours
 
 
-@pytest.mark.parametrize(("dtype", "code"), [("float32", 0), ("int8", 2)])
+@pytest.mark.parametrize(("dtype", "code"), [("float32", 0), ("int8", 2), ("rotary", 0)])
 def test_what_it_saves_is_imported_unless_it_is_quantized(
     under_4, tmp_path, tiny_checkpoint, capsys, dtype, code
 ):
