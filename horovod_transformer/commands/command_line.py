@@ -12,6 +12,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import LostRankError, StoppedError, UserError
-from horovod_transformer.system.console import make_streams_take_all, tell
+from horovod_transformer.system.console import give_up_on_output, make_streams_take_all, tell
 from horovod_transformer.system.launch_environment import launched_rank
 from horovod_transformer.system.paths import path_of
 
@@ -100,6 +101,12 @@ class CommandParser(argparse.ArgumentParser):
             UserError: Always.
         """
         raise UserError(f"{message}; --help tells more")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # Python 3.11 drops a lone `--` even where it is an option's value, as in `--prompt=--`.
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            return self._get_value(action, "--")
+        return super()._get_values(action, arg_strings)
 
     def add_checkpoint(self) -> None:
         """Add `--checkpoint`, the file to read."""
@@ -250,11 +257,14 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
     """
     make_streams_take_all()
     try:
-        return main(sys.argv[1:] if arguments is None else arguments)
+        code = main(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if launched_rank() == 0 or error.only_here:
             kind = "" if isinstance(error, StoppedError) else "error: "
-            tell(f"{kind}{error}", sys.stderr)
+            text = str(error).replace("\n", "\\n")  # a path may have line ends
+            tell(f"{kind}{text}", sys.stderr)
         else:
             # The launcher ends all ranks once one has left: let rank 0 speak first. Ended by it, this one
             # leaves with the same code: srun passes on the highest, and 143 would look like a rank lost.
@@ -269,3 +279,15 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
         # The reader went away (`| head`): not our failure. Keep the interpreter's own flush quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not give_up_on_output():
+            raise
+        tell(f"error: standard output takes no more: {error.strerror}; what was printed is lost", sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        # There was nothing to save. A shell ends its loop only if the signal ends us.
+        with suppress(OSError):
+            sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+        return 130

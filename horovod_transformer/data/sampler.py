@@ -87,7 +87,8 @@ class BatchPlan:
     @property
     def micro_batches(self) -> int:
         """Forward passes per update on each rank, the same on all: gradients are summed after the last."""
-        largest_share = math.ceil(self.global_batch_size / self.world_size)
+        largest_update = min(self.global_batch_size, self.blocks * self.epochs)
+        largest_share = math.ceil(largest_update / self.world_size)
         return math.ceil(largest_share / self.micro_batch_size)
 
     def positions(self, update: int) -> range:

@@ -28,7 +28,8 @@ def require_memory(model: ModelConfig) -> None:
     if needs > has:
         raise UserError(
             f"a model of {parameters:,} parameters takes {needs / 1e9:,.0f} GB, this machine has "
-            f"{has / 1e9:,.0f} GB of memory; make it smaller (model.n_layers, d_model, d_ff, vocab_size)"
+            f"{has / 1e9:,.0f} GB of memory; make it smaller (model.n_layers, d_model, d_ff, vocab_size), or "
+            f"its context of {model.max_seq_len:,} tokens (max_seq_len)"
         )
 
 

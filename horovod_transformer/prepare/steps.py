@@ -140,11 +140,11 @@ class Preparation:
         free = shutil.disk_usage(self.folder).free
         if likely > 2 * free:
             raise UserError(
-                f"{self.data_dir}: this needs about {likely / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+                f"{self.data_dir}: this needs about {likely / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; "
                 "make room, or choose another place (data.data_dir)"
             )
         if likely > free:
-            self.say(f"note: this may need {likely / 1e9:.1f} GB for a while, {free / 1e9:.1f} GB are free")
+            self.say(f"note: this may need {likely / 1e6:,.0f} MB for a while, {free / 1e6:,.0f} MB are free")
 
     def survey(self) -> Job:
         """The job that reads books without tokenizing them."""

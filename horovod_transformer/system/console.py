@@ -105,6 +105,19 @@ def make_streams_take_all() -> None:
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes them by itself
         sys.stdout.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # what is typed may be in other letters, too
+        sys.stdin.reconfigure(errors="replace")
+
+
+def give_up_on_output() -> bool:
+    """Whether stdout takes no more; then it takes everything from now on and keeps nothing."""
+    try:
+        print(flush=True)  # what is not buffered leaves nothing to flush
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return True
+    return False
 
 
 @contextmanager
@@ -113,7 +126,12 @@ def outliving_readers(stream: TextIO) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # A disk may have room again. A reader does not come back: what is left would fail again at the end.
-        if error.errno in (errno.EPIPE, errno.EIO):
-            with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), stream.fileno())
+        # What the stream has kept would fail again at the end of the program, so it goes nowhere.
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+            number = stream.fileno()
+            before = os.dup(number)
+            os.dup2(nowhere.fileno(), number)
+            stream.flush()
+            if error.errno not in (errno.EPIPE, errno.EIO):  # a reader does not come back; room may
+                os.dup2(before, number)
+            os.close(before)

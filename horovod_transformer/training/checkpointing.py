@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from horovod_transformer import distributed
+from horovod_transformer.checkpoint.run_folders import has_checkpoints
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.training.due import Every
@@ -83,9 +84,14 @@ class Checkpointer:
         def wait() -> None:
             failure = self._manager.wait()
             if failure is not None:
+                folder = self._manager.folder
+                if has_checkpoints(folder):
+                    then = f"resume from the newest one in {folder} with --resume auto"
+                else:
+                    then = "start again: there is no earlier one"
                 raise UserError(
                     f"the checkpoint of update {update} could not be written: {failure}; make room, then "
-                    f"resume from the newest one in {self._manager.folder} with --resume auto"
+                    f"{then}"
                 )
 
         distributed.run_on_rank0(wait, self._on_wait, "writing a checkpoint")

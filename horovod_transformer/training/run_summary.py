@@ -99,8 +99,8 @@ class RunSummary:
             return found
         if self.updates < FEW_UPDATES:
             found.append(
-                f"{self.updates} updates are too few to learn much: lower training.global_batch_size, raise "
-                "training.epochs, or take more books"
+                f"a run of {counted(self.updates, 'update')} learns little: lower "
+                "training.global_batch_size, raise training.epochs, or take more books"
             )
         if self.tokens < FEW_TOKENS * self.parameters:
             found.append(

@@ -7,6 +7,7 @@ import pytest
 from horovod_transformer.__main__ import _dispatch
 from horovod_transformer.commands import command_line
 from horovod_transformer.commands.command_line import (
+    CommandParser,
     config_keys,
     config_parser,
     parse_options,
@@ -117,6 +118,23 @@ def test_a_mistake_of_one_rank_is_told_by_it(monkeypatch, capsys):
     monkeypatch.setattr("horovod_transformer.commands.command_line.launched_rank", lambda: 1)
     assert run_command(fail_alone, []) == 2
     assert capsys.readouterr().err == "error: row 3 is bad\n"
+
+
+def test_two_hyphens_may_be_a_value():
+    parser = CommandParser("program", "")
+    parser.add_argument("--prompt")
+    parser.add_argument("--stop", action="append")
+    parser.add_argument("rest", nargs="*")
+    options = parser.parse_args(["--prompt=--", "--stop=--", "--stop=x", "--", "y"])
+    assert (options.prompt, options.stop, options.rest) == ("--", ["--", "x"], ["y"])
+
+
+def test_a_path_with_line_ends_is_told_on_one_line(capsys):
+    def fail_at_a_path(arguments):
+        raise UserError("a\nb: no such file")
+
+    assert run_command(fail_at_a_path, []) == 2
+    assert capsys.readouterr().err == "error: a\\nb: no such file\n"
 
 
 def test_a_bug_keeps_its_traceback():

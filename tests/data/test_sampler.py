@@ -43,6 +43,13 @@ def test_every_block_comes_once_per_epoch(blocks, batch, micro, order):
             assert update_of(plan, update) == update_of(plans[0], update)
 
 
+def test_an_update_has_no_more_passes_than_there_are_blocks():
+    """A batch of 10^18 blocks takes no 10^18 passes over nothing."""
+    plan = make_plan(blocks=7, batch=10**18, micro=2, world=3)
+    assert (plan.total_updates, plan.micro_batches) == (1, 4)
+    assert sorted(update_of(plan, 0)) == sorted(3 * list(range(7)))
+
+
 @each_order
 def test_epochs_differ_and_so_do_seeds(order):
     def line(seed):

@@ -169,7 +169,9 @@ runpy.run_module("src.train", run_name="__main__")
     assert job.process.returncode == 2
     assert "Traceback" not in job.stderr
     last_line = job.stderr.splitlines()[-1]
-    assert last_line.startswith("error: the checkpoint of update ") and "make room, then resume" in last_line
+    assert last_line.startswith("error: the checkpoint of update ") and last_line.endswith(
+        "make room, then start again: there is no earlier one"
+    )
     rows = (tmp_path / "runs" / "structured" / "run" / "train.csv").read_text().splitlines()[1:]
     assert len(rows) == 20 if wanted == "continue" else len(rows) < 20
     assert not (tmp_path / "checkpoints").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -102,6 +103,76 @@ def test_a_closed_stream_does_not_lead_into_the_next_file(root, tmp_path):
         ["sh", "-c", command], env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL
     )
     assert (tmp_path / "precious").read_text() == ""
+
+
+PRINTING = """
+import sys
+from horovod_transformer.commands.command_line import run_command
+sys.exit(run_command(lambda arguments: print("a result" * int(arguments[0])) or 0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("times", ["1", "10000"])  # found out at the end, and while printing
+def test_results_that_a_full_disk_does_not_take_are_a_mistake(root, tmp_path, times, unbuffered):
+    (tmp_path / "printing.py").write_text(PRINTING)
+    command = f"exec {sys.executable} {tmp_path}/printing.py {times} > /dev/full"
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: standard output takes no more: No space left on device; what was printed is lost\n"
+    )
+
+
+TELLING = """
+import sys
+from horovod_transformer.commands.command_line import run_command
+from horovod_transformer.system.console import tell
+sys.exit(run_command(lambda arguments: [tell("a line") for _ in range(3)] and 0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_lines_about_work_that_is_done_may_be_lost(root, tmp_path, unbuffered):
+    (tmp_path / "telling.py").write_text(TELLING)
+    command = f"exec {sys.executable} {tmp_path}/telling.py > /dev/full"
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+TYPING = """
+import sys, time
+from horovod_transformer.commands.command_line import run_command
+
+def main(arguments):
+    print(ascii(input()), flush=True)
+    time.sleep(100)
+
+sys.exit(run_command(main))
+"""
+
+
+@pytest.mark.slow
+def test_what_is_typed_may_be_in_any_letters_and_ctrl_c_ends_without_a_traceback(root, tmp_path):
+    (tmp_path / "typed.py").write_text(TYPING)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "typed.py")],
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdin.write("né\n".encode())
+    process.stdin.flush()
+    assert process.stdout.readline() == b"'n\\ufffd\\ufffd'\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1] == b"" and process.returncode == -signal.SIGINT
 
 
 def on_a_terminal(command, **options) -> str:

@@ -170,6 +170,6 @@ def test_too_small_a_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch
     usage = shutil.disk_usage(tmp_path)
     config = config_from_dict({"data": {"source": "sample", "data_dir": str(tmp_path / "v1")}}, "test")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
-    with pytest.raises(UserError, match=r"v1: this needs about 0\.0 GB, 0\.0 GB are free; make room"):
+    with pytest.raises(UserError, match=r"v1: this needs about \d+ MB, 1 MB are free; make room"):
         prepare(config, progress=False)
     assert os.listdir(tmp_path) == []

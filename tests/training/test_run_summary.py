@@ -41,7 +41,7 @@ def test_the_default_run_on_the_sample_is_called_hopeless():
     plan = run_plan(3_300)
     assert (plan.updates, plan.warmup) == (13, 1)
     told = plan.warnings()
-    assert any("13 updates are too few" in line for line in told)
+    assert any("a run of 13 updates learns little" in line for line in told)
     assert any("1,686,300 tokens for 123,653,376 parameters" in line for line in told)
 
 
