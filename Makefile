@@ -7,8 +7,8 @@ DEMO_MINUTES ?= 5
 
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
-# Into .venv, whatever pip's variables say and, by empty options, whatever pip.conf says.
-INTO_VENV := --target "" --prefix "" --root ""
+# Into .venv, whatever pip's variables say and, by an empty option, whatever pip.conf says of a target.
+INTO_VENV := --target ""
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN
 PIP_INSTALL := $(VENV_PYTHON) -m pip install $(INTO_VENV) --quiet --disable-pip-version-check --constraint constraints.txt

@@ -55,9 +55,8 @@ def pip_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def pip_install(*arguments: str) -> None:
-    """Install into this virtual environment, whatever pip.conf says: empty options override it."""
-    into_here = ["--target", "", "--prefix", "", "--root", ""]
-    command = [sys.executable, "-m", "pip", "install", *into_here, *arguments]
+    """Install into this virtual environment, whatever target pip.conf names: an empty option overrides it."""
+    command = [sys.executable, "-m", "pip", "install", "--target", "", *arguments]
     if subprocess.run(command, env=pip_environment(os.environ)).returncode != 0:
         raise UserMistakeError(f"`pip install {' '.join(arguments)}` failed; its own message stands above")
 

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -127,20 +129,27 @@ def test_a_compiler_may_have_a_program_before_it_and_options_behind(installer, t
             installer.find_compiler(clean_environment(PATH=path, CXX=wrong))
 
 
+@pytest.mark.slow
 def test_pip_installs_into_the_environment_whatever_its_settings(installer, tmp_path, monkeypatch):
     tools = importlib.import_module("horovod_tools")
-    elsewhere = tmp_path / "elsewhere"
-    (tmp_path / "pip.conf").write_text(
-        f"[install]\nuser = true\ntarget = {elsewhere}\nprefix = {elsewhere}\n"
-    )
+    elsewhere, environment = tmp_path / "elsewhere", tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    monkeypatch.setattr(tools.sys, "executable", str(environment / "bin" / "python"))
+    wheel = tmp_path / "nothing-1.0-py3-none-any.whl"
+    about = "nothing-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("nothing.py", "")
+        file.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: nothing\nVersion: 1.0\n")
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", "")
+    (tmp_path / "pip.conf").write_text(f"[install]\nuser = true\ntarget = {elsewhere}\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     for name in ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"):
         monkeypatch.setenv(name, str(elsewhere))
-    monkeypatch.setenv("PIP_DRY_RUN", "1")
-    # There already: nothing is fetched, but `--user` and `--target` would be refused, or look for it again.
-    tools.pip_install("--quiet", "--no-index", "setuptools")
-    monkeypatch.setenv("PIP_USER", "1")
-    tools.pip_install("--quiet", "--no-index", "setuptools")
+    for name in ("PIP_DRY_RUN", "PIP_USER"):
+        monkeypatch.setenv(name, "1")
+    tools.pip_install("--quiet", "--no-index", str(wheel))
+    assert list(environment.glob("lib/python*/site-packages/nothing.py"))
     assert not elsewhere.exists()
 
 
