@@ -34,7 +34,7 @@ from horovod_transformer.distributed import collectives, devices
 from horovod_transformer.distributed import exchange as exchange_module
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import build_model
-from horovod_transformer.training import trainer
+from horovod_transformer.training import setup, trainer
 from horovod_transformer.training.resume import StartRequest
 from horovod_transformer.training.run import run_distributed_training
 from horovod_transformer.training.step import UpdateStep
@@ -55,7 +55,7 @@ def train(scene: dict[str, Any]) -> Any:
     real_flags = precision.cpu_flags
     if scene.get("cpu_flags"):
         precision.cpu_flags = lambda: scene["cpu_flags"][distributed.get_rank()]
-    trainer.UpdateStep = mishap(scene)
+    setup.UpdateStep = mishap(scene)
     if scene.get("slow_writer"):
         manager.save_checkpoint = slowed(scene["slow_writer"])
     folder = Path(scene["folder"])
@@ -77,7 +77,7 @@ def train(scene: dict[str, Any]) -> Any:
     except (UserError, RuntimeError) as error:
         return {"mistake": str(error)}
     finally:
-        trainer.UpdateStep, manager.save_checkpoint = UpdateStep, save_checkpoint
+        setup.UpdateStep, manager.save_checkpoint = UpdateStep, save_checkpoint
         precision.cpu_flags = real_flags
 
 
