@@ -22,7 +22,7 @@ SUBCOMMANDS = {
     "evaluate": "measure a checkpoint on held-out books: how it predicts, how it writes",
     "report": "a page of a training run, or of several side by side",
     "export": "a checkpoint as a Hugging Face folder, for transformers, vLLM and others",
-    "import": "a Hugging Face GPT-2 folder as a checkpoint",
+    "import": "a Hugging Face folder, GPT-2 or GPT-NeoX, as a checkpoint",
     "demo": "the whole path in minutes on a laptop: prepare, train, measure, write",
 }
 

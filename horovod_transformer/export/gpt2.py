@@ -16,8 +16,16 @@ from horovod_transformer.export.requirements import ACTIVATIONS, NORM_EPSILON, r
 
 PREFIX, OUTPUT_PROJECTION = "transformer.", "lm_head.weight"
 BUFFERS: tuple[str, ...] = (".attn.bias", ".attn.masked_bias")
+# Name of every weight: theirs, without the prefix, to ours.
+OUTSIDE = {
+    "wte.weight": "token_embedding.weight",
+    "wpe.weight": "position_embedding.weight",
+    "ln_f.weight": "final_norm.weight",
+    "ln_f.bias": "final_norm.bias",
+}
+LAYERS = "h"  # `h.0.` and so on, before the names
 # Theirs -> ours, within a layer; the linear layers are transposed.
-_LAYER_NAMES = {
+LAYER = {
     "ln_1": "attention_norm",
     "attn.c_attn": "attention.qkv",
     "attn.c_proj": "attention.output",
@@ -33,21 +41,6 @@ _REQUIRED = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-
-
-def names(layers: int) -> dict[str, str]:
-    """Name of every weight: theirs, without the prefix, to ours."""
-    found = {
-        "wte.weight": "token_embedding.weight",
-        "wpe.weight": "position_embedding.weight",
-        "ln_f.weight": "final_norm.weight",
-        "ln_f.bias": "final_norm.bias",
-    }
-    for layer in range(layers):
-        for theirs, ours in _LAYER_NAMES.items():
-            for part in ("weight", "bias"):
-                found[f"h.{layer}.{theirs}.{part}"] = f"blocks.{layer}.{ours}.{part}"
-    return found
 
 
 def their_weight(tensor: Tensor, name: str, heads: int) -> Tensor:

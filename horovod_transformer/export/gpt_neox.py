@@ -19,8 +19,15 @@ from horovod_transformer.export.requirements import ACTIVATIONS, NORM_EPSILON, r
 
 PREFIX, OUTPUT_PROJECTION = "gpt_neox.", "embed_out.weight"
 BUFFERS: tuple[str, ...] = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+# Name of every weight: theirs, without the prefix, to ours.
+OUTSIDE = {
+    "embed_in.weight": "token_embedding.weight",
+    "final_layer_norm.weight": "final_norm.weight",
+    "final_layer_norm.bias": "final_norm.bias",
+}
+LAYERS = "layers"  # `layers.0.` and so on, before the names
 # Theirs -> ours, within a layer.
-_LAYER_NAMES = {
+LAYER = {
     "input_layernorm": "attention_norm",
     "attention.query_key_value": "attention.qkv",
     "attention.dense": "attention.output",
@@ -45,20 +52,6 @@ _DEFAULTS = {
     "rotary_pct": 0.25,
     "rotary_emb_base": 10000,
 }
-
-
-def names(layers: int) -> dict[str, str]:
-    """Name of every weight: theirs, without the prefix, to ours."""
-    found = {
-        "embed_in.weight": "token_embedding.weight",
-        "final_layer_norm.weight": "final_norm.weight",
-        "final_layer_norm.bias": "final_norm.bias",
-    }
-    for layer in range(layers):
-        for theirs, ours in _LAYER_NAMES.items():
-            for part in ("weight", "bias"):
-                found[f"layers.{layer}.{theirs}.{part}"] = f"blocks.{layer}.{ours}.{part}"
-    return found
 
 
 def their_weight(tensor: Tensor, name: str, heads: int) -> Tensor:

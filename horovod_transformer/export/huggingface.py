@@ -37,8 +37,9 @@ class Form(Protocol):
     PREFIX: str
     OUTPUT_PROJECTION: str
     BUFFERS: tuple[str, ...]
-
-    def names(self, layers: int) -> dict[str, str]: ...
+    OUTSIDE: dict[str, str]
+    LAYERS: str
+    LAYER: dict[str, str]
 
     def their_weight(self, tensor: Tensor, name: str, heads: int) -> Tensor: ...
 
@@ -109,7 +110,7 @@ def _write_files(
         ours["position_embedding.weight"] = model.position_vectors
     tensors = {
         form.PREFIX + theirs: form.their_weight(ours[name], name, shape.n_heads).detach().cpu().contiguous()
-        for theirs, name in form.names(shape.n_layers).items()
+        for theirs, name in _names(form, shape.n_layers).items()
     }
     try:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -168,6 +169,16 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], Config, Tokenize
     return _read_weights(folder, form, config.model), config.model_copy(update={"data": data}), tokenizer
 
 
+def _names(form: Form, layers: int) -> dict[str, str]:
+    """Name of every weight: theirs, without the prefix, to ours."""
+    return form.OUTSIDE | {
+        f"{form.LAYERS}.{layer}.{theirs}.{part}": f"blocks.{layer}.{ours}.{part}"
+        for layer in range(layers)
+        for theirs, ours in form.LAYER.items()
+        for part in ("weight", "bias")
+    }
+
+
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
 
@@ -216,15 +227,14 @@ def _our_config(values: dict[str, Any], path: Path) -> tuple[Form, Config]:
 def _read_weights(folder: Path, form: Form, shape: ModelConfig) -> dict[str, Tensor]:
     found = _open_tensors(folder, form)
     # Before a model of the stated size is laid out: it may be stated as a billion layers.
-    outside = len(form.names(0))
-    wanted = outside + (len(form.names(1)) - outside) * shape.n_layers
+    wanted = len(form.OUTSIDE) + 2 * len(form.LAYER) * shape.n_layers
     if len(found) != wanted:
         raise UserError(
             f"{folder}: has {len(found)} weights; such a model of {shape.n_layers} layers has {wanted}"
         )
     expected = empty_model(shape).state_dict()
     weights = {}
-    for theirs, name in form.names(shape.n_layers).items():
+    for theirs, name in _names(form, shape.n_layers).items():
         if theirs not in found:
             raise UserError(f"{folder}: has no weight {theirs}, which its kind of model has; it is damaged")
         file, key = found[theirs]
@@ -273,7 +283,7 @@ def _open_tensors(folder: Path, form: Form) -> dict[str, tuple[Path, str]]:
                 head = (file, key)
             elif not name.endswith(form.BUFFERS):
                 found[name] = (file, key)
-    shared = next(theirs for theirs, ours in form.names(0).items() if ours == "token_embedding.weight")
+    shared = next(theirs for theirs, ours in form.OUTSIDE.items() if ours == "token_embedding.weight")
     embedding = found.get(shared)
     if head and embedding and not torch.equal(_tensor(*head), _tensor(*embedding)):
         raise UserError(
