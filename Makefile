@@ -51,6 +51,8 @@ packages:
 			echo "install: $(PYTHON) is not a Python >= 3.11 with venv; name one: make install PYTHON=python3.11" >&2; exit 2; }; \
 		"$(PYTHON)" -m venv --clear $(VENV); \
 	fi
+	@elsewhere=`$(VENV_PYTHON) -m pip config list | grep -E "^(global|install)\.(prefix|root)="`; test -z "$$elsewhere" || { \
+		echo "install: pip's configuration sends packages elsewhere than into $(VENV), take this out: $$elsewhere" >&2; exit 2; }
 	@echo "install: packages from PyPI, PyTorch among them; the first time takes minutes"
 	@$(PIP_INSTALL) setuptools wheel
 	@$(PIP_INSTALL) --no-build-isolation --editable ".[dev]"

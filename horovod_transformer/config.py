@@ -95,6 +95,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         UserError: The file is missing or no YAML, a key is unknown, or a value is not allowed.
             The one-line text names file, key, value and what would be accepted.
     """
+    if not str(path):
+        raise UserError(f"--config: should name a YAML file; {DEFAULT_CONFIG} is the default one")
     values = _read_yaml(user_path(path, "--config"))
     config = config_from_dict(values, str(path))
     return config.with_overrides(overrides, "command line") if overrides else config
@@ -112,18 +114,36 @@ def config_from_dict(values: Any, where: str) -> Config:
         raise UserError(_one_line(error, where)) from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key given twice: YAML would take the last one in silence."""
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML reads otherwise than people do: a key given twice, 010 (8) and 1:30 (90)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key `{key_node.value}` stands there twice", key_node.start_mark
-                )
+                raise _problem(key_node, f"the key `{key_node.value}` stands there twice")
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        digits, value = node.value.lstrip("+-").replace("_", ""), super().construct_yaml_int(node)
+        if ":" in digits or (digits.isdigit() and digits != "0" and digits[0] == "0"):
+            raise _problem(node, f"{node.value} means {value} in YAML; write it in decimal")
+        return value
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        value = super().construct_yaml_float(node)
+        if ":" in node.value:
+            raise _problem(node, f"{node.value} means {value} in YAML; write it in decimal")
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+
+
+def _problem(node: yaml.Node, text: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -143,7 +163,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        values = yaml.load(text, _UniqueKeys)
+        values = yaml.load(text, _Loader)
     except (
         Exception
     ) as error:  # a date of 31 February is a ValueError, lists in lists in lists a RecursionError
@@ -185,9 +205,12 @@ def _read_value(text: str, dotted: str, where: str) -> Any:
     kinds = _kinds(field.annotation) if field else set()
     if str not in kinds:
         try:
-            return yaml.safe_load(text)
-        except Exception:
-            raise UserError(f"{where}: {dotted} = {_shorten(text)}: cannot be read as a YAML value") from None
+            return yaml.load(text, _Loader)
+        except Exception as error:
+            why = _yaml_problem(error)
+            raise UserError(
+                f"{where}: {dotted} = {_shorten(text)}: cannot be read as a YAML value: {why}"
+            ) from None
     if text in ("", "null") and type(None) in kinds:
         return None
     if text[:1] in ('"', "'") or (text[:1] == "[" and list in kinds):

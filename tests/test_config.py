@@ -78,6 +78,10 @@ MISTAKES = [
         "c.yaml: model.d_model = [[[[...], [...], [...], ",
     ),
     (b"\xff\xfe\x00", "c.yaml: is not a text file; a config is YAML in UTF-8"),
+    # numbers that YAML reads in eights and sixties
+    ("model: {n_layers: 010}", "c.yaml, line 1: not valid YAML: 010 means 8 in YAML; write it in decimal"),
+    ("model: {n_layers: 1:30}", "c.yaml, line 1: not valid YAML: 1:30 means 90 in YAML; write it in decimal"),
+    ("model: {dropout: 0:00.5}", "c.yaml, line 1: not valid YAML: 0:00.5 means 0.5 in YAML; write it"),
     # values
     ("model: {n_layers: 0}", "c.yaml: model.n_layers = 0: should be greater than or equal to 1"),
     (
@@ -155,6 +159,8 @@ def test_a_mistake_is_told_in_one_line(written, text, message):
 
 
 def test_files_that_cannot_be_read(written, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="^--config: should name a YAML file; configs/config.yaml is the"):
+        load_config("")
     with pytest.raises(
         UserError, match="^nowhere.yaml: no such config file; configs/config.yaml is the default"
     ):
@@ -269,6 +275,11 @@ def test_with_overrides_leaves_the_original_alone():
         ("modle.n_layers", "2", "command line: modle.n_layers: no such section; did you mean model?"),
         ("model.n_layers", "x", "command line: model.n_layers = 'x': should be a valid integer"),
         ("model.n_layers", "[", "command line: model.n_layers = '[': cannot be read as a YAML value"),
+        (
+            "model.n_layers",
+            "010",
+            "model.n_layers = '010': cannot be read as a YAML value: 010 means 8 in YAML",
+        ),
         ("model", "2", "command line: --model: an override names a section and a key"),
         ("model.a.b", "2", "command line: --model.a.b: an override names a section and a key"),
     ],

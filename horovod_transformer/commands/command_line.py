@@ -250,6 +250,16 @@ def read_text(option: str, path: str) -> str:
         raise UserError(f"{option} {path}: cannot be read: {error.strerror}") from None
 
 
+def _require_working_folder() -> None:
+    """Paths count from it, and oneMKL, which torch loads, ends the program in words of its own without it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the working folder is not there any more ({error.strerror}); cd into one that is"
+        ) from None
+
+
 def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> int:
     """Run a command's `main`; a user's mistake becomes one line on stderr and an exit code.
 
@@ -257,6 +267,7 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
     """
     make_streams_take_all()
     try:
+        _require_working_folder()
         code = main(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from horovod_transformer import distributed
 from horovod_transformer.data.loader import iterate_batches
+from horovod_transformer.errors import UserError
 from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import autocast
@@ -117,6 +119,7 @@ class Validator:
 
         Raises:
             RuntimeError: The ranks' weights differ.
+            UserError: The loss is not finite.
         """
         state, began = self._state, time.monotonic()
         if not self.is_due:
@@ -138,4 +141,9 @@ class Validator:
                 seconds=time.monotonic() - began,
             )
         )
+        if not math.isfinite(figures.loss):
+            raise UserError(
+                f"training diverged: the validation loss after update {state.update} is {figures.loss}; "
+                "lower training.learning_rate or training.weight_decay and resume from an earlier checkpoint"
+            )
         return best

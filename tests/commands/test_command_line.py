@@ -50,6 +50,17 @@ def test_mistakes_are_told(root, arguments, told):
         parse(root, *arguments)
 
 
+def test_a_working_folder_that_was_removed(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run_command(_dispatch, ["train"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the working folder is not there any more (No such file or directory); cd into one that is\n"
+    )
+
+
 def test_a_setting_by_its_option_and_by_its_key_is_given_twice(root):
     done = run_command(generate, ["--top_k", "5", "--generation.top_k", "6"])
     assert done == 2

@@ -195,6 +195,27 @@ def test_a_good_venv_is_kept_whatever_characters_its_path_has(tmp_path):
     assert (folder / ".venv" / "mine").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["prefix", "root"])
+def test_a_pip_conf_that_sends_packages_elsewhere_is_refused(tmp_path, setting):
+    """An empty --prefix does not undo it, as an empty --target does: pip installs into the working folder."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "pip.conf").write_text(f"[global]\n{setting} = /elsewhere\n")
+    done = subprocess.run(
+        ["make", "packages", f"PYTHON={sys.executable}"],
+        cwd=tmp_path,
+        env=clean_environment(PIP_CONFIG_FILE=str(tmp_path / "pip.conf")),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "install: pip's configuration sends packages elsewhere than into .venv, take"
+    )
+    assert f"global.{setting}='/elsewhere'" in done.stderr
+
+
 def test_missing_make_and_headers_are_named(installer, tmp_path, monkeypatch):
     tools = importlib.import_module("horovod_tools")
     headers = tmp_path / "include"

@@ -100,6 +100,13 @@ def test_advice_after_a_divergence_can_be_followed(train, tmp_path, interval, to
     assert (tmp_path / "checkpoints" / "last.pt").is_file() == (interval == 1)
 
 
+def test_weights_that_became_nan_in_the_last_update_are_no_finished_run(train, tmp_path):
+    changes = {"training.weight_decay": 1e308, "training.max_updates": 2, "training.save_interval": 1}
+    with pytest.raises(UserError, match="training diverged: the validation loss after update 2 is nan"):
+        train(changes)
+    assert not (tmp_path / "checkpoints" / "best_model.pt").exists()
+
+
 def test_a_start_that_fails_late_gives_its_folders_and_its_log_back(train, tmp_path, monkeypatch):
     """In a notebook the next run follows in the same process."""
     with monkeypatch.context() as broken:
