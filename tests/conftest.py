@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ PATIENCE_S = 300.0
 ROOT = Path(__file__).resolve().parent.parent
 # `src` is not installed; a test may be started from any folder.
 sys.path.insert(0, str(ROOT))
+# What a shell starts in the background ignores Ctrl-C, and so would all that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from horovod_transformer.config import Config, config_from_dict  # noqa: E402
 from horovod_transformer.config_sections import ModelConfig  # noqa: E402

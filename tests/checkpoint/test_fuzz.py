@@ -30,7 +30,7 @@ from horovod_transformer.model.transformer import build_model
 
 ROUNDS = 60  # of each kind of damage
 MORE_MEMORY = 1 << 30
-SECONDS_EACH = 10
+CPU_SECONDS_EACH = 20
 TENSOR_TRAITS = ("dtype", "shape", "requires_grad")
 
 
@@ -305,7 +305,7 @@ def equal(one, other):
 
 def outcome_of(path, original):
     """Load a file: what came of it, in a word, or what should not have."""
-    signal.setitimer(signal.ITIMER_REAL, SECONDS_EACH)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS_EACH)
     try:
         contents = load_checkpoint(path)
     except UserError as error:
@@ -318,7 +318,7 @@ def outcome_of(path, original):
     except BaseException as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return "equal" if equal(contents, original) else "accepted though changed"
 
 
@@ -326,7 +326,7 @@ def load_them_all(folder, original, files):
     """In the child: write one line for each file before the next is read."""
     virtual = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (virtual + MORE_MEMORY, -1))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a hang ends the child, even one outside Python
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a hang ends the child, even one outside Python
     os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
     path = folder / "damaged.pt"
     with open(folder / "outcomes", "w", buffering=1) as report:
