@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from horovod_transformer.system.machine import installed_version
 
 # Samples of one run on the page, evenly spread over its training.
 SHOWN_SAMPLES = 6
+# As `templates/page.html.j2` has it.
+_PAGE_BEGINS = b"<!DOCTYPE html>"
 _COMPUTING = ("forward", "backward", "optimizer")
 # Column -> title; those of train.csv.
 _TRAIN_CHARTS = {
@@ -34,19 +37,31 @@ def write_run_report(runs: Sequence[str | Path], target: str | Path) -> Path:
 
     Args:
         runs: Folders, see `read_run`.
-        target: The HTML file.
+        target: The HTML file; a page that is there is replaced, anything else is left alone.
 
     Raises:
         UserError: A run cannot be read, or the page cannot be written.
     """
-    records = [read_run(run) for run in runs]
     path = Path(target)
     try:
+        if os.path.lexists(path) and not _is_page(path):
+            raise UserError(
+                f"--output {path}: is there already and is no page; name another file, or remove it"
+            )
+        records = [read_run(run) for run in runs]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, run_page(records))
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror or error}") from None
     return path
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is a page, or empty: a run's table or a checkpoint is not to be lost to one."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(_PAGE_BEGINS)) in (_PAGE_BEGINS, b"")
 
 
 def run_page(runs: Sequence[RunRecords]) -> str:
@@ -78,11 +93,10 @@ def _last(column: Sequence[float | None] | None) -> float | None:
 def _best(run: RunRecords) -> tuple[float | None, float | None]:
     """Lowest validation loss, and its update."""
     losses = run.validation.get("loss", [])
-    found = [(loss, place) for place, loss in enumerate(losses) if loss is not None]
-    if not found:
-        return None, None
-    loss, place = min(found)
-    return loss, run.validation["update"][place]
+    updates = run.validation.get("update", [])
+    pairs = zip(losses, updates, strict=False)
+    known = [(loss, update) for loss, update in pairs if loss is not None and update is not None]
+    return min(known, default=(None, None))
 
 
 def _summary(run: RunRecords) -> str:
