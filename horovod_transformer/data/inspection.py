@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from horovod_transformer.data.dataset import BlockDataset, load_splits
-from horovod_transformer.data.manifest import find_damage, read_manifest, splits_of
+from horovod_transformer.data.manifest import COUNTS, find_damage, read_manifest, splits_of
 from horovod_transformer.data.stored_split import StoredSplit
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable, user_path
@@ -124,13 +124,17 @@ def _open(data_dir: str | Path) -> tuple[Path, dict[str, Any], Tokenizer]:
     if not folder.is_dir():
         raise UserError(f"{readable(folder)}: no prepared data here; `horovod-transformer prepare` makes it")
     manifest = read_manifest(folder)
-    needed = ("books", "characters", "bytes", "tokens", "blocks", "padding", "sha256")
+    needed = (*COUNTS, "padding", "sha256")
     try:
-        sound = all(key in manifest["splits"][name] for name in splits_of(manifest) for key in needed)
-        sound = sound and isinstance(manifest["block_size"], int) and isinstance(manifest["tokenizer"], dict)
-        sound = sound and isinstance(manifest["dropped"]["counts"], dict)
-        sound = sound and all("count" in manifest[key] for key in ("unreadable", "reencoded"))
-    except (KeyError, TypeError):
+        splits = [manifest["splits"][name] for name in splits_of(manifest)]
+        sound = all(key in split for split in splits for key in needed)
+        sound = sound and all(split["tokens"] for split in splits)
+        sound = sound and isinstance(manifest["tokenizer"], dict)
+        counts = [manifest["block_size"], *(split["padding"] for split in splits)]
+        counts += manifest["dropped"]["counts"].values()
+        counts += [manifest[key]["count"] for key in ("unreadable", "reencoded")]
+        sound = sound and all(type(count) is int for count in counts)
+    except (KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise UserError(
