@@ -142,6 +142,8 @@ def load_checkpoint(
     if not isinstance(expected, str) or expected != actual:
         raise UserError(f"{path}: its checksum does not match: the file was damaged or altered")
     contents = {key: contents[key] for key in KEYS if with_optimizer or key != "optimizer"}
+    if not all(isinstance(contents[key], dict) for key in ("scheduler", "progress")):
+        raise UserError(f"{path}: holds what no checkpoint of this program holds")
     if str(map_location) == "cpu":
         return contents
     return convert_all(contents, Tensor, lambda tensor: tensor.to(map_location))

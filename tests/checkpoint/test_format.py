@@ -125,6 +125,9 @@ def test_foreign_and_newer_and_incomplete_files_are_refused(tmp_path):
     assert_refused(path, f"has checkpoint format {FORMAT_VERSION + 1}, newer than the {FORMAT_VERSION}")
     save_checkpoint(path, {key: value for key, value in contents_of().items() if key != "optimizer"})
     assert_refused(path, "lacks optimizer")
+    for key in ("progress", "scheduler"):
+        save_checkpoint(path, {**contents_of(), key: None})
+        assert_refused(path, "holds what no checkpoint of this program holds")
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):
