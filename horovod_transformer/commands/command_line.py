@@ -22,7 +22,7 @@ from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import LostRankError, StoppedError, UserError
 from horovod_transformer.system.console import give_up_on_output, make_streams_take_all, tell
 from horovod_transformer.system.launch_environment import launched_rank
-from horovod_transformer.system.paths import path_of
+from horovod_transformer.system.paths import path_of, readable
 
 RANK_0_SPEAKS_FIRST_S = 5.0
 LOST_RANK_LEAVES_LAST_S = 2.0
@@ -280,9 +280,15 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if not give_up_on_output():
+        if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes):
+            # Files that belong to others can lie in any folder that is read.
+            place = readable(os.fsdecode(error.filename))
+            what = f"{place}: {error.strerror}; ask whom it belongs to, or name another place"
+        elif give_up_on_output():
+            what = f"standard output takes no more: {error.strerror}; what was printed is lost"
+        else:
             raise
-        tell(f"error: standard output takes no more: {error.strerror}; what was printed is lost", sys.stderr)
+        tell(f"error: {what}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         # There was nothing to save. A shell ends its loop only if the signal ends us.
