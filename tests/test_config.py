@@ -370,3 +370,8 @@ def test_the_promised_names():
     from src.utils.config import load_config as promised_load_config
 
     assert (PromisedConfig, promised_load_config) == (Config, load_config)
+
+
+def test_a_config_that_has_no_end_is_one_line():
+    with pytest.raises(UserError, match="/dev/zero: cannot be read: File too large"):
+        load_config("/dev/zero")

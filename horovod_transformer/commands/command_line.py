@@ -12,8 +12,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -21,11 +20,13 @@ from pydantic import BaseModel
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import LostRankError, StoppedError, UserError
 from horovod_transformer.system.console import give_up_on_output, make_streams_take_all, tell
+from horovod_transformer.system.files import read_at_most
 from horovod_transformer.system.launch_environment import launched_rank
 from horovod_transformer.system.paths import path_of, readable
 
 RANK_0_SPEAKS_FIRST_S = 5.0
 LOST_RANK_LEAVES_LAST_S = 2.0
+_LARGEST_TEXT = 1 << 28
 
 OVERRIDES_HELP = """\
 Any key of the config can be overridden by its dotted name:
@@ -242,7 +243,8 @@ def read_text(option: str, path: str) -> str:
         UserError: It cannot be read, or is not UTF-8.
     """
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+            data = read_at_most(file, _LARGEST_TEXT)
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise UserError(f"{option} {path}: is not text in UTF-8") from None
