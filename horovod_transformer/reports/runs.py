@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.reports.area_chart import draw_shares
 from horovod_transformer.reports.charts import COLOURS, Chart, Curve, draw, smoothed
 from horovod_transformer.reports.formats import any_value, duration, number, seconds_and_share
-from horovod_transformer.reports.html import render
+from horovod_transformer.reports.html import PAGE_BEGINS, render
 from horovod_transformer.reports.run_records import RunRecords, read_run
-from horovod_transformer.system.files import write_text
+from horovod_transformer.system.files import may_be_replaced, write_text
 from horovod_transformer.system.machine import installed_version
 
 # Samples of one run on the page, evenly spread over its training.
 SHOWN_SAMPLES = 6
-# As `templates/page.html.j2` has it.
-_PAGE_BEGINS = b"<!DOCTYPE html>"
 _COMPUTING = ("forward", "backward", "optimizer")
 # Column -> title; those of train.csv.
 _TRAIN_CHARTS = {
@@ -44,7 +41,7 @@ def write_run_report(runs: Sequence[str | Path], target: str | Path) -> Path:
     """
     path = Path(target)
     try:
-        if os.path.lexists(path) and not _is_page(path):
+        if not may_be_replaced(path, PAGE_BEGINS):  # a run's table, a checkpoint
             raise UserError(
                 f"--output {path}: is there already and is no page; name another file, or remove it"
             )
@@ -54,14 +51,6 @@ def write_run_report(runs: Sequence[str | Path], target: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"--output {path}: cannot be written: {error.strerror or error}") from None
     return path
-
-
-def _is_page(path: Path) -> bool:
-    """Whether a file is a page, or empty: a run's table or a checkpoint is not to be lost to one."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.read(len(_PAGE_BEGINS)) in (_PAGE_BEGINS, b"")
 
 
 def run_page(runs: Sequence[RunRecords]) -> str:

@@ -76,6 +76,21 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def may_be_replaced(path: Path, begins: bytes) -> bool:
+    """Whether nothing is lost if a file of ours takes this name.
+
+    Args:
+        path: The name.
+        begins: How such a file of ours begins; an empty one may go, too.
+    """
+    if not os.path.lexists(path):
+        return True
+    if not path.is_file():  # a folder, a device, a link that leads nowhere
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(begins)) in (begins, b"")
+
+
 def read_at_most(file: IO[bytes], most: int) -> bytes:
     """Read a file to its end, which not every file has: `/dev/zero` would fill the memory.
 
