@@ -120,7 +120,8 @@ def summary_lines(evaluation: Evaluation, values: dict[str, Any]) -> list[str]:
     ]
     if evaluation.samples:
         lines.append(
-            f"{settings['samples']} continuations of prompts of {settings['prompt_tokens']} tokens, ± one standard error"
+            f"{settings['samples']} continuations of prompts of {settings['prompt_tokens']} tokens, "
+            "± one standard error"
         )
         lines += [f"  {line}" for line in table_lines(values)]
     copied = copy_line(values)
