@@ -136,8 +136,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint = f"{DEFAULT_CONFIG} is the default one"
         if path == Path(DEFAULT_CONFIG):
             hint = "that is the default one; --config names another"
-            if (OUR_CONFIGS / path.name).is_file():
-                hint += f", those that come with the program lie in {OUR_CONFIGS}"
+        if (OUR_CONFIGS / path.name).is_file():
+            hint += f", those that come with the program lie in {OUR_CONFIGS}"
         raise UserError(f"{path}: no such config file; {hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; --config takes a YAML file") from None

@@ -109,8 +109,10 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {_why_no_file(path)}")
+    # What is mapped need not be read; but torch maps no file whose path is not UTF-8.
+    mapped = not with_optimizer and not any("\ud800" <= character <= "\udfff" for character in str(path))
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=not with_optimizer)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception:

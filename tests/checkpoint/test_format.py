@@ -130,6 +130,14 @@ def test_foreign_and_newer_and_incomplete_files_are_refused(tmp_path):
         assert_refused(path, "holds what no checkpoint of this program holds")
 
 
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_a_path_need_not_be_utf_8(tmp_path, with_optimizer):
+    folder = tmp_path / "b\udcff"
+    folder.mkdir()
+    save_checkpoint(folder / "last.pt", contents_of())
+    assert load_checkpoint(folder / "last.pt", with_optimizer=with_optimizer)["progress"]
+
+
 def test_a_folder_is_no_checkpoint(tmp_path):
     assert_refused(tmp_path, "is a folder; name a file")
 

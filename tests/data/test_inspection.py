@@ -253,6 +253,11 @@ def test_a_manifest_that_may_not_be_read_is_not_said_to_be_damaged(
         stats(data)
 
 
+def test_data_in_a_folder_whose_name_is_not_utf_8(data: Path) -> None:
+    odd = data.rename(data.with_name("b\udcff"))
+    assert verify(odd)[1] == [] and show(odd).startswith("Book ")
+
+
 @pytest.mark.parametrize("key", ["splits", "block_size", "tokenizer", "dropped", "unreadable", "reencoded"])
 def test_a_manifest_that_lacks_something_is_not_ours(data: Path, key: str) -> None:
     path = data / "manifest.json"

@@ -372,6 +372,12 @@ def test_a_tokenizer_without_added_tokens_has_left_none_out(theirs, tmp_path):
     assert run_command(_dispatch, ["import", "--from", str(folder), "--to", str(tmp_path / "new.pt")]) == 0
 
 
+def test_a_name_that_is_not_utf_8_is_written_out_in_the_card(tiny_checkpoint, tmp_path):
+    folder = tmp_path / "b\udcff\n#"
+    assert run_command(_dispatch, ["export", "--checkpoint", str(tiny_checkpoint), "--to", str(folder)]) == 0
+    assert "\n# b\\xff\\n#\n" in (folder / "README.md").read_text()
+
+
 def _changed(**changes):
     return lambda contents: contents["progress"].update(changes)
 
