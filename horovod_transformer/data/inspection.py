@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ _ROWS_AT_A_TIME = 1 << 14
 def verify(data_dir: str | Path) -> tuple[dict[str, int], list[str]]:
     """Read all blocks of prepared data and compare them with the manifest.
 
-    Checked are sizes of files, block lengths, numbers of blocks, hashes, the range of ids, the
-    number of books, that padding is end-of-text, and that no book is in two splits.
+    Checked are sizes of files, that JSON is JSON, block lengths, numbers of blocks, hashes, the range of
+    ids, the number of books, that padding is end-of-text, and that no book is in two splits.
 
     Args:
         data_dir: The folder.
@@ -44,7 +45,11 @@ def verify(data_dir: str | Path) -> tuple[dict[str, int], list[str]]:
     except UserError as error:
         return {}, [str(error)]
     checked: dict[str, int] = {}
-    wrong: list[str] = []
+    wrong = [
+        f"its file {name} is not the JSON that was written"
+        for name in manifest.get("sizes", {})
+        if name.endswith(".json") and not _is_json(folder / name)
+    ]
     books: dict[str, set[bytes]] = {}
     for name in splits_of(manifest):
         split = opened[name]
@@ -141,6 +146,15 @@ def _open(data_dir: str | Path) -> tuple[Path, dict[str, Any], Tokenizer]:
             f"{readable(folder)}: has no manifest that `prepare` wrote; nothing to compare it with"
         )
     return folder, manifest, tokenizer_from_dict(manifest["tokenizer"])
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file can be read as JSON: not all are needed here, but `datasets` needs more of them."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _check_split(

@@ -253,6 +253,12 @@ def test_a_manifest_that_may_not_be_read_is_not_said_to_be_damaged(
         stats(data)
 
 
+def test_json_of_the_right_size_that_is_none(data: Path) -> None:
+    path = data / "train" / "dataset_info.json"
+    path.write_bytes(bytes(path.stat().st_size))  # as after a power failure
+    assert "its file train/dataset_info.json is not the JSON that was written" in verify(data)[1]
+
+
 def test_data_in_a_folder_whose_name_is_not_utf_8(data: Path) -> None:
     odd = data.rename(data.with_name("b\udcff"))
     assert verify(odd)[1] == [] and show(odd).startswith("Book ")
