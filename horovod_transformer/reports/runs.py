@@ -40,12 +40,10 @@ def write_run_report(runs: Sequence[str | Path], target: str | Path) -> Path:
         UserError: A run cannot be read, or the page cannot be written.
     """
     path = Path(target)
+    if not may_be_replaced(path, PAGE_BEGINS):  # a run's table, a checkpoint
+        raise UserError(f"--output {path}: is there already and is no page; name another file, or remove it")
+    records = [read_run(run) for run in runs]
     try:
-        if not may_be_replaced(path, PAGE_BEGINS):  # a run's table, a checkpoint
-            raise UserError(
-                f"--output {path}: is there already and is no page; name another file, or remove it"
-            )
-        records = [read_run(run) for run in runs]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, run_page(records))
     except OSError as error:

@@ -87,8 +87,11 @@ def may_be_replaced(path: Path, begins: bytes) -> bool:
         return True
     if not path.is_file():  # a folder, a device, a link that leads nowhere
         return False
-    with open(path, "rb") as file:
-        return file.read(len(begins)) in (begins, b"")
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(begins)) in (begins, b"")
+    except OSError:
+        return False
 
 
 def read_at_most(file: IO[bytes], most: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -204,6 +205,15 @@ def test_what_is_no_page_is_not_replaced_by_one(kind, run, tmp_path, capfd):
     assert run_command(_dispatch, ["report", str(run), "--output", str(place)]) == 2
     assert "is there already and is no page" in capfd.readouterr().err
     assert os.lstat(place) == before
+
+
+def test_a_run_that_may_not_be_read_is_not_blamed_on_the_page(run, tmp_path, monkeypatch, capfd):
+    def refuse(_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/else/where")
+
+    monkeypatch.setattr(run_report, "read_run", refuse)
+    assert run_command(_dispatch, ["report", str(run), "--output", str(tmp_path / "x.html")]) == 2
+    assert capfd.readouterr().err.startswith("error: /else/where: Permission denied; ")
 
 
 def test_a_page_and_an_empty_file_are_replaced(run, tmp_path):
