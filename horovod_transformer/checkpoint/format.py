@@ -145,7 +145,7 @@ def load_checkpoint(
         raise UserError(f"{path}: its checksum does not match: the file was damaged or altered")
     contents = {key: contents[key] for key in KEYS if with_optimizer or key != "optimizer"}
     if not all(isinstance(contents[key], dict) for key in ("scheduler", "progress")):
-        raise UserError(f"{path}: holds what no checkpoint of this program holds")
+        raise UserError(f"{path}: its record of progress is not of this program's making")
     if str(map_location) == "cpu":
         return contents
     return convert_all(contents, Tensor, lambda tensor: tensor.to(map_location))

@@ -127,7 +127,7 @@ def test_foreign_and_newer_and_incomplete_files_are_refused(tmp_path):
     assert_refused(path, "lacks optimizer")
     for key in ("progress", "scheduler"):
         save_checkpoint(path, {**contents_of(), key: None})
-        assert_refused(path, "holds what no checkpoint of this program holds")
+        assert_refused(path, "its record of progress is not of this program's making")
 
 
 @pytest.mark.parametrize("with_optimizer", [True, False])
