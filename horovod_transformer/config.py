@@ -30,9 +30,11 @@ from horovod_transformer.config_sections import (
     TrainingConfig,
 )
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.files import read_at_most
 from horovod_transformer.system.paths import user_path
 
 DEFAULT_CONFIG = "configs/config.yaml"
+_LARGEST_FILE = 1 << 20
 # In a clone, and so wherever the package is installed from one.
 OUR_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -148,13 +150,14 @@ def _problem(node: yaml.Node, text: str) -> yaml.constructor.ConstructorError:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            text = read_at_most(file, _LARGEST_FILE).decode("utf-8")
     except FileNotFoundError:
         hint = f"{DEFAULT_CONFIG} is the default one"
         if path == Path(DEFAULT_CONFIG):
             hint = "that is the default one; --config names another"
-            if (OUR_CONFIGS / path.name).is_file():
-                hint += f", those that come with the program lie in {OUR_CONFIGS}"
+        if (OUR_CONFIGS / path.name).is_file():
+            hint += f", those that come with the program lie in {OUR_CONFIGS}"
         raise UserError(f"{path}: no such config file; {hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; --config takes a YAML file") from None

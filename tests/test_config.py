@@ -381,3 +381,14 @@ def test_the_promised_names():
     from src.utils.config import load_config as promised_load_config
 
     assert (PromisedConfig, promised_load_config) == (Config, load_config)
+
+
+def test_a_config_that_has_no_end_is_one_line():
+    with pytest.raises(UserError, match="/dev/zero: cannot be read: File too large"):
+        load_config("/dev/zero")
+
+
+def test_a_config_of_ours_is_said_to_lie_elsewhere(tmp_path, monkeypatch, root):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"those that come with the program lie in {root / 'configs'}"):
+        load_config("configs/quickstart.yaml")

@@ -109,8 +109,10 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {_why_no_file(path)}")
+    # What is mapped need not be read; but torch maps no file whose path is not UTF-8.
+    mapped = not with_optimizer and not any("\ud800" <= character <= "\udfff" for character in str(path))
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=not with_optimizer)
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception:
@@ -142,6 +144,8 @@ def load_checkpoint(
     if not isinstance(expected, str) or expected != actual:
         raise UserError(f"{path}: its checksum does not match: the file was damaged or altered")
     contents = {key: contents[key] for key in KEYS if with_optimizer or key != "optimizer"}
+    if not all(isinstance(contents[key], dict) for key in ("scheduler", "progress")):
+        raise UserError(f"{path}: its record of progress is not of this program's making")
     if str(map_location) == "cpu":
         return contents
     return convert_all(contents, Tensor, lambda tensor: tensor.to(map_location))

@@ -12,8 +12,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from contextlib import nullcontext, suppress
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -21,11 +20,13 @@ from pydantic import BaseModel
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import LostRankError, StoppedError, UserError
 from horovod_transformer.system.console import give_up_on_output, make_streams_take_all, tell
+from horovod_transformer.system.files import read_at_most
 from horovod_transformer.system.launch_environment import launched_rank
-from horovod_transformer.system.paths import path_of
+from horovod_transformer.system.paths import path_of, readable
 
 RANK_0_SPEAKS_FIRST_S = 5.0
 LOST_RANK_LEAVES_LAST_S = 2.0
+_LARGEST_TEXT = 1 << 28
 
 OVERRIDES_HELP = """\
 Any key of the config can be overridden by its dotted name:
@@ -242,7 +243,8 @@ def read_text(option: str, path: str) -> str:
         UserError: It cannot be read, or is not UTF-8.
     """
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+            data = read_at_most(file, _LARGEST_TEXT)
         return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise UserError(f"{option} {path}: is not text in UTF-8") from None
@@ -291,9 +293,15 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if not give_up_on_output():
+        if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes):
+            # Files that belong to others can lie in any folder that is read.
+            place = readable(os.fsdecode(error.filename))
+            what = f"{place}: {error.strerror}; ask whom it belongs to, or name another place"
+        elif give_up_on_output():
+            what = f"standard output takes no more: {error.strerror}; what was printed is lost"
+        else:
             raise
-        tell(f"error: standard output takes no more: {error.strerror}; what was printed is lost", sys.stderr)
+        tell(f"error: {what}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         # There was nothing to save. A shell ends its loop only if the signal ends us.

@@ -57,13 +57,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = config_parser("horovod-transformer doctor", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--output_dir",
-        default=".",
         type=path_of("--output_dir"),
         metavar="DIR",
-        help="as for train (default: here)",
+        help="as for train (default: paths.output_dir)",
     )
     options, config = parse_with_config(parser, arguments)
-    rows = examine(CheckContext(config, options.config, Path(options.output_dir)))
+    folder = None if options.output_dir is None else Path(options.output_dir)
+    rows = examine(CheckContext(config, options.config, folder))
     width = max(len(row.name) for row in rows)
     for row in rows:
         print(f"{row.state:<5} {row.name:<{width}}  {row.found}")

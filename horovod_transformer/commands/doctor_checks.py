@@ -43,19 +43,21 @@ class CheckContext:
     Attributes:
         config: The run's config.
         config_path: The file it came from, to name in commands.
-        output_dir: As for `train`.
+        output_dir: As for `train`; None: the config's.
         hosts: The table of host names.
     """
 
     config: Config
     config_path: str = "configs/config.yaml"
-    output_dir: Path = Path()
+    output_dir: Path | None = None
     hosts: Path = Path("/etc/hosts")
 
     @property
     def checkpoint_dir(self) -> Path:
         """Where checkpoints will go."""
-        paths = self.config.with_paths_in(self.output_dir).paths
+        paths = self.config.paths
+        if self.output_dir is not None:
+            paths = self.config.with_paths_in(self.output_dir).paths
         return explicit(paths, paths.checkpoint_dir) or Path(paths.output_dir, RUNS)
 
 

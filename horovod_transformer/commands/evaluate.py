@@ -56,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     seed = whole_number("--seed", options.seed)
     limit = None if options.books is None else whole_number("--books", options.books, 1)
     given = None if options.config is None else load_config(options.config)
+    if options.output == "":  # a variable that is not set: an earlier evaluation is not to be lost to that
+        raise UserError("--output: is empty; it names a folder, and without it there is a default")
     folder = Path(options.output) if options.output else _beside(Path(options.checkpoint))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: is a file; it names a folder")
@@ -66,9 +68,10 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.evaluation.book_scores import books_of
     from horovod_transformer.evaluation.evaluate import EvaluationSettings, evaluate
     from horovod_transformer.generation import load_model_for_generation
-    from horovod_transformer.reports.evaluation import summary_lines, to_json, write_report
+    from horovod_transformer.reports.evaluation import require_ours, summary_lines, to_json, write_report
 
     setup_horovod(device="cpu" if options.device == "cpu" else "auto")
+    require_ours(folder)
     model, tokenizer, config = load_model_for_generation(options.checkpoint, options.config, options.device)
     if given is not None:
         config = config.model_copy(update={"data": given.data})

@@ -16,6 +16,8 @@ if they fail. SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and Ctrl-C reach all ranks, and 
 checkpoint; a second Ctrl-C ends everything at once. Training that is started again resumes its newest
 checkpoint."""
 
+MOST_PROCESSES = 4096  # of one machine
+
 EXAMPLES = """\
 examples:
   horovod-transformer launch -np 2 -- python -m src.train --config configs/quickstart.yaml
@@ -48,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to start")
     options = parser.parse_args(list(arguments))
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if options.np < 1:
-        raise UserError(f"-np {options.np}: should be at least 1")
+    if not 1 <= options.np <= MOST_PROCESSES:
+        raise UserError(f"-np {options.np}: should be from 1 to {MOST_PROCESSES}")
     if options.max_restarts < 0:
         raise UserError(f"--max-restarts {options.max_restarts}: should be at least 0")
     if not command:

@@ -43,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--output_dir", type=path_of("--output_dir"), metavar="DIR", help="the folder that holds runs/"
     )
-    parser.add_argument("--delete", nargs="+", metavar="NAME", help="delete these runs, after a question")
+    parser.add_argument(
+        "--delete", nargs="+", action="extend", metavar="NAME", help="delete these runs, after a question"
+    )
     parser.add_argument("--yes", action="store_true", help="delete without the question")
     options, config = parse_with_config(parser, arguments)
     paths = config.with_paths_in(options.output_dir).paths if options.output_dir else config.paths

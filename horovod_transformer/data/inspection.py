@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from horovod_transformer.data.dataset import BlockDataset, load_splits
-from horovod_transformer.data.manifest import find_damage, read_manifest, splits_of
+from horovod_transformer.data.manifest import COUNTS, find_damage, read_manifest, splits_of
 from horovod_transformer.data.stored_split import StoredSplit
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable, user_path
@@ -23,8 +24,8 @@ _ROWS_AT_A_TIME = 1 << 14
 def verify(data_dir: str | Path) -> tuple[dict[str, int], list[str]]:
     """Read all blocks of prepared data and compare them with the manifest.
 
-    Checked are sizes of files, block lengths, numbers of blocks, hashes, the range of ids, the
-    number of books, that padding is end-of-text, and that no book is in two splits.
+    Checked are sizes of files, that JSON is JSON, block lengths, numbers of blocks, hashes, the range of
+    ids, the number of books, that padding is end-of-text, and that no book is in two splits.
 
     Args:
         data_dir: The folder.
@@ -44,7 +45,11 @@ def verify(data_dir: str | Path) -> tuple[dict[str, int], list[str]]:
     except UserError as error:
         return {}, [str(error)]
     checked: dict[str, int] = {}
-    wrong: list[str] = []
+    wrong = [
+        f"its file {name} is not the JSON that was written"
+        for name in manifest.get("sizes", {})
+        if name.endswith(".json") and not _is_json(folder / name)
+    ]
     books: dict[str, set[bytes]] = {}
     for name in splits_of(manifest):
         split = opened[name]
@@ -124,19 +129,32 @@ def _open(data_dir: str | Path) -> tuple[Path, dict[str, Any], Tokenizer]:
     if not folder.is_dir():
         raise UserError(f"{readable(folder)}: no prepared data here; `horovod-transformer prepare` makes it")
     manifest = read_manifest(folder)
-    needed = ("books", "characters", "bytes", "tokens", "blocks", "padding", "sha256")
+    needed = (*COUNTS, "padding", "sha256")
     try:
-        sound = all(key in manifest["splits"][name] for name in splits_of(manifest) for key in needed)
-        sound = sound and isinstance(manifest["block_size"], int) and isinstance(manifest["tokenizer"], dict)
-        sound = sound and isinstance(manifest["dropped"]["counts"], dict)
-        sound = sound and all("count" in manifest[key] for key in ("unreadable", "reencoded"))
-    except (KeyError, TypeError):
+        splits = [manifest["splits"][name] for name in splits_of(manifest)]
+        sound = all(key in split for split in splits for key in needed)
+        sound = sound and all(split["tokens"] for split in splits)
+        sound = sound and isinstance(manifest["tokenizer"], dict)
+        counts = [manifest["block_size"], *(split["padding"] for split in splits)]
+        counts += manifest["dropped"]["counts"].values()
+        counts += [manifest[key]["count"] for key in ("unreadable", "reencoded")]
+        sound = sound and all(type(count) is int for count in counts)
+    except (KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise UserError(
             f"{readable(folder)}: has no manifest that `prepare` wrote; nothing to compare it with"
         )
     return folder, manifest, tokenizer_from_dict(manifest["tokenizer"])
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a file can be read as JSON: not all are needed here, but `datasets` needs more of them."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _check_split(

@@ -17,6 +17,8 @@ REPORT_JSON, REPORT_PAGE = "report.json", "report.html"
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation")
 TEST = "test"
+# What is counted of each split.
+COUNTS = ("books", "characters", "bytes", "tokens", "blocks")
 
 
 def splits_of(manifest: dict[str, Any]) -> tuple[str, ...]:
@@ -36,9 +38,11 @@ def read_manifest(data_dir: Path) -> dict[str, Any]:
         return {}
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except OSError as error:  # nothing says that the data are damaged
+        raise UserError(f"{readable(path)}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
         raise UserError(f"{readable(path)}: cannot be read as JSON; {again}") from None
-    if not isinstance(manifest, dict):
+    if not isinstance(manifest, dict) or not _counts_are_numbers(manifest):
         raise UserError(f"{readable(path)}: is not a manifest; {again}")
     version = manifest.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -47,6 +51,16 @@ def read_manifest(data_dir: Path) -> dict[str, Any]:
             f"update the program, or {again}"
         )
     return manifest
+
+
+def _counts_are_numbers(manifest: dict[str, Any]) -> bool:
+    """Whether what is there of splits and sizes can be counted and divided with."""
+    splits, sizes = manifest.get("splits", {}), manifest.get("sizes")
+    if not isinstance(splits, dict) or not all(isinstance(split, dict) for split in splits.values()):
+        return False
+    counts = [split.get(key, 0) for split in splits.values() for key in COUNTS]
+    counts += sizes.values() if isinstance(sizes, dict) else []
+    return all(type(count) is int and count >= 0 for count in counts)
 
 
 def find_damage(manifest: dict[str, Any], data_dir: Path) -> str | None:

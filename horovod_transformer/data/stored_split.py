@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,5 +46,6 @@ def open_stored_splits(folder: Path) -> dict[str, StoredSplit]:
 
 def map_files(files: Sequence[Path]) -> StoredSplit:
     """Map Arrow streams, one table in as many files."""
-    tables = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files]
+    # As bytes, since of text Arrow takes only what is UTF-8.
+    tables = [pa.ipc.open_stream(pa.memory_map(os.fsencode(file))).read_all() for file in files]
     return StoredSplit(pa.concat_tables(tables) if tables else pa.table({}), list(files))

@@ -16,7 +16,7 @@ from horovod_transformer.export.tokenizers import tokens_left_out
 from horovod_transformer.generation import continue_prompt, load_model_for_generation
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.files import make_writable
-from horovod_transformer.system.paths import user_path
+from horovod_transformer.system.paths import readable, user_path
 from horovod_transformer.tokenizer import Tokenizer
 
 # Texts in the model card.
@@ -53,7 +53,8 @@ def export_checkpoint(checkpoint: str | Path, target: str | Path) -> tuple[int, 
     )
     samples = continue_prompt(model, tokenizer, "", settings, seed=0)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    card = model_card(target.resolve().name, contents, parameters, manifest, samples)
+    contents["config"] = config.to_dict()  # with the keys that are newer than the checkpoint
+    card = model_card(readable(target.resolve().name), contents, parameters, manifest, samples)
     write_folder(target, model, config.model, config.generation, tokenizer, card)
     return parameters, tokenizer.vocab_size
 
@@ -98,5 +99,6 @@ def _manifest(data_dir: Path, progress: dict[str, Any]) -> dict[str, Any] | None
         manifest = find_prepared(data_dir)
     except UserError:
         return None
-    identity = progress.get("identity", {})
-    return manifest if manifest and manifest.get("fingerprint") == identity.get("data") else None
+    identity = progress.get("identity")
+    trained_on = identity.get("data") if isinstance(identity, dict) else None
+    return manifest if manifest and manifest.get("fingerprint") == trained_on else None

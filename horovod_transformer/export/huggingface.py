@@ -8,6 +8,7 @@ A model with rotary positions is a GPT-NeoX there (`gpt_neox.py`), any other a G
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -250,7 +251,12 @@ def _read_weights(folder: Path, form: Form, shape: ModelConfig) -> dict[str, Ten
                 f"{file}: {theirs} is stored as {kind}; quantized weights cannot be imported, only "
                 "floats of 16 bits or more"
             )
-        weights[name] = form.our_weight(tensor.float(), name, shape.n_heads).contiguous()
+        tensor = tensor.float()
+        if not torch.stack(tensor.aminmax()).isfinite().all():
+            raise UserError(
+                f"{file}: {theirs} has NaN or numbers beyond float32; no text can be written with it"
+            )
+        weights[name] = form.our_weight(tensor, name, shape.n_heads).contiguous()
     return weights
 
 
@@ -268,7 +274,7 @@ def _open_tensors(folder: Path, form: Form) -> dict[str, tuple[Path, str]]:
     found: dict[str, tuple[Path, str]] = {}
     head: tuple[Path, str] | None = None
     for file in (folder / name for name in files):
-        if not file.is_file():
+        if not os.path.isfile(file):  # other than Path's, it takes a name that no file can have
             pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
             hint = f" ({pickled[0]} is a pickle, which can run code; it is not read)" if pickled else ""
             raise UserError(f"{file}: no such file; import reads weights from safetensors only{hint}")
@@ -282,6 +288,8 @@ def _open_tensors(folder: Path, form: Form) -> dict[str, tuple[Path, str]]:
             if name == form.OUTPUT_PROJECTION:
                 head = (file, key)
             elif not name.endswith(form.BUFFERS):
+                if name in found:
+                    raise UserError(f"{file}: {key} is there already as {found[name][1]} in {found[name][0]}")
                 found[name] = (file, key)
     shared = next(theirs for theirs, ours in form.OUTSIDE.items() if ours == "token_embedding.weight")
     embedding = found.get(shared)

@@ -98,10 +98,11 @@ def _facts(contents: dict[str, Any], parameters: int, manifest: dict[str, Any] |
         "context": f"{model['max_seq_len']:,} tokens",
         "vocabulary": f"{model['vocab_size']:,} tokens ({kind})",
     }
-    if progress.get("update"):
-        facts["trained for"] = f"{progress['update']:,} updates, {progress['tokens']:,} tokens"
-    loss = progress.get("best_validation_loss", math.inf)
-    if math.isfinite(loss):
+    updates, tokens = progress.get("update"), progress.get("tokens")
+    if updates and isinstance(updates, int) and isinstance(tokens, int):
+        facts["trained for"] = f"{updates:,} updates, {tokens:,} tokens"
+    loss = progress.get("best_validation_loss")
+    if isinstance(loss, int | float) and math.isfinite(loss):
         facts["best validation loss"] = f"{loss:.4f} nats per token, perplexity {perplexity(loss):.2f}"
         split = (manifest or {}).get("splits", {}).get("validation", {})
         if split.get("bytes") and split.get("tokens"):

@@ -91,7 +91,8 @@ def tokens_left_out(folder: Path, tokenizer: Tokenizer) -> list[str]:
     """
     path = folder / "tokenizer.json"
     if path.is_file():
-        added = json.loads(path.read_text(encoding="utf-8"))["added_tokens"]
+        # The library read it, with or without this key.
+        added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
         ids = {token["content"]: token["id"] for token in added}
     else:
         path = folder / "added_tokens.json"

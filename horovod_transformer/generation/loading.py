@@ -61,6 +61,12 @@ def load_model_for_generation(
         raise UserError(
             f"{checkpoint_path}: the weights do not fit the config stored beside them: {problem[0].strip()}"
         ) from None
+    kinds = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()} - {"float32"}
+    if kinds:
+        raise UserError(
+            f"{checkpoint_path}: holds weights as {', '.join(sorted(kinds))}; a checkpoint has float32, and "
+            "--precision makes that smaller once it is read"
+        )
     # The extremes of a tensor with a NaN are NaN; they need no second tensor of its size, as isfinite does.
     extremes = (torch.stack(parameter.aminmax()) for parameter in model.parameters())
     if not all(torch.isfinite(pair).all() for pair in extremes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.generation.text import Sample, Writing, write_samples
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.system.console import ProgressBar
-from horovod_transformer.system.files import replacing
+from horovod_transformer.system.files import read_at_most, replacing
 from horovod_transformer.tokenizer import Tokenizer
 
 # Texts written at once: bounds the memory of keys and values.
 BATCH = 16
+_LARGEST_FILE = 1 << 28
 
 
 def read_prompts(path: str | Path) -> list[dict[str, Any]]:
@@ -27,7 +29,9 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
     """
     name = f"--prompts {path}"
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        with open(path, "rb") as file:
+            text = read_at_most(file, _LARGEST_FILE).decode("utf-8-sig")
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{name}: is not text in UTF-8") from None
     except OSError as error:
@@ -56,7 +60,7 @@ def require_new_file(path: str | Path) -> None:
     Raises:
         UserError: `path` exists, or its folder does not.
     """
-    if Path(path).exists():
+    if os.path.lexists(path):  # a link that leads nowhere is somebody's, too
         raise UserError(f"--output {path}: exists already; name another file, or remove it")
     if not Path(path).absolute().parent.is_dir():
         raise UserError(f"--output {path}: its folder does not exist")
@@ -111,8 +115,8 @@ def write_continuations(
                     samples = [sample for sample in written if sample.prompt == number]
                     described = [_described(sample, tokenizer) for sample in samples]
                     line = json.dumps({**row, "samples": described}, ensure_ascii=False)
-                    # A prompt may hold half a surrogate pair, which UTF-8 has no bytes for.
-                    file.write(line.encode("utf-8", errors="replace") + b"\n")
+                    # Half a surrogate pair has no bytes in UTF-8, but a way to be written in JSON: this one.
+                    file.write(line.encode("utf-8", errors="backslashreplace") + b"\n")
                 tokens += sum(len(sample.tokens) for sample in written)
                 bar.advance(start + len(part))
     except OSError as error:

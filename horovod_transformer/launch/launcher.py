@@ -22,7 +22,7 @@ from types import FrameType
 from horovod_transformer.errors import EXIT_MISTAKE, EXIT_START_AGAIN, UserError
 from horovod_transformer.launch.processes import RankProcesses
 from horovod_transformer.system import job_secret
-from horovod_transformer.system.console import tell
+from horovod_transformer.system.console import counted, tell
 from horovod_transformer.system.signals import handling, stop_signals
 
 HOST = "127.0.0.1"
@@ -106,7 +106,12 @@ class Launcher:
             environments = [
                 {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self._processes)
             ]
-            self._ranks = RankProcesses(self._command, environments, Path(logs))
+            try:
+                self._ranks = RankProcesses(self._command, environments, Path(logs))
+            except OSError as error:  # a script without `#!`, or whose `#!` names nothing; too many processes
+                what = error.filename or self._command[0]
+                number = counted(self._processes, "process", "processes")
+                raise UserError(f"{what}: cannot be started as {number} here: {error.strerror}") from None
             if self._signals:
                 # It came while they were being started.
                 self._send(PASSED_ON[signal.Signals(self._signals[0])])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from horovod_transformer.config_sections import GenerationConfig
+from horovod_transformer.errors import UserError
 
 
 def next_tokens(
@@ -29,11 +30,11 @@ def next_tokens(
         Token ids, int64 of shape (batch,).
 
     Raises:
-        ValueError: The logits are NaN.
+        UserError: The logits are NaN.
     """
     logits = logits.float()
     if torch.isnan(logits).any():
-        raise ValueError("the model's logits are not numbers (NaN): its weights are damaged or diverged")
+        raise UserError("the model's logits are not numbers (NaN): its weights are damaged or diverged")
     if seen is not None and settings.repetition_penalty != 1:
         penalty = settings.repetition_penalty
         lowered = torch.where(logits > 0, logits / penalty, logits * penalty)

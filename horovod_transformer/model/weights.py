@@ -41,6 +41,9 @@ def model_with_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> Tr
     Raises:
         RuntimeError: They do not fit the shape.
     """
+    if len(weights) < config.n_layers:
+        # Before a model of the stated size is laid out: it may be stated as a million layers.
+        raise RuntimeError(f"{len(weights)} weights for {config.n_layers} layers")
     model = empty_model(config)
     model.load_state_dict(weights, assign=True)
     model.make_position_table("cpu")

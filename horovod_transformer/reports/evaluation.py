@@ -18,12 +18,13 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.evaluation.evaluate import Evaluation
 from horovod_transformer.evaluation.text_quality import MEASURES, Measure
 from horovod_transformer.reports.formats import any_value, number
-from horovod_transformer.reports.html import render
+from horovod_transformer.reports.html import PAGE_BEGINS, render
 from horovod_transformer.system.console import counted
-from horovod_transformer.system.files import write_text
+from horovod_transformer.system.files import may_be_replaced, write_text
 from horovod_transformer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
+_JSON_BEGINS = b'{\n "format_version"'
 JSON_NAME, HTML_NAME = "evaluation.json", "evaluation.html"
 # Samples on the page; the JSON has all.
 SHOWN_SAMPLES = 8
@@ -72,6 +73,19 @@ def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
+def require_ours(folder: Path) -> None:
+    """Refuse, before anything is computed, to write over files of these names that are no evaluation's.
+
+    Raises:
+        UserError: One is there.
+    """
+    for name, begins in ((JSON_NAME, _JSON_BEGINS), (HTML_NAME, PAGE_BEGINS)):
+        if not may_be_replaced(folder / name, begins):
+            raise UserError(
+                f"--output {folder}: its {name} is no evaluation's; name another folder, or remove that"
+            )
+
+
 def write_report(values: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     """Write both files for what `to_json` returned, each whole or not at all.
 
@@ -106,7 +120,8 @@ def summary_lines(evaluation: Evaluation, values: dict[str, Any]) -> list[str]:
     ]
     if evaluation.samples:
         lines.append(
-            f"{settings['samples']} continuations of {settings['prompt_tokens']} tokens, ± one standard error"
+            f"{settings['samples']} continuations of prompts of {settings['prompt_tokens']} tokens, "
+            "± one standard error"
         )
         lines += [f"  {line}" for line in table_lines(values)]
     copied = copy_line(values)

@@ -48,5 +48,8 @@ def any_value(value: Any, digits: int | None = 4) -> str:
     if isinstance(value, float):
         return str(value) if digits is None else f"{value:,.{digits}g}"
     if value is None or isinstance(value, bool | list):
-        return json.dumps(value)
+        try:
+            return json.dumps(value)
+        except (TypeError, ValueError):  # a date, a list within itself: YAML has them, JSON has not
+            return str(value)
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -13,6 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from horovod_transformer.reports.formats import number
 
+# As `templates/page.html.j2` has it.
+PAGE_BEGINS = b"<!DOCTYPE html>"
+
 _PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,11 @@ from horovod_transformer.checkpoint.run_folders import own_folders
 from horovod_transformer.checkpoint.run_paths import RECORD, RUNS
 from horovod_transformer.errors import UserError
 
-_SAMPLE = re.compile(r"^=== update (\d+), prompt (.*) ===$", re.M)
+_SAMPLE = re.compile(r"^=== update (\d{1,18}), prompt (.*) ===$", re.M)
 _STARTED = re.compile(r" run (.+): [\d,]+ parameters\b")
-_STALL = re.compile(r"checkpoints held training up for ([\d.]+) s of ([\d.]+) s")
+_STALL = re.compile(r"checkpoints held training up for (\d{1,18}(?:\.\d+)?) s of (\d{1,18}(?:\.\d+)?) s")
+# No figure of a run comes near it; sums and differences of larger ones could overflow.
+_LARGEST = 1e100
 
 
 @dataclass
@@ -162,8 +163,9 @@ def _read_validations(path: Path) -> dict[str, list[float | None]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        # Another's folder may hold a pipe, or a link to a device, which has no end.
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    except (OSError, ValueError):  # its name may come from a config and have a NUL character
         return ""
 
 
@@ -171,7 +173,7 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
     """A file's keys and values; what is missing or damaged is left out of the report."""
     try:
         values = parse(_text(path) or "{}")
-    except (ValueError, yaml.YAMLError, RecursionError):
+    except Exception:  # `!!bool maybe` is a KeyError in YAML, `!!timestamp now` an AttributeError
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -195,8 +197,11 @@ def read_table(path: Path) -> dict[str, list[float | None]]:
     """
     if not path.exists():
         raise UserError(f"{path}: no such table; has the run started?")
+    if not path.is_file():
+        raise UserError(f"{path}: cannot be read: it is a directory, a pipe or a device")
     try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        # With the mark that spreadsheets put in front of a table.
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             rows = list(csv.DictReader(file))
     except (OSError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
@@ -212,4 +217,4 @@ def _number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) < _LARGEST else None  # NaN neither

@@ -12,9 +12,9 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.reports.area_chart import draw_shares
 from horovod_transformer.reports.charts import COLOURS, Chart, Curve, draw, smoothed
 from horovod_transformer.reports.formats import any_value, duration, number, seconds_and_share
-from horovod_transformer.reports.html import render
+from horovod_transformer.reports.html import PAGE_BEGINS, render
 from horovod_transformer.reports.run_records import RunRecords, read_run
-from horovod_transformer.system.files import write_text
+from horovod_transformer.system.files import may_be_replaced, write_text
 from horovod_transformer.system.machine import installed_version
 
 # Samples of one run on the page, evenly spread over its training.
@@ -34,13 +34,15 @@ def write_run_report(runs: Sequence[str | Path], target: str | Path) -> Path:
 
     Args:
         runs: Folders, see `read_run`.
-        target: The HTML file.
+        target: The HTML file; a page that is there is replaced, anything else is left alone.
 
     Raises:
         UserError: A run cannot be read, or the page cannot be written.
     """
-    records = [read_run(run) for run in runs]
     path = Path(target)
+    if not may_be_replaced(path, PAGE_BEGINS):  # a run's table, a checkpoint
+        raise UserError(f"--output {path}: is there already and is no page; name another file, or remove it")
+    records = [read_run(run) for run in runs]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, run_page(records))
@@ -78,11 +80,10 @@ def _last(column: Sequence[float | None] | None) -> float | None:
 def _best(run: RunRecords) -> tuple[float | None, float | None]:
     """Lowest validation loss, and its update."""
     losses = run.validation.get("loss", [])
-    found = [(loss, place) for place, loss in enumerate(losses) if loss is not None]
-    if not found:
-        return None, None
-    loss, place = min(found)
-    return loss, run.validation["update"][place]
+    updates = run.validation.get("update", [])
+    pairs = zip(losses, updates, strict=False)
+    known = [(loss, update) for loss, update in pairs if loss is not None and update is not None]
+    return min(known, default=(None, None))
 
 
 def _summary(run: RunRecords) -> str:

@@ -76,6 +76,36 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def may_be_replaced(path: Path, begins: bytes) -> bool:
+    """Whether nothing is lost if a file of ours takes this name.
+
+    Args:
+        path: The name.
+        begins: How such a file of ours begins; an empty one may go, too.
+    """
+    if not os.path.lexists(path):
+        return True
+    if not path.is_file():  # a folder, a device, a link that leads nowhere
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(begins)) in (begins, b"")
+    except OSError:
+        return False
+
+
+def read_at_most(file: IO[bytes], most: int) -> bytes:
+    """Read a file to its end, which not every file has: `/dev/zero` would fill the memory.
+
+    Raises:
+        OSError: It cannot be read, or has more bytes than that.
+    """
+    content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return content
+
+
 def partial_of(path: Path) -> Path:
     """Where this process writes `path` until it is complete."""
     return path.with_name(f".{path.name}{PARTIAL}-{os.getpid()}")

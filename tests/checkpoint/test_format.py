@@ -125,6 +125,17 @@ def test_foreign_and_newer_and_incomplete_files_are_refused(tmp_path):
     assert_refused(path, f"has checkpoint format {FORMAT_VERSION + 1}, newer than the {FORMAT_VERSION}")
     save_checkpoint(path, {key: value for key, value in contents_of().items() if key != "optimizer"})
     assert_refused(path, "lacks optimizer")
+    for key in ("progress", "scheduler"):
+        save_checkpoint(path, {**contents_of(), key: None})
+        assert_refused(path, "its record of progress is not of this program's making")
+
+
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_a_path_need_not_be_utf_8(tmp_path, with_optimizer):
+    folder = tmp_path / "b\udcff"
+    folder.mkdir()
+    save_checkpoint(folder / "last.pt", contents_of())
+    assert load_checkpoint(folder / "last.pt", with_optimizer=with_optimizer)["progress"]
 
 
 def test_a_folder_is_no_checkpoint(tmp_path):

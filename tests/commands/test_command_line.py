@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 
 from horovod_transformer.__main__ import _dispatch
@@ -146,6 +149,19 @@ def test_a_path_with_line_ends_is_told_on_one_line(capsys):
 
     assert run_command(fail_at_a_path, []) == 2
     assert capsys.readouterr().err == "error: a\\nb: no such file\n"
+
+
+@pytest.mark.parametrize("name", ["/else/where.csv", b"/else/where.csv"])
+def test_files_of_others_are_no_bug(name, capsys):
+    def refused(arguments):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+    assert run_command(refused, []) == 2
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "error: /else/where.csv: Permission denied; ask whom it belongs to, or name another place\n"
+    )
+    assert captured.out == ""
 
 
 def test_a_bug_keeps_its_traceback():

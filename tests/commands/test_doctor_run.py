@@ -64,6 +64,13 @@ def test_disk_cannot_be_written_to(tmp_path):
     assert row.state == "fail" and "cannot be written" in row.found
 
 
+def test_the_disk_is_the_one_that_the_config_names(tmp_path):
+    (tmp_path / "file").write_text("x")
+    config = config_of(paths={"output_dir": str(tmp_path / "file")})
+    assert check_disk(CheckContext(config)).state == "fail"
+    assert check_disk(CheckContext(config, output_dir=tmp_path)).state == "ok"  # as in training
+
+
 def test_dataset(prepared, tmp_path):
     row = check_dataset(
         CheckContext(config_of(data={"data_dir": str(prepared)}, training={"global_batch_size": 8}))

@@ -236,12 +236,26 @@ def test_without_samples_the_scores_alone(run_folder, tmp_path, capsys):
         (["--generation.top_p", "2"], "top_p"),
         (["--data.data_dir", "absent"], "absent"),
         (["--output", __file__], "is a file"),
+        (["--output", ""], "--output: is empty"),
         (["--device", "tpu"], "tpu"),
     ],
 )
 def test_mistakes(run_folder, more, words):
     with pytest.raises(UserError, match=words):
         evaluate.main(command(run_folder, *more))
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "evaluation.html"])
+def test_files_of_others_by_these_names_are_not_written_over(run_folder, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"its {name} is no evaluation's; name another folder"):
+        evaluate.main(command(run_folder, "--output", str(tmp_path)))
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_an_earlier_evaluation_is_replaced(run_folder, tmp_path):
+    for _ in range(2):
+        score_of(run_folder, tmp_path)
 
 
 def test_mistakes_are_one_line(run_folder, run_python):

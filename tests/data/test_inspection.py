@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -211,6 +213,55 @@ def test_a_mistake_is_one_line(
     assert run_command(_dispatch, ["data", *(word.replace("{d}", str(sound)) for word in words)]) == 2
     captured = capsys.readouterr()
     assert said in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", [None, "x", -1, 1.5, [], True])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "splits",
+        "splits train",
+        *(f"splits train {key}" for key in ("books", "characters", "bytes", "tokens", "blocks", "padding")),
+        "sizes train/state.json",
+        "block_size",
+        "dropped counts empty",
+        "unreadable count",
+        "reencoded count",
+    ],
+)
+def test_a_manifest_with_other_kinds_of_values_is_one_line(data: Path, place: str, wrong: object) -> None:
+    path = data / "manifest.json"
+    manifest = json.loads(path.read_text())
+    *above, key = place.split()
+    part = manifest
+    for name in above:
+        part = part[name]
+    part[key] = wrong
+    path.write_text(json.dumps(manifest))
+    for words in (["verify"], ["stats"], ["show", "--block=-1"]):
+        assert run_command(_dispatch, ["data", words[0], str(data), *words[1:]]) in (0, 2)
+
+
+def test_a_manifest_that_may_not_be_read_is_not_said_to_be_damaged(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(data))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(UserError, match=r"manifest.json: cannot be read: Permission denied$"):
+        stats(data)
+
+
+def test_json_of_the_right_size_that_is_none(data: Path) -> None:
+    path = data / "train" / "dataset_info.json"
+    path.write_bytes(bytes(path.stat().st_size))  # as after a power failure
+    assert "its file train/dataset_info.json is not the JSON that was written" in verify(data)[1]
+
+
+def test_data_in_a_folder_whose_name_is_not_utf_8(data: Path) -> None:
+    odd = data.rename(data.with_name("b\udcff"))
+    assert verify(odd)[1] == [] and show(odd).startswith("Book ")
 
 
 @pytest.mark.parametrize("key", ["splits", "block_size", "tokenizer", "dropped", "unreadable", "reencoded"])

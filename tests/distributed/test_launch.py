@@ -280,7 +280,8 @@ def test_a_rank_that_hangs_before_the_first_update_ends_the_job(write_config, ru
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["-np", "0", "--", "true"], "error: -np 0: should be at least 1"),
+        (["-np", "0", "--", "true"], "error: -np 0: should be from 1 to 4096"),
+        (["-np", "5000", "--", "true"], "error: -np 5000: should be from 1 to 4096"),
         (
             ["-np", "2", "--max-restarts", "-1", "--", "true"],
             "error: --max-restarts -1: should be at least 0",
@@ -295,3 +296,15 @@ def test_mistakes_on_the_command_line(capsys, monkeypatch, arguments, told):
 
     assert run_command(main, arguments) == 2
     assert capsys.readouterr().err.startswith(told)
+
+
+@pytest.mark.parametrize("content", ["echo no first line\n", "#!/no/such/interpreter\n"])
+def test_a_script_that_cannot_be_started_is_one_line(capsys, tmp_path, content):
+    from horovod_transformer.commands.command_line import run_command
+    from horovod_transformer.commands.launch import main
+
+    script = tmp_path / "script"
+    script.write_text(content)
+    script.chmod(0o700)
+    assert run_command(main, ["-np", "2", "--", str(script)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {script}: cannot be started as 2 processes here: ")

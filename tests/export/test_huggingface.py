@@ -313,12 +313,32 @@ REFUSED = {
         _weights(lambda t: t.update({"lm_head.weight": torch.zeros(260, 32)})),
         "lm_head.weight is not wte.weight",
     ),
+    "a weight twice": (
+        _weights(lambda t: t.update({"wte.weight": torch.zeros(260, 32)})),
+        "is there already as",
+    ),
+    "no numbers": (
+        _weights(lambda t: t["transformer.ln_f.bias"].fill_(torch.nan)),
+        "ln_f.bias has NaN or numbers",
+    ),
+    "beyond float32": (
+        _weights(
+            lambda t: t.update({"transformer.ln_f.bias": torch.full((32,), 1e300, dtype=torch.float64)})
+        ),
+        "ln_f.bias has NaN or numbers beyond float32",
+    ),
     "weights truncated": (_truncate("model.safetensors"), "not a readable safetensors file"),
     "weights are text": (
         lambda folder: (folder / "model.safetensors").write_text("weights"),
         "not a readable safetensors file",
     ),
     "only a pickle": (_only_a_pickle, "pytorch_model.bin is a pickle, which can run code"),
+    "a file name that cannot be": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"wte.weight": "x" * 300}})
+        ),
+        "xxx: no such file; import reads weights from safetensors only",
+    ),
     "files outside": (_outside, "names files outside of the folder"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
     "tokenizer truncated": (_truncate("tokenizer.json"), "tokenizer.json: is not a readable tokenizer"),
@@ -342,6 +362,46 @@ def test_what_does_not_fit_is_one_line(name, theirs, tmp_path, capfd):
     assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert words in error
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_a_tokenizer_without_added_tokens_has_left_none_out(theirs, tmp_path):
+    folder = Path(shutil.copytree(theirs, tmp_path / "theirs"))
+    values = json.loads((folder / "tokenizer.json").read_text())
+    del values["added_tokens"]
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    assert run_command(_dispatch, ["import", "--from", str(folder), "--to", str(tmp_path / "new.pt")]) == 0
+
+
+def test_a_name_that_is_not_utf_8_is_written_out_in_the_card(tiny_checkpoint, tmp_path):
+    folder = tmp_path / "b\udcff\n#"
+    assert run_command(_dispatch, ["export", "--checkpoint", str(tiny_checkpoint), "--to", str(folder)]) == 0
+    assert "\n# b\\xff\\n#\n" in (folder / "README.md").read_text()
+
+
+def _changed(**changes):
+    return lambda contents: contents["progress"].update(changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _changed(update="x", tokens=5),
+        _changed(update=5, tokens=None),
+        _changed(best_validation_loss=[1]),
+        _changed(identity=None),
+        lambda contents: contents["config"].pop("training"),
+        lambda contents: contents["config"].pop("generation"),
+    ],
+)
+def test_a_checkpoint_of_which_little_is_known_is_exported(change, tiny_checkpoint, tmp_path):
+    """A section of its config may be newer than the checkpoint; its progress is another's word."""
+    contents = load_checkpoint(tiny_checkpoint)
+    change(contents)
+    save_checkpoint(tmp_path / "odd.pt", contents)
+    arguments = ["export", "--checkpoint", str(tmp_path / "odd.pt"), "--to", str(tmp_path / "new")]
+    assert run_command(_dispatch, arguments) == 0
+    card = (tmp_path / "new" / "README.md").read_text()
+    assert "updates," not in card and "best validation loss" not in card
 
 
 @pytest.mark.parametrize(

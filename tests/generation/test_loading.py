@@ -90,6 +90,16 @@ def test_damaged_weights_are_told_apart(tiny_checkpoint, tmp_path):
     )
     assert "do not fit" in refusal(lambda contents: contents.update(model=7))
     assert "model.n_layers = 0" in refusal(lambda contents: contents["config"]["model"].update(n_layers=0))
+    # At once, not after a million layers have been laid out.
+    assert "weights for 1000000 layers" in refusal(
+        lambda contents: contents["config"]["model"].update(n_layers=10**6)
+    )
+    for kind in (torch.float16, torch.float64, torch.float8_e4m3fn, torch.complex64):
+        assert f"holds weights as {str(kind).removeprefix('torch.')}; a checkpoint has float32" in refusal(
+            lambda contents, kind=kind: contents["model"].update(
+                {name: weight.to(kind) for name, weight in contents["model"].items()}
+            )
+        )
     # Without a tokenizer only GPT-2's 50,257 tokens remain.
     assert "holds no tokenizer" in refusal(
         lambda contents: (contents.update(tokenizer=None), contents["config"]["data"].update(tokenizer="bpe"))

@@ -7,11 +7,18 @@ import math
 
 import pytest
 
+from horovod_transformer.commands import command_line
 from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.commands.generate import main
 from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation import Writing, generate_text, load_model_for_generation, stream_text
+from horovod_transformer.generation import (
+    Writing,
+    generate_text,
+    load_model_for_generation,
+    prompts_file,
+    stream_text,
+)
 from horovod_transformer.generation.text import _Reader
 
 BOOK = "The sea was calm — so said the captain, né à Brême."
@@ -188,3 +195,30 @@ def test_half_of_the_pair(capsys, tiny_checkpoint, tmp_path):
     for option in ("--prompts", "--output"):
         code, captured = run_here(capsys, tiny_checkpoint, option, tmp_path / "x")
         assert code == 2 and "belong together" in captured.err
+
+
+def test_no_file_of_prompts_is_read_for_ever(capsys, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(prompts_file, "_LARGEST_FILE", 1000)
+    monkeypatch.setattr(command_line, "_LARGEST_TEXT", 1000)
+    for given in (["--prompts", "/dev/zero", "--output", tmp_path / "out"], ["--prompt_file", "/dev/zero"]):
+        code, captured = run_here(capsys, tiny_checkpoint, *given)
+        assert code == 2 and captured.err == f"error: {given[0]} /dev/zero: cannot be read: File too large\n"
+
+
+def test_a_link_that_leads_nowhere_is_not_written_over(capsys, tiny_checkpoint, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}')
+    (tmp_path / "out").symlink_to("nowhere")
+    given = ("--prompts", tmp_path / "in.jsonl", "--output", tmp_path / "out")
+    code, captured = run_here(capsys, tiny_checkpoint, *given)
+    assert code == 2 and "out: exists already" in captured.err
+    assert (tmp_path / "out").is_symlink()
+
+
+def test_what_a_row_holds_is_handed_on_whole(capsys, tiny_checkpoint, tmp_path):
+    """Half a surrogate pair is a character of JSON, though none of UTF-8."""
+    row = {"prompt": "The \ud83d sea", "key": "\udc00", "\ud800": "ä"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    given = ("--prompts", tmp_path / "in.jsonl", "--output", tmp_path / "out", "--max_new_tokens", 2)
+    assert run_here(capsys, tiny_checkpoint, *given)[0] == 0
+    written = json.loads((tmp_path / "out").read_text(encoding="utf-8"))
+    assert written.pop("samples") and written == row

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from horovod_transformer.config_sections import GenerationConfig
+from horovod_transformer.errors import UserError
 from horovod_transformer.model.sampling import next_tokens
 
 ALL = {"temperature": 1, "top_k": 0, "top_p": 1}
@@ -83,7 +84,7 @@ def test_a_seed_repeats_and_another_differs():
 def test_nan_is_refused(temperature):
     logits = torch.zeros(2, 5)
     logits[1, 3] = math.nan
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(UserError, match="NaN"):
         draw(logits, temperature=temperature)
 
 

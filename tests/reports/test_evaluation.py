@@ -89,7 +89,7 @@ def test_summary_for_the_terminal(tiny_tokenizer):
     assert lines[0] == "1 held-out book, 10 tokens, 20 bytes"
     assert lines[1] == "  loss nan nats per token, perplexity inf, accuracy 50.0 %"
     assert lines[2] == "  nan bits per byte"
-    assert lines[3] == "12 continuations of 4 tokens, ± one standard error"
+    assert lines[3] == "12 continuations of prompts of 4 tokens, ± one standard error"
     assert len(lines) == 5 + len(MEASURES)
     evaluation = replace(
         evaluation, xz_bits_per_byte=2.25, interval=(1.0, 2.0), copies=[(n, 0) for n in range(12)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -156,6 +158,70 @@ def test_a_run_of_which_little_is_left(run):
         (run / name).write_bytes(b"\xff{[broken\n\x00")
     page = run_page([read_run(run)])
     assert page.count("<figure>") == 4 and "<th>lowest validation loss</th><td>–</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", "update,loss,seconds\n1,1e308,1e308\n2,-1e308,5\n3,2,1e308\n"),
+        ("val.csv", f"update,loss\n{'9' * 320},5\n"),
+        ("config.yaml", "model: {x: &a [*a], n_layers: 2020-01-01}\n"),
+        ("config.yaml", "model: {x: [2020-01-01]}\n"),
+        ("config.yaml", "model: {x: !!bool maybe}\n"),
+        ("config.yaml", "model: {x: !!timestamp now}\n"),
+        ("config.yaml", 'paths: {output_dir: "a\\0b", log_dir: x}\n'),
+        ("samples.txt", f"=== update {'9' * 5000}, prompt 'O' ===\nhi\n"),
+        (
+            "../../../logs/train_rank0.log",
+            "2026 run first: 5 parameters\ncheckpoints held training up for 1.2.3 s of . s\n",
+        ),
+    ],
+)
+def test_odd_records_are_passed_over(name, content, run):
+    (run / name).write_text(content)
+    assert "<svg" in run_page([read_run(run)])
+
+
+@pytest.mark.parametrize("name", ["val.csv", "config.yaml", "environment.json", "samples.txt"])
+def test_a_pipe_among_the_records_is_not_waited_for(name, run):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    assert "<svg" in run_page([read_run(run)])
+
+
+def test_a_table_saved_by_a_spreadsheet_is_read(run):
+    (run / "train.csv").write_bytes(b"\xef\xbb\xbf" + (run / "train.csv").read_bytes())
+    assert read_run(run).train["update"] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("kind", ["table", "pipe", "dangling link"])
+def test_what_is_no_page_is_not_replaced_by_one(kind, run, tmp_path, capfd):
+    place = run / "train.csv" if kind == "table" else tmp_path / "place"
+    if kind == "pipe":
+        os.mkfifo(place)
+    if kind == "dangling link":
+        place.symlink_to("nowhere")
+    before = os.lstat(place)
+    assert run_command(_dispatch, ["report", str(run), "--output", str(place)]) == 2
+    assert "is there already and is no page" in capfd.readouterr().err
+    assert os.lstat(place) == before
+
+
+def test_a_run_that_may_not_be_read_is_not_blamed_on_the_page(run, tmp_path, monkeypatch, capfd):
+    def refuse(_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/else/where")
+
+    monkeypatch.setattr(run_report, "read_run", refuse)
+    assert run_command(_dispatch, ["report", str(run), "--output", str(tmp_path / "x.html")]) == 2
+    assert capfd.readouterr().err.startswith("error: /else/where: Permission denied; ")
+
+
+def test_a_page_and_an_empty_file_are_replaced(run, tmp_path):
+    place = tmp_path / "page.html"
+    place.touch()
+    for _ in range(2):
+        assert run_command(_dispatch, ["report", str(run), "--output", str(place)]) == 0
+        assert "<svg" in place.read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ import os
 
 import pytest
 
-from horovod_transformer.system.files import link_or_copy
+from horovod_transformer.system.files import link_or_copy, read_at_most
+
+
+def test_a_file_without_an_end_is_too_large(tmp_path):
+    (tmp_path / "ten").write_bytes(b"0123456789")
+    with open(tmp_path / "ten", "rb") as file:
+        assert read_at_most(file, 10) == b"0123456789"
+    with open("/dev/zero", "rb") as file, pytest.raises(OSError, match="File too large"):
+        read_at_most(file, 10)
 
 
 def no_links(source, target):

@@ -190,6 +190,14 @@ def test_runs_are_listed_and_deleted(train, tmp_path, capsys):
     assert progress_of(tmp_path / "runs/tests/first/checkpoints/last.pt")
 
 
+def test_runs_to_delete_may_be_named_one_by_one(tmp_path):
+    for name in "abc":
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").write_text("{}")
+    runs("--output_dir", tmp_path, "--delete", "a", "--delete", "c", "--yes")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["b"]
+
+
 def test_a_run_that_is_being_trained_is_not_deleted(train, tmp_path):
     train(run_name="live")
     (tmp_path / "runs/.live.lock").write_text("{}")
