@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import signal
 import time
+from contextlib import suppress
 
+import psutil
 import pytest
 import yaml
 
@@ -55,12 +57,14 @@ def test_a_suspended_job_continues(endless_job, tmp_path):
     # As `scontrol suspend` does: every process of the job sleeps, the watching ones, too.
     processes = endless_job.processes()
     for process in processes:
-        process.suspend()
+        with suppress(psutil.NoSuchProcess):  # a helper that has just ended by itself
+            process.suspend()
     table = tmp_path / "run" / "runs" / "structured" / "run" / "train.csv"
     asleep_at = last_update(table)
     time.sleep(STALL_TIMEOUT_S + 4)
     assert last_update(table) == asleep_at
     for process in processes:
-        process.resume()
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
     wait(lambda: last_update(table) > asleep_at + 20 or endless_job.ended, PATIENCE_S)
     assert not endless_job.ended, endless_job.output
