@@ -32,6 +32,7 @@ from horovod_transformer.config_sections import (
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.files import read_at_most
 from horovod_transformer.system.paths import user_path
+from horovod_transformer.system.yaml_text import read_yaml
 
 DEFAULT_CONFIG = "configs/config.yaml"
 _LARGEST_FILE = 1 << 20
@@ -116,38 +117,6 @@ def config_from_dict(values: Any, where: str) -> Config:
         raise UserError(_one_line(error, where)) from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses what YAML reads otherwise than people do: a key given twice, 010 (8) and 1:30 (90)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise _problem(key_node, f"the key `{key_node.value}` stands there twice")
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        digits, value = node.value.lstrip("+-").replace("_", ""), super().construct_yaml_int(node)
-        if ":" in digits or (digits.isdigit() and digits != "0" and digits[0] == "0"):
-            raise _problem(node, f"{node.value} means {value} in YAML; write it in decimal")
-        return value
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        value = super().construct_yaml_float(node)
-        if ":" in node.value:
-            raise _problem(node, f"{node.value} means {value} in YAML; write it in decimal")
-        return value
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
-
-
-def _problem(node: yaml.Node, text: str) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
@@ -166,7 +135,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        values = yaml.load(text, _Loader)
+        values = read_yaml(text)
     except (
         Exception
     ) as error:  # a date of 31 February is a ValueError, lists in lists in lists a RecursionError
@@ -208,7 +177,7 @@ def _read_value(text: str, dotted: str, where: str) -> Any:
     kinds = _kinds(field.annotation) if field else set()
     if str not in kinds:
         try:
-            return yaml.load(text, _Loader)
+            return read_yaml(text)
         except Exception as error:
             why = _yaml_problem(error)
             raise UserError(

@@ -78,6 +78,11 @@ MISTAKES = [
         "c.yaml: model.d_model = [[[[...], [...], [...], ",
     ),
     (b"\xff\xfe\x00", "c.yaml: is not a text file; a config is YAML in UTF-8"),
+    (
+        "a0: &a0 {x: 1}\n"
+        + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 20)}]}}\n" for n in range(1, 9)),
+        "c.yaml, line 5: not valid YAML: a mapping of more than 10,000 entries",
+    ),
     # numbers that YAML reads in eights and sixties
     ("model: {n_layers: 010}", "c.yaml, line 1: not valid YAML: 010 means 8 in YAML; write it in decimal"),
     ("model: {n_layers: 1:30}", "c.yaml, line 1: not valid YAML: 1:30 means 90 in YAML; write it in decimal"),

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from horovod_transformer.checkpoint.run_folders import own_folders
 from horovod_transformer.checkpoint.run_paths import RECORD, RUNS
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.yaml_text import read_yaml
 
 _SAMPLE = re.compile(r"^=== update (\d{1,18}), prompt (.*) ===$", re.M)
 _STARTED = re.compile(r" run (.+): [\d,]+ parameters\b")
@@ -86,7 +85,7 @@ def read_run(path: str | Path) -> RunRecords:
     """
     folder = _find(Path(path))
     own = _own_folder(folder)
-    config = _flat(_read(folder / "config.yaml", yaml.safe_load))
+    config = _flat(_read(folder / "config.yaml", read_yaml))
     run = RunRecords(
         (own or folder).name, read_table(folder / "train.csv"), _read_validations(folder / "val.csv"), config
     )
