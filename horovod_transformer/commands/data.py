@@ -38,6 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="stats: as JSON")
     options = parser.parse_args(arguments)
+    for name, what in (("split", "show"), ("block", "show"), ("json", "stats")):
+        if options.what != what and getattr(options, name) != parser.get_default(name):
+            raise UserError(f"--{name}: only `data {what}` has this option")
 
     # Imported late: a mistake on the command line should not wait for these libraries.
     from horovod_transformer.data.inspection import show, stats, verify

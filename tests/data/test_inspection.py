@@ -204,6 +204,8 @@ def test_stats_are_the_manifests(sound: Path, capsys: pytest.CaptureFixture[str]
         (["verify", "{d}/train"], "has no manifest that `prepare` wrote"),
         (["show", "{d}", "--split", "test"], "no split test; there are train, validation"),
         (["show", "{d}", "--block", "99999"], "has the blocks 0 to"),
+        (["verify", "{d}", "--split", "validation"], "--split: only `data show` has this option"),
+        (["show", "{d}", "--json"], "--json: only `data stats` has this option"),
         (["shw", "{d}"], "invalid choice: 'shw'"),
     ],
 )
