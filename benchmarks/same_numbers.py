@@ -2,11 +2,11 @@
 
     python benchmarks/same_numbers.py OLD_TREE NEW_TREE [--cases WORDS ...] [--cache FILE]
 
-Both are checkouts with a `.venv` of their own (`make install`). Each prepares the quickstart's data, trains
-its model as every case below says, and writes, evaluates and exports from the last checkpoint. Compared are
-all tensors of that checkpoint, bit for bit, its progress, every column of the tables that the clock does not
-decide, and what the other commands wrote. The trees are asked through their commands alone, so their modules
-may lie where they like. Exit code 0 if all are equal, 1 if not.
+Both are checkouts with a `.venv` of their own (`make install`). Each prepares data and trains as the old
+tree's configs/quickstart.yaml and every case below say, and writes, evaluates and exports from the last
+checkpoint. Compared are all tensors of that checkpoint, bit for bit, its progress, every column of the tables
+that the clock does not decide, and what the other commands wrote. The trees are asked through their commands
+alone, so their modules may lie where they like. Exit code 0 if all are equal, 1 if not.
 
 `--cases` picks those whose names contain one of the words. `--cache` keeps what the old tree gave, so that
 later calls run the new one only; a file of another machine says nothing, for CPUs differ in the last bits.
@@ -156,35 +156,35 @@ def all_cases(old: Path, scratch: Path, picked: list[str]) -> Iterator[tuple[str
     def wanted(name: str) -> bool:
         return any(words in name for words in picked)
 
+    config = old / "configs" / "quickstart.yaml"
     if wanted("prepare"):
-        yield "prepare", prepare
+        yield "prepare", partial(prepare, config=config)
     data = scratch / "data"
-    prepare(old, data)
+    prepare(old, data, config)
     for case in CASES:
         if wanted(case.name):
-            yield case.name, partial(train, data=data, case=case)
+            yield case.name, partial(train, config=config, data=data, case=case)
     commands = {name: words for name, words in COMMANDS.items() if wanted(name)}
     if commands:
-        train(old, scratch / "run", data, CASES[0])
+        train(old, scratch / "run", config, data, CASES[0])
     for name, words in commands.items():
         yield name, partial(use, checkpoint=scratch / "run/checkpoints/last.pt", words=words)
 
 
-def prepare(tree: Path, folder: Path) -> dict[str, Any]:
+def prepare(tree: Path, folder: Path, config: Path) -> dict[str, Any]:
     """Prepare data in a folder; return the fingerprint of what they hold, and digests of the tables."""
-    quickstart = ["--config", "configs/quickstart.yaml", "--data.data_dir", folder]
-    run(tree, 1, "horovod_transformer", "prepare", *quickstart)
+    run(tree, 1, "horovod_transformer", "prepare", "--config", config, "--data.data_dir", folder)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     return {"fingerprint": manifest["fingerprint"], "tables": digests(folder, "*.arrow")}
 
 
-def train(tree: Path, folder: Path, data: Path, case: Case) -> dict[str, Any]:
+def train(tree: Path, folder: Path, config: Path, data: Path, case: Case) -> dict[str, Any]:
     """Train into a folder; return a digest of the last checkpoint, and the tables."""
     settings = {"training.optimizer": case.optimizer, "training.precision": case.precision}
     settings |= BASE | case.more
     for end in (HALF, UPDATES) if case.resumed else (UPDATES,):
         run(
-            tree, case.processes, "src.train", "--config", "configs/quickstart.yaml", "--data.data_dir", data,
+            tree, case.processes, "src.train", "--config", config, "--data.data_dir", data,
             "--output_dir", folder, "--run_name", "same", "--resume", "auto", "--training.max_updates", end,
             *(word for key, value in settings.items() for word in (f"--{key}", value)),
         )  # fmt: skip

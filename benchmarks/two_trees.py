@@ -27,7 +27,7 @@ GPT2_30M = [
     "--model.d_ff", "1536", "--training.global_batch_size", "16", "--training.per_gpu_batch_size", "8",
 ]  # fmt: skip
 TINY = ["--training.global_batch_size", "2", "--training.threads_per_rank", "1"]
-# Name -> tokens of a block, updates, and what the run changes in configs/quickstart.yaml.
+# Name -> tokens of a block, updates, and what the run changes in the old tree's configs/quickstart.yaml.
 CASES = {
     f"{shape}, {precision}, {optimizer}": (
         block,
@@ -62,7 +62,8 @@ def main() -> None:
         if options.tiny:
             block, updates, changes = 16, WARM_UP + 2, changes + TINY
         with tempfile.TemporaryDirectory() as scratch:
-            data = ["--data.data_dir", f"{scratch}/data", "--model.max_seq_len", str(block)]
+            data = ["--config", f"{trees[0]}/configs/quickstart.yaml", "--data.data_dir", f"{scratch}/data"]
+            data += ["--model.max_seq_len", str(block)]
             run(trees[0], "horovod_transformer", "prepare", *data)
             found: list[list[tuple[float, float]]] = [[], []]
             for turn in range(options.rounds):
@@ -87,8 +88,8 @@ def measure(tree: Path, folder: Path, updates: int, arguments: list[str]) -> tup
 
 
 def run(tree: Path, module: str, *arguments: str) -> float:
-    """Run a module of a tree with that tree's Python and the quickstart's config; return its peak in MB."""
-    command = [f"{tree}/.venv/bin/python", "-m", module, *arguments, "--config", "configs/quickstart.yaml"]
+    """Run a module of a tree with that tree's Python; return its peak in MB."""
+    command = [f"{tree}/.venv/bin/python", "-m", module, *arguments]
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, cwd=tree, stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
