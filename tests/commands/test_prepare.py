@@ -30,7 +30,7 @@ def test_the_quickstart_data_from_the_command_line(run_python, tmp_path: Path) -
     other = run_python(*prepare_arguments(target, "--model.max_seq_len", "64"))
     assert other.returncode == 2 and other.stdout == ""
     assert other.stderr == (
-        f"error: {target}: was prepared differently: model.max_seq_len was 128, now it is 64; "
+        f"error: {target}: was prepared differently: model.max_seq_len was 256, now it is 64; "
         "use --force to replace it, or another --data.data_dir\n"
     )
 
