@@ -20,11 +20,15 @@ import pyarrow as pa
 from horovod_transformer.books.encoding import decode, marked_as, other_kind
 from horovod_transformer.config_sections import DataConfig
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.machine import memory_bytes
 from horovod_transformer.system.paths import readable
 
 # A table whose first rows are nearly all shorter than this is one of sentences.
 _ROWS_LOOKED_AT = 1000
 _SENTENCE_CHARACTERS = 300
+# Of a text that is one piece: its bytes, its characters and its tokens are in memory together.
+MOST_OF_MEMORY = 1 / 8
+PIECE_BYTES = 2**25
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -140,7 +144,7 @@ def read_text(
         with _open(path) as file:
             if start:
                 file.seek(start)
-            content = file.read() if stop is None else file.read(stop - start)
+            content = _read_whole(file) if stop is None else file.read(stop - start)
     except OSError as error:
         yield Unreadable(origin, _cannot_be_read(error))
         return
@@ -312,6 +316,23 @@ def _open(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise OSError("the archive has no bytes, copy or download it again")
     return io.BufferedReader(pa.input_stream(str(path), compression=compression), 1 << 20)
+
+
+def _read_whole(file: Any) -> bytes:
+    """Read to the end, unless that is farther away than memory reaches: a pipe may have no end.
+
+    Raises:
+        OSError: The file is too large to be one text on this machine.
+    """
+    most, size, pieces = memory_bytes() * MOST_OF_MEMORY, 0, []
+    while piece := file.read(PIECE_BYTES):
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise OSError(
+                f"larger than {most / 1e9:.1f} GB, too much for one text on this machine; cut it up"
+            )
+    return b"".join(pieces)
 
 
 def _cannot_be_read(error: OSError) -> str:

@@ -21,6 +21,7 @@ from horovod_transformer.commands.command_line import config_parser, parse_with_
 from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.reports.formats import byte_size
+from horovod_transformer.system.console import tell
 from horovod_transformer.system.paths import path_of, readable
 
 DESCRIPTION = """\
@@ -50,7 +51,14 @@ def main(arguments: Sequence[str]) -> int:
     options, config = parse_with_config(parser, arguments)
     paths = config.with_paths_in(options.output_dir).paths if options.output_dir else config.paths
     runs = Path(paths.output_dir, RUNS)
-    found = {run.name: run for run in (status_of(own, runs) for own in own_folders(runs))}
+    found: dict[str, RunStatus] = {}
+    for own in own_folders(runs):
+        try:
+            run = status_of(own, runs)
+        except PermissionError as error:
+            tell(f"note: {own} is left out: {error.filename} may not be read", sys.stderr)
+        else:
+            found[run.name] = run
     if options.delete:
         names = dict.fromkeys(name.rstrip("/") for name in options.delete)
         return _delete([run for name in names if (run := _named(name, found, runs))], paths, options.yes)

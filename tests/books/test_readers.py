@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from horovod_transformer.books.readers import ReadOptions
-from horovod_transformer.books.sources import Unreadable, open_books
+from horovod_transformer.books.sources import Unreadable, open_books, read_file
 from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.prepare.prepare import prepare
@@ -54,6 +54,15 @@ def test_text_and_json_lines_packed_or_not(tmp_path: Path, packed: str) -> None:
 def test_a_gzip_of_several_members_is_read_to_its_end(tmp_path: Path) -> None:
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one ") + gzip.compress(b"two"))
     assert read(tmp_path / "a.txt.gz") == [("a", "one two")]
+
+
+def test_a_text_without_an_end_is_refused_before_memory_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("horovod_transformer.books.readers.memory_bytes", lambda: 2**29)
+    (bad,) = read_file(Path("/dev/zero"), ReadOptions())
+    assert isinstance(bad, Unreadable)
+    assert str(bad) == (
+        "/dev/zero: cannot be read: larger than 0.1 GB, too much for one text on this machine; cut it up"
+    )
 
 
 def test_columns_by_other_names(tmp_path: Path) -> None:

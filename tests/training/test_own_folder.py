@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -167,7 +168,7 @@ def test_a_new_run_of_an_earlier_programs_name_overwrites_nothing(train, earlier
     assert progress_of(checkpoint)["update"] == 200
 
 
-def test_runs_are_listed_and_deleted(train, tmp_path, capsys):
+def test_runs_are_listed_and_deleted(train, tmp_path, capsys, monkeypatch):
     runs("--output_dir", tmp_path)
     assert f"no run in {tmp_path}/runs yet" in capsys.readouterr().out
     train(run_name="tests/first")
@@ -179,6 +180,19 @@ def test_runs_are_listed_and_deleted(train, tmp_path, capsys):
     assert first.startswith("tests/first") and "4 of 4  " in first and " finished " in first
     assert second.startswith("second") and "2 of 2" in second
     assert shown == f"{tmp_path}/checkpoints/best_model.pt leads to second"
+    is_file, closed = Path.is_file, tmp_path / "runs/tests/first/checkpoints"
+
+    def stopped_there(path: Path) -> bool:
+        if path.parent == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_file(path)
+
+    with monkeypatch.context() as patched:  # modes do not stop root
+        patched.setattr(Path, "is_file", stopped_there)
+        runs("--output_dir", tmp_path)
+    told = capsys.readouterr()
+    assert [line.split() for line in told.out.splitlines()][1:] == [second.split(), shown.split()]
+    assert told.err.startswith(f"note: {closed.parent} is left out: {closed}/")
     with pytest.raises(UserError, match="--delete third: no such run in .*; there are second, tests/first"):
         runs("--output_dir", tmp_path, "--delete", "third", "--yes")
     with pytest.raises(UserError, match="nobody is here to be asked; --yes deletes"):
