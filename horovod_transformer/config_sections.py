@@ -129,6 +129,7 @@ class TrainingConfig(Section):
     global_batch_size: Positive | None = 256
     per_gpu_batch_size: Positive = 64
     gradient_accumulation_steps: Positive | None = None
+    exact_up_to: Positive = 8
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
@@ -221,7 +222,14 @@ class PathsConfig(Section):
 class DistributedConfig(Section):
     """What Horovod does with the gradients on their way between processes."""
 
+    sums: Literal["auto", "exact", "fast"] = "auto"
     compression: Literal["none", "fp16"] = "none"
     gradient_groups: Positive = 4
     # Seconds; what waits for them takes no more than this.
     stall_timeout: Annotated[PositiveFloat, Field(ge=1, le=1e9)] | None = 600.0
+
+    @model_validator(mode="after")
+    def _exact_numbers_are_not_rounded_on_their_way(self) -> DistributedConfig:
+        if self.sums == "exact" and self.compression != "none":
+            raise ValueError(f"sums: exact and compression: {self.compression} exclude each other")
+        return self

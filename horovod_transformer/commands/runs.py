@@ -54,11 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     found: dict[str, RunStatus] = {}
     for own in own_folders(runs):
         try:
-            run = status_of(own, runs)
+            status = status_of(own, runs)
         except PermissionError as error:
             tell(f"note: {own} is left out: {error.filename} may not be read", sys.stderr)
         else:
-            found[run.name] = run
+            found[status.name] = status
     if options.delete:
         names = dict.fromkeys(name.rstrip("/") for name in options.delete)
         return _delete([run for name in names if (run := _named(name, found, runs))], paths, options.yes)

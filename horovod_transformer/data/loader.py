@@ -24,9 +24,11 @@ from horovod_transformer.system.processes import exit_with
 from horovod_transformer.system.signals import SIGNALS
 
 
-def plan_batches(training: TrainingConfig, train: BlockDataset, world_size: int) -> BatchPlan:
+def plan_batches(
+    training: TrainingConfig, train: BlockDataset, world_size: int, exact: bool = False
+) -> BatchPlan:
     """Plan a run over this training split; see `BatchPlan.of`."""
-    return BatchPlan.of(training, len(train), train.block_size, train.padding, world_size)
+    return BatchPlan.of(training, len(train), train.block_size, train.padding, world_size, exact)
 
 
 def training_loader(
@@ -61,9 +63,13 @@ def validation_loader(
         pin_memory: As for `BlockLoader`.
     """
     number = min(len(validation), most_blocks or len(validation))
-    chosen = (np.arange(rank, number, plan.world_size) * len(validation) // number).tolist()
-    size = plan.micro_batch_size
-    batches = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    chosen = np.arange(number) * len(validation) // number
+    size = plan.piece_size
+    if plan.cuts_alike:  # the same batches for every number of ranks: a block's loss may depend on its batch
+        batches = [chosen[i : i + size].tolist() for i in range(0, number, size)][rank :: plan.world_size]
+    else:
+        mine = chosen[rank :: plan.world_size].tolist()
+        batches = [mine[i : i + size] for i in range(0, len(mine), size)]
     return BlockLoader(validation, batches, workers, pin_memory)
 
 

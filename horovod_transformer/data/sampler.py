@@ -35,6 +35,8 @@ class BatchPlan:
         epochs: Passes over the corpus.
         seed: Decides the orders of the epochs.
         order: The kind of order, see `data.epoch_order`.
+        exact_up_to: As `training.exact_up_to`: cut an update into the same micro-batches for every number of
+            ranks up to this. None: each rank cuts its own share of the blocks.
     """
 
     blocks: int
@@ -46,12 +48,24 @@ class BatchPlan:
     epochs: int
     seed: int
     order: str = TABLE
+    exact_up_to: int | None = None
 
     @classmethod
     def of(
-        cls, training: TrainingConfig, blocks: int, block_size: int, padding: int, world_size: int
+        cls,
+        training: TrainingConfig,
+        blocks: int,
+        block_size: int,
+        padding: int,
+        world_size: int,
+        exact: bool = False,
     ) -> BatchPlan:
         """Work out the plan of a fresh run; see `training.global_batch_size` in configs/config.yaml.
+
+        Args:
+            training: Batch sizes, epochs and seed.
+            blocks, block_size, padding, world_size: As the attributes.
+            exact: Gradients are summed exactly: cut updates alike for every number of ranks.
 
         Raises:
             UserError: There are more ranks than blocks in an update.
@@ -77,6 +91,7 @@ class BatchPlan:
             epochs=training.epochs,
             seed=training.seed,
             order=usual_order(blocks),
+            exact_up_to=cut_alike_up_to(training, exact),
         )
 
     @property
@@ -85,11 +100,40 @@ class BatchPlan:
         return math.ceil(self.blocks * self.epochs / self.global_batch_size)
 
     @property
+    def cuts_alike(self) -> bool:
+        """Whether an update has the same micro-batches for every number of ranks, dealt out whole."""
+        return self.exact_up_to is not None and self._number_of_pieces() >= self.world_size
+
+    @property
+    def piece_size(self) -> int:
+        """Blocks per forward pass, at most."""
+        if not self.cuts_alike:
+            return self.micro_batch_size
+        return self._size_of_pieces()
+
+    @property
     def micro_batches(self) -> int:
         """Forward passes per update on each rank, the same on all: gradients are summed after the last."""
-        largest_update = min(self.global_batch_size, self.blocks * self.epochs)
-        largest_share = math.ceil(largest_update / self.world_size)
+        if self.cuts_alike:
+            return math.ceil(self._number_of_pieces() / self.world_size)
+        largest_share = math.ceil(self._largest_update / self.world_size)
         return math.ceil(largest_share / self.micro_batch_size)
+
+    @property
+    def summands(self) -> int:
+        """Gradients that are added up for an update, over all ranks, at most."""
+        return self._number_of_pieces() if self.cuts_alike else self.world_size * self.micro_batches
+
+    @property
+    def _largest_update(self) -> int:
+        return min(self.global_batch_size, self.blocks * self.epochs)
+
+    def _size_of_pieces(self) -> int:
+        assert self.exact_up_to is not None
+        return min(self.micro_batch_size, math.ceil(self.global_batch_size / self.exact_up_to))
+
+    def _number_of_pieces(self) -> int:
+        return math.ceil(self._largest_update / self._size_of_pieces())
 
     def positions(self, update: int) -> range:
         """Places of an update's blocks in the line of all epochs; updates count from 0."""
@@ -99,10 +143,16 @@ class BatchPlan:
     def micro_batch(self, update: int, rank: int, number: int) -> range:
         """Places of the blocks of one forward pass of one rank; may be empty.
 
-        Shares differ by at most one block. With an even division and the same micro-batch size
-        the forward passes of an update are the same ones for every number of ranks.
+        Where `cuts_alike`, ranks may differ by one micro-batch. Otherwise they differ by one block at most,
+        and the forward passes are the same for every number of ranks that divides the blocks evenly.
         """
         everyone = self.positions(update)
+        if self.cuts_alike:
+            size = self.piece_size
+            pieces = math.ceil(len(everyone) / size)
+            first, end = (pieces * r // self.world_size for r in (rank, rank + 1))
+            piece = first + number
+            return everyone[piece * size : (piece + 1) * size] if piece < end else everyone[:0]
         start, end = (len(everyone) * r // self.world_size for r in (rank, rank + 1))
         mine = everyone[start:end]
         return mine[number * self.micro_batch_size : (number + 1) * self.micro_batch_size]
@@ -137,6 +187,16 @@ class BatchPlan:
         """Seed of one forward pass's random numbers, derived rather than saved."""
         micro_batch = self.micro_batch(update, rank, number)
         return derive_seed(self.seed, "dropout", update, micro_batch.start)
+
+
+def cut_alike_up_to(training: TrainingConfig, exact: bool) -> int | None:
+    """`BatchPlan.exact_up_to` of a run.
+
+    Args:
+        training: With `gradient_accumulation_steps` the update itself depends on the number of ranks.
+        exact: Gradients are summed exactly.
+    """
+    return training.exact_up_to if exact and training.gradient_accumulation_steps is None else None
 
 
 class UpdateSampler(DistributedSampler):

@@ -170,7 +170,7 @@ def distribute_optimizer(
     optimizer: Optimizer,
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     backward_passes: int,
-    compression: str = "none",
+    compression: str | type = "none",
     gradient_groups: int | None = 1,
 ) -> Optimizer:
     """Make the optimizer sum gradients over ranks during the last of `backward_passes`.
@@ -184,7 +184,8 @@ def distribute_optimizer(
         optimizer: A plain torch optimizer.
         named_parameters: The model's, to name the collectives alike on every rank.
         backward_passes: Backward passes between two updates.
-        compression: `none`, or `fp16` to halve the bytes sent.
+        compression: `none`, or `fp16` to halve the bytes sent; or a class with the interface of Horovod's
+            compressions.
         gradient_groups: See `group_parameters`. None leaves it to Horovod, and gives up
             repeatable sums; `benchmarks/gradient_group.py` measures the difference.
 
@@ -199,7 +200,7 @@ def distribute_optimizer(
         optimizer,
         named_parameters=named,
         backward_passes_per_step=backward_passes,
-        compression=_hvd.Compression.fp16 if compression == "fp16" else _hvd.Compression.none,
+        compression=getattr(_hvd.Compression, compression) if isinstance(compression, str) else compression,
         op=_hvd.Sum,
         groups=groups,
     )

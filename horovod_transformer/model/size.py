@@ -62,6 +62,24 @@ def flops_per_update(model: ModelConfig, training: TrainingConfig, ranks: int) -
     return blocks * length * flops_per_token(model, count_parameters(model), length)
 
 
+def pass_bytes(model: ModelConfig, tokens: int) -> int:
+    """Memory that a forward and backward pass takes on a CPU beside the weights, roughly.
+
+    A layer keeps 34 bytes for each token and each number of its width in half precision, twice that in
+    float32, if attention keeps no scores (Korthikanti et al. 2022, arXiv:2205.05198, section 4.1). The
+    gradients of all parameters come at the end, those of a chunk of logits with them.
+
+    Args:
+        model: Shape.
+        tokens: In the pass.
+    """
+    kept = 68 * model.d_model * tokens
+    layers = kept + 4 * model.d_model * tokens * model.n_layers
+    if not model.gradient_checkpointing:
+        layers = kept * model.n_layers
+    return layers + 4 * count_parameters(model) + 3 * 4 * 512 * model.vocab_size
+
+
 def checkpoint_bytes(model: ModelConfig) -> int:
     """Size of one checkpoint: weights and the optimizer's moments, all float32.
 

@@ -11,6 +11,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.training.due import Every
 from horovod_transformer.training.metrics.phase_timer import PhaseTimer
+from horovod_transformer.training.resume import TrainState
 from horovod_transformer.training.run_folder import RunFolder
 
 
@@ -26,6 +27,8 @@ class Checkpointer:
         timer: Of the run; what checkpoints cost is a phase of its own.
         on_wait: Called on every rank while the writer is waited for.
         say: Told in a line when a checkpoint could not be written.
+        state: Gets the digest of the weights that are saved.
+        note: Takes a line for the log file.
 
     Attributes:
         reason_to_stop: Why the run should stop, on rank 0; None if it should not.
@@ -41,11 +44,14 @@ class Checkpointer:
         timer: PhaseTimer,
         on_wait: Callable[[], None],
         say: Callable[[str], None],
+        state: TrainState,
+        note: Callable[[str], None],
     ) -> None:
         self._folder, self._manager = folder, folder.checkpoints
         self._model, self._contents = model, contents
         self.every, self._stop_on_failure = every, stop_on_failure
         self._timer, self._on_wait, self._say = timer, on_wait, say
+        self._state, self._note = state, note
         self.reason_to_stop: str | None = None
 
     @property
@@ -98,11 +104,12 @@ class Checkpointer:
         self._show()
 
     def _save(self, update: int, periodic: bool, best: bool) -> None:
-        distributed.require_equal_weights(self._model, f"update {update}")
+        self._state.weights = distributed.require_equal_weights(self._model, f"update {update}")
         # The checkpoint before may still be being written; the others wait without timing out.
         failure = distributed.run_on_rank0(self._wait_for_writer, self._on_wait, "writing a checkpoint")
         if distributed.is_main_process():
             self._manager.save(self._contents(), update, periodic, best)
+            self._note(f"update {update}: saving weights {self._state.weights}")
         self._report(failure, update)
 
     def _show(self) -> None:

@@ -7,7 +7,8 @@ What makes a resumed run the same, bit for bit, as one that was never stopped:
 - derived from (seed, update), hence not saved: which blocks an update has and who computes them
   (`data.sampler.BatchPlan`), the learning rate (`training.schedule`), the seeds of dropout
   (`BatchPlan.dropout_seed`), the seeds of sample texts;
-- kept: the kind of order that blocks come in (`order_of`);
+- kept: the kind of order that blocks come in (`order_of`), and how gradients are added up
+  (`TrainState.exact_sums`);
 - kept unless the config asks for another: the precision (`PrecisionChoice.resuming`);
 - refused if it is not the same: model shape, seed, global batch, data, tokenizer, optimizer (this
   file calls every check);
@@ -16,8 +17,8 @@ What makes a resumed run the same, bit for bit, as one that was never stopped:
 - archived: checkpoints after the one that is resumed (`checkpoint.manager`), once the run has made
   an update: a start that fails leaves everything as it was.
 
-Another number of processes keeps the curve but not the last bits: sums are then rounded in another
-order.
+With exact sums another number of processes gives the same bits (docs/exact.md). With fast ones it keeps
+the curve but not the last bits: sums are then rounded in another order.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class TrainState:
         validated_at: Update of the latest validation.
         loss_scale: State of the fp16 loss scale; empty where there is none.
         precision: fp32, bf16 or fp16.
+        exact_sums: State of `training.exact_sums`, empty before the first update; None: gradients are added
+            up as floats.
+        weights: Digest of the weights when this was saved, see `distributed.weights_digest`.
     """
 
     run_name: str
@@ -71,6 +75,8 @@ class TrainState:
     validated_at: int = 0
     loss_scale: dict[str, float] = field(default_factory=dict)
     precision: str = ""
+    exact_sums: dict[str, Any] | None = None
+    weights: str = ""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps under `progress`."""
@@ -202,6 +208,8 @@ def find_start(
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path}: its record of progress is not of this program's making") from None
     _choose_precision(start, precision, path)
+    if start.state.exact_sums is None and fresh.exact_sums is not None:
+        start.notes.append("gradients are added up as floats, as the run began (distributed.sums: fast)")
     require_same_run(start.state.data_fingerprint, fresh.data_fingerprint, path)
     require_same_optimizer(before.training.optimizer, optimizer, path)
     start.state.run_name = request.run_name or start.state.run_name

@@ -77,7 +77,7 @@ class RunSummary:
         lines = [
             f"an update: {plan.global_batch_size} blocks of {plan.block_size} tokens = "
             f"{counted(plan.micro_batches, 'micro-batch', 'micro-batches')} of up to "
-            f"{plan.micro_batch_size} per process"
+            f"{plan.piece_size} per process"
         ]
         if training.gradient_accumulation_steps is not None:
             lines.append(
@@ -108,3 +108,33 @@ class RunSummary:
                 "take a smaller one (configs/laptop.yaml) or more books"
             )
         return found
+
+
+def about_sums(plan: BatchPlan, exact: bool, threads: int, at_once: int) -> list[str]:
+    """What a run says of its sums, a line each.
+
+    Args:
+        plan: Of the run.
+        exact: Gradients are added up exactly.
+        threads: Of this rank.
+        at_once: Passes that it computes side by side.
+    """
+    if not exact:
+        return ["sums: fast, the last bits depend on the number of processes (distributed.sums)"]
+    if plan.exact_up_to is None:  # gradient_accumulation_steps, of which another line tells
+        lines = ["sums: exact, the same bits whenever the update is the same"]
+    elif plan.cuts_alike:
+        lines = [f"sums: exact, the same bits on any number of processes up to {plan.summands}"]
+    else:
+        lines = [
+            f"warning: these bits are those of {plan.world_size} processes only, which share an update that "
+            f"is cut for {plan.exact_up_to}; raise training.exact_up_to for the same bits on all numbers"
+        ]
+    if at_once < min(threads, plan.micro_batches):
+        lines.append(f"{at_once} of {threads} threads compute passes: dropout, or memory, allows no more")
+    elif at_once < threads:
+        lines.append(
+            f"warning: {at_once} of {threads} threads compute passes, for an update has no more here: start "
+            "more processes, or raise training.exact_up_to"
+        )
+    return lines

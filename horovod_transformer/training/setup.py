@@ -8,15 +8,19 @@ import torch
 
 from horovod_transformer import distributed
 from horovod_transformer.config_sections import DistributedConfig, ModelConfig, TrainingConfig
+from horovod_transformer.data.page_cache import free_memory
 from horovod_transformer.data.sampler import BatchPlan
+from horovod_transformer.distributed.workers import Workers, twin
 from horovod_transformer.model.compilation import choose_compile
-from horovod_transformer.model.size import require_memory
+from horovod_transformer.model.size import pass_bytes, require_memory
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.precision import set_arithmetic
+from horovod_transformer.system.machine import memory_bytes
+from horovod_transformer.training.exact_sums import ExactSums, WholeNumbers
 from horovod_transformer.training.metrics.phase_timer import PhaseTimer
 from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.resume import Start
-from horovod_transformer.training.step import UpdateStep
+from horovod_transformer.training.step import UpdateStep, passes_here
 
 
 def build_equal_model(
@@ -56,6 +60,7 @@ def build_equal_model(
 
 
 def build_step(
+    shape: ModelConfig,
     training: TrainingConfig,
     settings: DistributedConfig,
     start: Start,
@@ -65,11 +70,21 @@ def build_step(
     timer: PhaseTimer,
 ) -> UpdateStep:
     """Build the optimizer that sums gradients over the ranks, and the update around it. *Collective.*"""
+    exact, workers, twins = None, Workers(), []
+    if start.state.exact_sums is not None:
+        exact = ExactSums(list(model.parameters()), plan.summands, plan.micro_batches)
+        if device.type == "cpu":
+            workers = Workers(torch.get_num_threads())
+            free = (free_memory() or memory_bytes() // 2) // distributed.get_local_size()
+            at_once = passes_at_once(shape, plan, workers.number, free)
+            twins = [twin(model) for _ in range(at_once - 1)]
+            for each in twins:
+                exact.follow(list(each.parameters()))
     optimizer = distributed.distribute_optimizer(
         build_optimizer(model, training),
         model.named_parameters(),
-        plan.micro_batches,
-        settings.compression,
+        passes_here(plan, len(twins)),
+        WholeNumbers if exact else settings.compression,
         settings.gradient_groups,
     )
     step = UpdateStep(
@@ -82,9 +97,30 @@ def build_step(
         uses_dropout=model.dropout.p > 0,
         compression=settings.compression,
         timer=timer,
+        exact=exact,
+        twins=twins,
+        workers=workers,
     )
     if start.optimizer is not None:
         # Horovod's wrapper begins with an empty state, so the state goes in after wrapping.
-        step.load_state_dict({"optimizer": start.optimizer, "loss_scale": start.state.loss_scale})
+        state = start.state
+        step.load_state_dict(
+            {"optimizer": start.optimizer, "loss_scale": state.loss_scale, "sums": state.exact_sums}
+        )
     distributed.require_equal_weights(model, "setting up")
     return step
+
+
+def passes_at_once(shape: ModelConfig, plan: BatchPlan, threads: int, free_bytes: int) -> int:
+    """How many passes a rank computes side by side on a CPU; no result depends on it.
+
+    Args:
+        shape: Of the model.
+        plan: Tells how many passes an update has, and how large they are.
+        threads: Of this rank.
+        free_bytes: Memory for this rank; half of it is used.
+    """
+    if shape.dropout:
+        return 1  # all passes draw from one source of random numbers
+    fit = free_bytes // (2 * pass_bytes(shape, plan.piece_size * plan.block_size))
+    return max(1, min(threads, plan.micro_batches, fit))

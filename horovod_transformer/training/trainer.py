@@ -18,6 +18,7 @@ from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
 from horovod_transformer.data.page_cache import reading_ahead, worth_reading_ahead
+from horovod_transformer.data.sampler import cut_alike_up_to
 from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.precision import PrecisionChoice
 from horovod_transformer.system.console import counted
@@ -25,6 +26,7 @@ from horovod_transformer.system.machine import return_large_blocks
 from horovod_transformer.system.signals import StopRequest
 from horovod_transformer.training.checkpointing import Checkpointer
 from horovod_transformer.training.due import Every
+from horovod_transformer.training.exact_sums import wants_exact
 from horovod_transformer.training.metrics.logger import MetricLogger
 from horovod_transformer.training.metrics.phase_timer import PhaseTimer
 from horovod_transformer.training.metrics.profiling import ProfileRequest, UpdateProfiler
@@ -41,7 +43,7 @@ from horovod_transformer.training.resume import (
     order_of,
 )
 from horovod_transformer.training.run_folder import RunFolder
-from horovod_transformer.training.run_summary import RunSummary
+from horovod_transformer.training.run_summary import RunSummary, about_sums
 from horovod_transformer.training.sample_texts import SampleWriter
 from horovod_transformer.training.setup import build_equal_model, build_step
 from horovod_transformer.training.validation import Validator
@@ -68,7 +70,8 @@ class Trainer:
         if self.device.type == "cpu" and config.model.gradient_checkpointing:
             return_large_blocks()
         self.data = distributed.raise_on_all_ranks(lambda: open_prepared_data(config))
-        self.plan = plan_batches(training, self.data.train, distributed.get_world_size())
+        exact = wants_exact(config.distributed, config.model.dropout, self.device)
+        self.plan = plan_batches(training, self.data.train, distributed.get_world_size(), exact)
         self.summary = RunSummary.of(config.model, training, self.plan)
         self.total = self.summary.updates
         self.decay_updates = training.lr_decay_updates or self.total
@@ -76,17 +79,29 @@ class Trainer:
         self.folder = RunFolder(config.paths, training.keep_checkpoints, training.keep_every)
         with ExitStack() as opened:
             opened.callback(self.folder.release)
-            start = self._find_start(config, request, precision)
+            start = self._find_start(config, request, precision, exact)
             self.state, self.notes = start.state, start.notes
-            # The order that the run began with, whatever a fresh one would take.
-            self.plan = replace(self.plan, order=order_of(self.state.data_fingerprint))
+            # As the run began, whatever a fresh one would take.
+            self.plan = replace(
+                self.plan,
+                order=order_of(self.state.data_fingerprint),
+                exact_up_to=cut_alike_up_to(training, self.state.exact_sums is not None),
+            )
             self.takeover: Takeover | None = start.takeover
             beat = self.watchdog.beat
             self.model, notes = build_equal_model(config.model, training, start, self.device, beat)
             self.notes += notes
             self.timer = PhaseTimer(self.device)
+            self.threads = torch.get_num_threads()  # exact sums divide work among them in their own way
             self.step = build_step(
-                training, config.distributed, start, self.model, self.plan, self.device, self.timer
+                config.model,
+                training,
+                config.distributed,
+                start,
+                self.model,
+                self.plan,
+                self.device,
+                self.timer,
             )
             self.precision_reason = start.precision_reason
             self.logger = self._open_logger(config, cards)
@@ -165,11 +180,17 @@ class Trainer:
         parts = (self.validator, self.samples, self.checkpointer)
         return any(part.every.is_due(self.state.update) for part in parts)
 
-    def _find_start(self, config: Config, request: StartRequest, precision: PrecisionChoice) -> Start:
+    def _find_start(
+        self, config: Config, request: StartRequest, precision: PrecisionChoice, exact: bool
+    ) -> Start:
         """Claim the run's folder on rank 0, and tell every rank what the run starts from. *Collective.*"""
 
         def find(wanted: StartRequest) -> Start:
-            fresh = TrainState(request.run_name or "", data_fingerprint(self.plan, self.data))
+            fresh = TrainState(
+                request.run_name or "",
+                data_fingerprint(self.plan, self.data),
+                exact_sums={} if exact else None,
+            )
             return find_start(
                 fresh,
                 self.folder.checkpoints,
@@ -213,6 +234,7 @@ class Trainer:
             "precision": self.state.precision,
             "precision_reason": self.precision_reason,
             "cards": cards,
+            "threads_per_rank": self.threads,
         }
         return distributed.raise_on_all_ranks(
             lambda: MetricLogger(
@@ -270,6 +292,7 @@ class Trainer:
             logger=logger,
             bytes_per_token=bytes_per_token.get("validation"),
             on_batch=beat,
+            workers=self.step.workers,
         )
         self.samples = SampleWriter(
             self.model,
@@ -291,11 +314,14 @@ class Trainer:
             timer=self.timer,
             on_wait=beat,
             say=logger.say,
+            state=state,
+            note=logger.note,
         )
 
     def _checkpoint_contents(self, configuration: dict[str, Any]) -> dict[str, Any]:
         step = self.step.state_dict()
         self.state.loss_scale = step["loss_scale"]
+        self.state.exact_sums = step["sums"]
         return {
             "model": self.model.state_dict(),
             "optimizer": step["optimizer"],
@@ -339,10 +365,11 @@ class Trainer:
         say(
             f"run {self.state.run_name}: {self.summary.parameters:,} parameters, "
             f"{counted(self.plan.world_size, 'process', 'processes')} on {self.device.type} in "
-            f"{self.state.precision}, {counted(torch.get_num_threads(), 'CPU thread')} each"
+            f"{self.state.precision}, {counted(self.threads, 'CPU thread')} each"
         )
         say(f"precision: {self.state.precision}, {self.precision_reason}")
         self._say(self.summary.introduction(self.training, self.plan))
+        self._say(about_sums(self.plan, self.state.exact_sums is not None, self.threads, self.step.at_once))
         if self.state.update >= self.total:
             say(f"all {self.total} updates are done already")
 

@@ -6,17 +6,21 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from horovod_transformer import distributed
 from horovod_transformer.data.loader import iterate_batches
+from horovod_transformer.distributed.workers import Workers
 from horovod_transformer.errors import UserError
 from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import autocast
 from horovod_transformer.training.due import Every
+from horovod_transformer.training.exact_sums import exactly
 from horovod_transformer.training.metrics.logger import MetricLogger
 from horovod_transformer.training.metrics.tables import ValidationMetrics
 from horovod_transformer.training.resume import TrainState
@@ -42,13 +46,13 @@ class HeldOutLoss:
         return perplexity(self.loss)
 
 
-@torch.no_grad()
 def validate(
     model: TransformerLM,
     loader: DataLoader,
     device: torch.device,
     precision: str,
     on_batch: Callable[[], None] = lambda: None,
+    workers: Workers | None = None,
 ) -> HeldOutLoss:
     """Score the blocks of `loader`, each rank its own share. *Collective.*
 
@@ -58,18 +62,26 @@ def validate(
         device: Where the model is.
         precision: fp32, bf16 or fp16.
         on_batch: Called after each batch.
+        workers: Threads to share the batches out to.
 
     Raises:
         UserError: A row is not what it should be.
     """
+    workers = workers or Workers()
+
+    def score(batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad(), autocast(precision, device):
+            loss, number, correct = model.loss_sums(batch["input_ids"].to(device), batch["labels"].to(device))
+        return torch.stack([exactly(loss), number.double(), correct.double()])
+
     was_training = model.training
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=device)
-    for batch in iterate_batches(loader):
-        with autocast(precision, device):
-            loss, number, correct = model.loss_sums(batch["input_ids"].to(device), batch["labels"].to(device))
-        totals += torch.stack([loss.double(), number.double(), correct.double()])
-        on_batch()
+    batches = iterate_batches(loader)
+    while some := list(islice(batches, workers.number)):
+        for sums in workers.map(score, some):
+            totals += sums
+            on_batch()
     model.train(was_training)
     loss_sum, tokens, right = distributed.allreduce(totals, "validation").tolist()
     return HeldOutLoss(loss_sum / max(1, tokens), right / max(1, tokens), int(tokens))
@@ -88,6 +100,7 @@ class Validator:
         logger: Records the figures.
         bytes_per_token: Of the validation text, or None.
         on_batch: Called after each batch.
+        workers: Threads to share the batches out to.
     """
 
     def __init__(
@@ -101,10 +114,11 @@ class Validator:
         logger: MetricLogger,
         bytes_per_token: float | None,
         on_batch: Callable[[], None],
+        workers: Workers,
     ) -> None:
         self._model, self._loader, self._device, self._precision = model, loader, device, precision
         self.every, self._state, self._logger = every, state, logger
-        self._bytes_per_token, self._on_batch = bytes_per_token, on_batch
+        self._bytes_per_token, self._on_batch, self._workers = bytes_per_token, on_batch, workers
 
     @property
     def is_due(self) -> bool:
@@ -124,8 +138,10 @@ class Validator:
         state, began = self._state, time.monotonic()
         if not self.is_due:
             return False
-        distributed.require_equal_weights(self._model, f"update {state.update}")
-        figures = validate(self._model, self._loader, self._device, self._precision, self._on_batch)
+        weights = distributed.require_equal_weights(self._model, f"update {state.update}")
+        figures = validate(
+            self._model, self._loader, self._device, self._precision, self._on_batch, self._workers
+        )
         state.validated_at = state.update
         best = figures.loss < state.best_validation_loss  # false for NaN
         if best:
@@ -139,6 +155,7 @@ class Validator:
                 accuracy=figures.accuracy,
                 tokens=figures.tokens,
                 seconds=time.monotonic() - began,
+                weights=weights,
             )
         )
         if not math.isfinite(figures.loss):

@@ -119,7 +119,7 @@ def write_config(corpus: Path) -> Callable[..., Path]:
 
 
 def job_environment(**extra: str) -> dict[str, str]:
-    """An environment for CPU ranks that share few cores, without a launcher's leftovers."""
+    """An environment for CPU ranks that share few cores, without a launcher's leftovers; "" unsets."""
     foreign = ("HOROVOD_", "OMPI_", "PMI_", "SLURM_", "TORCHELASTIC_", "MASTER_")
     own = ("WORLD_SIZE", "RANK", "GROUP_WORLD_SIZE")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(foreign) and k not in own}
@@ -127,7 +127,8 @@ def job_environment(**extra: str) -> dict[str, str]:
     set_here = {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     # Or torchrun's ranks would keep one in the home folder of whoever runs the tests.
     set_here["HOROVOD_TRANSFORMER_SECRET"] = "of the jobs that tests start"
-    return {**kept, **set_here, **extra}
+    wanted = {**kept, **set_here, **extra}
+    return {name: value for name, value in wanted.items() if value or name not in extra}
 
 
 class Job:

@@ -19,8 +19,11 @@ def test_what_a_gpu_copies_counts_as_held_up(tiny_model):
     timer = PhaseTimer(torch.device("cpu"), gpu.new_event)
     nothing = lambda *_: None  # noqa: E731
     manager = SimpleNamespace(poll=nothing, wait=nothing, save=nothing, has_written=False)
+    state = SimpleNamespace(weights="")
     folder = SimpleNamespace(checkpoints=manager, lock=SimpleNamespace(require=nothing), names=None)
-    checkpointer = Checkpointer(folder, tiny_model, dict, Every(1), False, timer, nothing, print)
+    checkpointer = Checkpointer(
+        folder, tiny_model, dict, Every(1), False, timer, nothing, print, state, nothing
+    )
     assert checkpointer.stall == 0
     checkpointer.save_if_due(1, best=False)
     assert checkpointer.stall == 3

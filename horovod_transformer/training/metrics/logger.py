@@ -133,6 +133,10 @@ class MetricLogger:
         if self._bar is not None:
             self._bar.message(text)
 
+    def note(self, text: str) -> None:
+        """Log a line that nobody need see on the terminal."""
+        self._log.info(text)
+
     def log_update(self, metrics: UpdateMetrics) -> None:
         """Record one update."""
         if not distributed.is_main_process():
@@ -156,6 +160,7 @@ class MetricLogger:
         self._write(lambda writer: writer.log("validation", vars(metrics)))
         bits = "" if metrics.bits_per_byte is None else f", {metrics.bits_per_byte:.4f} bits per byte"
         self.say(f"update {metrics.update}: validation loss {metrics.loss:.4f}{bits}")
+        self.note(f"update {metrics.update}: validated weights {metrics.weights}")
 
     def log_sample(self, update: int, prompt: str, text: str) -> None:
         """Record a text that the model wrote."""

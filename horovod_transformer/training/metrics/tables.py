@@ -78,7 +78,12 @@ class UpdateMetrics:
 
 @dataclass(frozen=True)
 class ValidationMetrics:
-    """A row of `val.csv`; see `UpdateMetrics`. `seconds` is how long the validation took."""
+    """A row of `val.csv`; see `UpdateMetrics`.
+
+    Attributes:
+        seconds: How long the validation took.
+        weights: Digest of the weights that were validated, see `distributed.weights_digest`.
+    """
 
     update: int
     loss: float
@@ -87,6 +92,7 @@ class ValidationMetrics:
     accuracy: float
     tokens: int
     seconds: float
+    weights: str = ""
 
 
 TRAIN_COLUMNS = [field.name for field in fields(UpdateMetrics)]
@@ -204,8 +210,8 @@ def describe_environment(facts: dict[str, Any]) -> dict[str, Any]:
         "gpus": gpus,
         "cuda": torch.version.cuda,
         "world_size": distributed.get_world_size(),
-        **facts,
         "threads_per_rank": torch.get_num_threads(),
+        **facts,
         "packages": packages,
         "git_commit": _git_commit(),
     }

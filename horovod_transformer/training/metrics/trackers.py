@@ -44,7 +44,7 @@ class TensorBoardTracker:
     def log(self, group: str, row: dict[str, Any]) -> None:
         """Add a scalar for each figure of a row of `train` or `validation`."""
         for name, value in row.items():
-            if name not in ("update", "seconds") and value is not None:
+            if name not in ("update", "seconds") and isinstance(value, int | float):
                 self._events.add_scalar(f"{group}/{name}", value, row["update"])
 
     def log_text(self, update: int, prompt: str, text: str) -> None:

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from horovod_transformer import distributed
+from horovod_transformer.distributed.workers import Workers
 from horovod_transformer.training.optim.eager_adamw import EagerAdamW
 
 # Polynomial whose iteration drives singular values towards 1, from the Muon reference.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 MUON_MOMENTUM = 0.95
+# Of matrices that are equal in shape.
+BATCHES = 8
 
 
 class MuonAdamW(EagerAdamW):
@@ -31,9 +34,11 @@ class MuonAdamW(EagerAdamW):
 
     Attributes:
         precision: What a CPU multiplies in while matrices are made orthogonal: fp32 or bf16.
+        workers: Threads that share this rank's part of it.
     """
 
     precision = "fp32"
+    workers: Workers | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -68,6 +73,7 @@ class MuonAdamW(EagerAdamW):
             parameters,
             lambda number: gradients[number].lerp(momenta[number], MUON_MOMENTUM),
             working_dtype(parameters[0], self.precision),
+            self.workers,
         )
         for parameter, direction in zip(parameters, directions, strict=True):
             changed = parameter if skip is None else parameter.clone()
@@ -93,7 +99,10 @@ def _is_at_hand(number: Tensor) -> bool:
 
 
 def orthogonalized_together(
-    parameters: Sequence[Tensor], matrix: Callable[[int], Tensor], dtype: torch.dtype
+    parameters: Sequence[Tensor],
+    matrix: Callable[[int], Tensor],
+    dtype: torch.dtype,
+    workers: Workers | None = None,
 ) -> list[Tensor]:
     """Make many matrices orthogonal, each on one rank, and give all of them to every rank. *Collective.*
 
@@ -102,27 +111,29 @@ def orthogonalized_together(
         matrix: Computes the matrix of one parameter by its number, float; asked only for this
             rank's share.
         dtype: What to multiply in, and of the results.
+        workers: Threads that compute batches side by side.
 
     Returns:
         What `orthogonalized` makes of each, in the order of `parameters`, as views of one buffer.
     """
     shapes = [tuple(parameter.shape) for parameter in parameters]
-    shares = share_out(shapes, distributed.get_world_size())
-    mine = shares[distributed.get_rank()]
-    done: dict[int, Tensor] = {}
-    # Matrices that are equal in shape when laid down become one batch.
-    for shape in sorted({wide(shapes[number]) for number in mine}):
-        alike = [number for number in mine if wide(shapes[number]) == shape]
-        laid = [m.t() if m.shape[0] > m.shape[1] else m for m in map(matrix, alike)]
-        done.update(zip(alike, orthogonalized(torch.stack(laid).to(dtype)), strict=True))
+    batches = batches_of(shapes)
+    shares = share_out([batch_cost(batch, shapes) for batch in batches], distributed.get_world_size())
+
+    def compute(number: int) -> Tensor:
+        with torch.no_grad():
+            laid = [m.t() if m.shape[0] > m.shape[1] else m for m in map(matrix, batches[number])]
+            return orthogonalized(torch.stack(laid).to(dtype)).reshape(-1)
+
     # A rank may have nothing to do.
     flat = [parameters[0].new_empty(0, dtype=dtype)]
-    lengths = [sum(math.prod(shapes[number]) for number in share) for share in shares]
-    joined = torch.cat(flat + [done[number].reshape(-1) for number in mine])
+    lengths = [sum(math.prod(shapes[i]) for number in share for i in batches[number]) for share in shares]
+    computed = (workers or Workers()).map(compute, shares[distributed.get_rank()])
+    joined = torch.cat(flat + computed)
     gathered = distributed.allgather(joined, "muon", lengths)
     results: dict[int, Tensor] = {}
     place = 0
-    for number in (number for share in shares for number in share):
+    for number in (number for share in shares for batch in share for number in batches[batch]):
         rows, columns = wide(shapes[number])
         laid_down = gathered[place : place + rows * columns].view(rows, columns)
         results[number] = laid_down.t() if shapes[number][0] > shapes[number][1] else laid_down
@@ -130,31 +141,48 @@ def orthogonalized_together(
     return [results[number] for number in range(len(shapes))]
 
 
+def batches_of(shapes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Cut matrices into batches, the same for any number of ranks: a result may depend on its batch.
+
+    Those of a batch are equal in shape when laid down. There are at most `BATCHES` of a shape, so that ranks
+    and threads have something to share.
+    """
+    batches = []
+    for shape in sorted(set(map(wide, shapes))):
+        alike = [number for number in range(len(shapes)) if wide(shapes[number]) == shape]
+        size = math.ceil(len(alike) / BATCHES)
+        batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return batches
+
+
+def batch_cost(batch: Sequence[int], shapes: Sequence[Sequence[int]]) -> int:
+    """Multiplications of one iteration."""
+    rows, columns = wide(shapes[batch[0]])
+    return len(batch) * rows * rows * (2 * columns + rows)
+
+
 def wide(shape: Sequence[int]) -> tuple[int, int]:
     """The shape with its longer side as the second."""
     return min(shape), max(shape)
 
 
-def share_out(shapes: Sequence[Sequence[int]], ranks: int) -> list[list[int]]:
-    """Share matrices out so that no rank has much more work than another.
+def share_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
+    """Share work out so that no rank has much more than another.
 
     The costliest goes first, each to the rank that has the least to do; the same on every rank.
 
+    Args:
+        costs: Of each piece of work.
+        ranks: How many share it.
+
     Returns:
-        For each rank the numbers of its matrices, ascending.
+        For each rank the numbers of its pieces, ascending.
     """
     work = [0] * ranks
     shares: list[list[int]] = [[] for _ in range(ranks)]
-
-    def cost(number: int) -> int:
-        rows, columns = wide(shapes[number])
-        return rows * rows * (2 * columns + rows)  # products of one iteration
-
-    for number in sorted(
-        range(len(shapes)), key=lambda number: (-cost(number), wide(shapes[number]), number)
-    ):
+    for number in sorted(range(len(costs)), key=lambda number: (-costs[number], number)):
         rank = work.index(min(work))
-        work[rank] += cost(number)
+        work[rank] += costs[number]
         shares[rank].append(number)
     return [sorted(share) for share in shares]
 

@@ -12,7 +12,13 @@ import torch
 from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.training.optim import muon
-from horovod_transformer.training.optim.muon import orthogonalized_together, share_out, working_dtype
+from horovod_transformer.training.optim.muon import (
+    batch_cost,
+    batches_of,
+    orthogonalized_together,
+    share_out,
+    working_dtype,
+)
 from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.optim.schedule import learning_rate
 from tests.conftest import TINY
@@ -123,14 +129,16 @@ def test_muon_multiplies_in_the_precision_of_the_run():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_muon_is_shared_out_evenly_and_each_matrix_once(ranks):
-    layer = [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
-    shares = share_out(layer * 12, ranks)
-    assert sorted(number for share in shares for number in share) == list(range(48))
-    work = [
-        sum((2 * max(s) + min(s)) * min(s) ** 2 for s in (layer[n % 4] for n in share)) for share in shares
-    ]
+    shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12
+    batches = batches_of(shapes)
+    assert sorted(number for batch in batches for number in batch) == list(range(48))
+    costs = [batch_cost(batch, shapes) for batch in batches]
+    assert sum(costs) == sum((2 * max(shape) + min(shape)) * min(shape) ** 2 for shape in shapes)
+    shares = share_out(costs, ranks)
+    assert sorted(number for share in shares for number in share) == list(range(len(batches)))
+    work = [sum(costs[number] for number in share) for share in shares]
     assert max(work) < 1.2 * sum(work) / ranks
-    assert len(share_out(SHAPES, 9)) == 9  # more ranks than matrices: some have nothing to do
+    assert len(share_out(costs, 99)) == 99  # more ranks than batches: some have nothing to do
 
 
 def test_muon_step_by_value(tiny_model):
