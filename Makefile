@@ -83,9 +83,10 @@ $(TRANSFORMERS_4_STAMP): | install
 		$(TRANSFORMERS_4_PACKAGES)
 	@touch $@
 
-chaos: install ## kill a training run a hundred times, about half an hour
+chaos: install ## kill a training run a hundred and fifty times, about three quarters of an hour
 	@$(VENV_PYTHON) -m tests.chaos.chaos
 	@$(VENV_PYTHON) -m tests.chaos.chaos --launcher
+	@$(VENV_PYTHON) -m tests.chaos.chaos --ranks
 
 bench: install ## speed and memory beside Hugging Face, DDP and others, half an hour; PARTS="update memory"
 	@$(VENV_PYTHON) benchmarks/bench.py $(PARTS)

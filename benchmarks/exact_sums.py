@@ -56,7 +56,7 @@ def cases() -> dict[str, Case]:
         "quickstart": Case(quickstart.model, quickstart.training, (2, 4, 8)),
         "laptop": Case(laptop.model, laptop.training, (2, 4, 8)),
         "30M": Case(GPT2_30M, TrainingConfig(**adamw), (2, 8)),
-        "124M": Case(GPT2_124M, TrainingConfig(**adamw), (2, 8)),
+        "124M": Case(GPT2_124M, TrainingConfig(**adamw), (2,)),
     }
 
 
@@ -106,6 +106,7 @@ def main() -> None:
     """Measure all cases, or one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="updates of each kind")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="one of them")
     parser.add_argument("--only", choices=list(cases()), help="one case")
     parser.add_argument("--rank", nargs=2, metavar=("CASE", "PRECISION"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -114,7 +115,7 @@ def main() -> None:
         return
     print("case  precision  processes  sums  seconds  by fast  skipped")
     for name in [options.only] if options.only else [name for name in cases() if name != "tiny"]:
-        for precision in ("fp32", "bf16"):
+        for precision in [options.precision] if options.precision else ("fp32", "bf16"):
             for processes in (1, 2):
                 launch = ["-m", "horovod_transformer", "launch", "-np", str(processes), "--", sys.executable]
                 job = [__file__, "--rank", name, precision, "--rounds", str(options.rounds)]

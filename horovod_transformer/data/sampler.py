@@ -130,7 +130,8 @@ class BatchPlan:
 
     def _size_of_pieces(self) -> int:
         assert self.exact_up_to is not None
-        return min(self.micro_batch_size, math.ceil(self.global_batch_size / self.exact_up_to))
+        # Rounded down: 8 ranks want 8 pieces of 11 blocks, and pieces of two would be 6.
+        return max(1, min(self.micro_batch_size, self.global_batch_size // self.exact_up_to))
 
     def _number_of_pieces(self) -> int:
         return math.ceil(self._largest_update / self._size_of_pieces())

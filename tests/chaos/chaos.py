@@ -1,6 +1,6 @@
 """`make chaos`: kill a training run again and again and see whether it notices.
 
-    python -m tests.chaos.chaos [--launcher] [--kills 50] [--seed 0] [--keep FOLDER]
+    python -m tests.chaos.chaos [--launcher | --ranks] [--kills 50] [--seed 0] [--keep FOLDER]
 
 Ends with 0 if the run that was killed is, to the bit, the run that was not.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import datasets
 
-from tests.chaos.kill_test import Kill, KillTest
+from tests.chaos.kill_test import Kill, KillTest, RanksTest
 from tests.chaos.launch_test import LaunchTest
 
 
@@ -65,6 +65,9 @@ def main() -> int:
         action="store_true",
         help="one job under `horovod-transformer launch`, which starts it again",
     )
+    parser.add_argument(
+        "--ranks", action="store_true", help="another number of ranks at each start, with exact sums"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the runs in this new folder")
     options = parser.parse_args()
@@ -75,6 +78,8 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         # A kill in mid-training brings the run some six updates on.
         test, updates = (LaunchTest, 14) if options.launcher else (KillTest, 8)
+        if options.ranks:
+            test = RanksTest
         kill_test = test(folder, updates=updates * options.kills + 20, seed=options.seed)
         kill_test.run_straight()
         kill_test.run_killed(options.kills)

@@ -23,7 +23,7 @@ MARK = "HT_CHAOS_JOB"  # in the environment of every process of a job
 
 
 class Job:
-    """A run on two ranks, all of whose processes can be found.
+    """A run all of whose processes can be found.
 
     Args:
         config: Its config file.
@@ -31,15 +31,18 @@ class Job:
         table: Its train.csv, whether it is there yet or not.
         restarts: None has `horovodrun` start it once; a number has `horovod-transformer launch` start it
             again so often.
+        ranks: How many.
     """
 
-    def __init__(self, config: Path, folder: Path, table: Path, restarts: int | None = None) -> None:
+    def __init__(
+        self, config: Path, folder: Path, table: Path, restarts: int | None = None, ranks: int = 2
+    ) -> None:
         self.mark = uuid.uuid4().hex
         self._old_table = inode(table)
         self._output = folder.with_name(f"{folder.name}-{self.mark}.out")
-        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2"]
+        command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(ranks)]
         if restarts is not None:
-            command = [sys.executable, "-m", "horovod_transformer", "launch", "-np", "2"]
+            command = [sys.executable, "-m", "horovod_transformer", "launch", "-np", str(ranks)]
             command += ["--max-restarts", str(restarts), "--"]
         command += [sys.executable, "-m", "src.train", "--config", str(config), "--output_dir", str(folder)]
         command += ["--run_name", "run", "--resume", "auto"]

@@ -95,6 +95,7 @@ class KillTest:
 
     changes: ClassVar[dict[str, Any]] = CHANGES
     restarts: ClassVar[int | None] = None  # as for `Job`
+    ranks: ClassVar[tuple[int, ...]] = (2,)  # one of these numbers at each start
 
     def __post_init__(self) -> None:
         corpus = write_corpus(self.folder / "corpus")
@@ -210,7 +211,8 @@ class KillTest:
 
     @contextmanager
     def _job(self, name: str) -> Iterator[Job]:
-        job = Job(self.config, self.folder / name, self.table, self.restarts)
+        ranks = self.random.choice(self.ranks)
+        job = Job(self.config, self.folder / name, self.table, self.restarts, ranks)
         try:
             yield job
         finally:
@@ -246,6 +248,18 @@ class KillTest:
             {row["update"] for row in Outcome(self.folder / name).rows} for name in ("straight", "killed")
         ]
         return len(rows[0] - rows[1])
+
+
+class RanksTest(KillTest):
+    """As `KillTest`, with another number of ranks at each start: exact sums give the same bits."""
+
+    changes: ClassVar[dict[str, Any]] = {
+        **CHANGES,
+        "model__dropout": 0.0,
+        "training__learning_rate": 1e-3,
+        "distributed__sums": "exact",
+    }
+    ranks: ClassVar[tuple[int, ...]] = (2, 3, 4)
 
 
 def different(one: Any, other: Any, where: str) -> list[str]:

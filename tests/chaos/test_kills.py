@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.chaos.chaos import table_of
-from tests.chaos.kill_test import KillTest
+from tests.chaos.kill_test import KillTest, RanksTest
 from tests.chaos.launch_test import LaunchTest
 
 KILLS = 6
@@ -51,3 +51,12 @@ def test_a_launcher_alone_brings_a_run_to_its_end(reference, tmp_path):
     assert launch_test.differences() == []
     # How much each kill cost is a matter of moments; of two it may be nothing.
     assert len(launch_test.kills) == 2
+
+
+@pytest.mark.more
+@pytest.mark.distributed
+def test_a_run_killed_on_changing_numbers_of_ranks_is_the_same_run(tmp_path):
+    ranks_test = RanksTest(tmp_path, 52, seed=3)
+    ranks_test.run_straight()
+    ranks_test.run_killed(4)
+    assert ranks_test.differences() == []

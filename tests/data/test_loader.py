@@ -120,6 +120,19 @@ def test_validation_blocks_are_shared_out_once_each(prepared, eval_blocks, expec
     assert len(seen) == len({tuple(row) for row in seen}) == expected
 
 
+def test_exact_sums_validate_the_same_batches_on_any_number_of_ranks(prepared):
+    config = prepared(split_of(rows_of(40)), split_of(rows_of(11)), training__global_batch_size=8)
+    data = dataset.open_prepared_data(config)
+    dealt = []
+    for ranks in range(1, 5):
+        plan = loader_module.plan_batches(config.training, data.train, ranks, exact=True)
+        assert plan.cuts_alike
+        loaders = [loader_module.validation_loader(data.validation, plan, rank, 7) for rank in range(ranks)]
+        batches = [batch["input_ids"].tolist() for loader in loaders for batch in loader]
+        dealt.append(sorted(batches))
+    assert sum(map(len, dealt[0])) == 7 and all(batches == dealt[0] for batches in dealt)
+
+
 def test_more_ranks_than_validation_blocks(prepared):
     config = prepared(split_of(rows_of(4)), split_of(rows_of(1)))
     data = dataset.open_prepared_data(config)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from horovod_transformer.config import config_from_dict
+from horovod_transformer.config_sections import TrainingConfig
 from horovod_transformer.data.epoch_order import BIJECTION, TABLE, TABLE_LIMIT, derive_seed
 from horovod_transformer.data.sampler import BatchPlan, UpdateSampler
 from horovod_transformer.errors import UserError
@@ -87,6 +89,41 @@ def test_shares_differ_by_at_most_a_block_and_fit_their_micro_batches(world, mic
     assert max(itertools.chain(*numbers)) <= micro
     # No more passes than the largest share needs.
     assert plan.micro_batches == -(-max(shares) // micro)
+
+
+@pytest.mark.parametrize("batch", [8, 11, 20, 64])
+@pytest.mark.parametrize("micro", [1, 2, 64])
+def test_exact_sums_have_the_same_passes_on_any_number_of_ranks(batch, micro):
+    plans = [replace(make_plan(23, batch, micro, world), exact_up_to=8) for world in range(1, 9)]
+    for update in range(plans[0].total_updates):
+        dealt = []
+        for plan in plans:
+            assert plan.cuts_alike and plan.piece_size <= micro
+            ranks = [
+                [plan.micro_batch(update, rank, number) for number in range(plan.micro_batches)]
+                for rank in range(plan.world_size)
+            ]
+            counts = [sum(map(bool, passes)) for passes in ranks]
+            assert max(counts) - min(counts) <= 1
+            dealt.append([piece for passes in ranks for piece in passes if piece])
+        assert all(pieces == dealt[0] for pieces in dealt)
+        assert [place for piece in dealt[0] for place in piece] == list(plans[0].positions(update))
+        # Seeds of dropout belong to passes.
+        assert len(dealt[0]) <= plans[0].summands == plans[-1].summands
+
+
+def test_more_ranks_than_passes_take_their_shares():
+    plan = replace(make_plan(23, 11, 4, world=9), exact_up_to=2)
+    assert not plan.cuts_alike
+    assert plan.summands == 9 * plan.micro_batches
+    fast = make_plan(23, 11, 4, world=9)
+    for rank in range(9):
+        assert plan.micro_batch(0, rank, 0) == fast.micro_batch(0, rank, 0)
+
+
+def test_accumulation_steps_decide_the_passes():
+    training = TrainingConfig(gradient_accumulation_steps=2, per_gpu_batch_size=4)
+    assert BatchPlan.of(training, 100, 16, 0, 3, exact=True).micro_batches == 2
 
 
 @each_order
