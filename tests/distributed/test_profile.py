@@ -17,7 +17,8 @@ UPDATES, MICRO_BATCHES = 2, 2
 
 def test_a_window_is_recorded(write_config, run_job, tmp_path):
     end = WAIT + WARM_UP + UPDATES + 3
-    config = write_config(tmp_path / "config.yaml", training__max_updates=end, training__per_gpu_batch_size=2)
+    changes = {"training__max_updates": end, "training__per_gpu_batch_size": 2, "training__exact_up_to": 4}
+    config = write_config(tmp_path / "config.yaml", **changes)
     job = run_job(
         2, "-m", "src.train", "--config", str(config), "--output_dir", str(tmp_path),
         "--profile", str(UPDATES), "--profile_rank", "1",

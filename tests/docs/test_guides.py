@@ -1,4 +1,4 @@
-"""docs/generation.md, docs/export.md and docs/evaluation.md: each block runs as written, in this order."""
+"""docs/generation.md, export.md, evaluation.md and exact.md: each block runs as written, in this order."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ MADE = {
     "both.html",
     "runs/structured/first",
     "runs/structured/second",
+    "runs/one/logs/train_rank0.log",
+    "runs/two/logs/train_rank0.log",
 }
-GUIDES = ["docs/generation.md", "docs/export.md", "docs/evaluation.md"]
+GUIDES = ["docs/generation.md", "docs/export.md", "docs/evaluation.md", "docs/exact.md"]
 
 
 @pytest.fixture(scope="module")
@@ -67,5 +69,9 @@ def test_blocks(name, read_document, trained, run_command):
         )
         assert one["prediction"] == two["prediction"] and one["prediction"]["books"] > 1
         assert "2 training runs" in (trained / "both.html").read_text()
+    if name == "docs/exact.md":
+        words = result.stdout.split()  # of grep
+        assert len(words) >= 8 and words[-1] == words[len(words) // 2 - 1]
+        assert len(words[-1]) == 16
     if name == "docs/export.md":
         shutil.rmtree(trained / "exported")

@@ -24,15 +24,23 @@ TWO_GPUS = "--gres=gpu:h100:2"
 
 
 @pytest.fixture(scope="module")
-def curve_of_one(root: Path, prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of 32 updates on one process, without Slurm."""
+def run_of_one(
+    root: Path, prepared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[float], str]:
+    """The losses of 32 updates on one process, without Slurm, and the digest of the weights."""
     folder = tmp_path_factory.mktemp("alone")
     command = [sys.executable, "-m", "src.train", *tiny_run(prepared_data, 32), "--run_name", "alone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(
         [*command, "--output_dir", str(folder)], cwd=root, env=environment, timeout=500, check=True
     )
-    return Submitter.read_losses(folder / "runs" / "structured" / "alone" / "train.csv")
+    losses = Submitter.read_losses(folder / "runs" / "structured" / "alone" / "train.csv")
+    return losses, digest_of(folder / "checkpoints")
+
+
+def digest_of(checkpoints: Path) -> str:
+    """The digest of the newest weights."""
+    return load_checkpoint(checkpoints / "last.pt")["progress"]["weights"]
 
 
 def failing_training(folder: Path) -> Path:
@@ -89,8 +97,8 @@ def test_the_promised_command_trains_on_four_processes(submitter: Submitter, pre
     assert "nodes: 1, processes on each: 4, " in submitter.output(job)
 
 
-def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
-    submitter: Submitter, prepared_data: Path, curve_of_one: list[float]
+def test_two_nodes_near_the_time_limit_save_and_go_on_with_the_weights_of_one(
+    submitter: Submitter, prepared_data: Path, run_of_one: tuple[list[float], str]
 ) -> None:
     # Slowed down, or it could be done between two of the signals that the script sends every five seconds: an
     # update takes a cycle at least.
@@ -110,12 +118,12 @@ def test_two_nodes_near_the_time_limit_save_and_go_on_and_walk_the_curve_of_one(
     assert "nodes: 2, processes on each: 2, " in output
     assert f"resuming after update {stopped[1]}" in output
     assert submitter.updates(job) == list(range(1, 33))
-    assert submitter.losses(job) == pytest.approx(curve_of_one, abs=1e-4)
+    assert (submitter.losses(job), digest_of(submitter.checkout / "checkpoints")) == run_of_one
     assert load_checkpoint(submitter.checkout / "checkpoints" / "last.pt")["progress"]["update"] == 32
 
 
-def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_processes(
-    submitter: Submitter, prepared_data: Path, curve_of_one: list[float]
+def test_a_cancelled_job_leaves_a_checkpoint_and_others_go_on_with_fewer_and_more_nodes(
+    submitter: Submitter, prepared_data: Path, run_of_one: tuple[list[float], str]
 ) -> None:
     output_dir = submitter.checkout / "other"
     wanted = [*tiny_run(prepared_data, 32), f"--output_dir={output_dir}"]
@@ -135,10 +143,16 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_another_goes_on_with_fewer_proc
     assert 3 <= stopped < 32
     assert not (submitter.checkout / "checkpoints").exists()
 
-    smaller = submitter.submit(TWO_GPUS, *PROMISED, *wanted, "--resume", "auto", **NO_GPU)
+    # On one node, and then on as many as there are of one and two: the bits of one process.
+    less = [*wanted, "--training.max_updates", str(stopped + 1), "--resume", "auto"]
+    smaller = submitter.submit(TWO_GPUS, *PROMISED, *less, **NO_GPU)
     assert submitter.wait(smaller, "COMPLETED", "FAILED")["JobState"] == "COMPLETED"
     assert f"resuming after update {stopped}" in submitter.output(smaller)
-    assert Submitter.read_losses(table) == pytest.approx(curve_of_one, abs=1e-4)
+    again = [*wanted, "--resume", "auto", "--run_name", f"slurm-{job}"]
+    larger = submitter.submit("--nodes=1-2", TWO_GPUS, *PROMISED, *again, **NO_GPU)
+    assert submitter.wait(larger, "COMPLETED", "FAILED")["NumNodes"] == "2", submitter.output(larger)
+    assert f"resuming after update {stopped + 1}" in submitter.output(larger)
+    assert (Submitter.read_losses(table), digest_of(output_dir / "checkpoints")) == run_of_one
 
 
 def test_two_jobs_do_not_write_into_one_folder(submitter: Submitter, prepared_data: Path) -> None:
