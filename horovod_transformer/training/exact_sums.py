@@ -107,11 +107,15 @@ class ExactSums:
         """Resume from `state_dict()`.
 
         Raises:
-            UserError: It is of another model.
+            UserError: It is of another model, or not of this program's making.
         """
-        largest = state.get("largest")
-        if not isinstance(largest, list) or len(largest) != len(self._parameters):
-            raise UserError("the checkpoint's record of exact sums is of another model")
+        largest = state.get("largest") if isinstance(state, dict) else None
+        if (
+            not isinstance(largest, list)
+            or len(largest) != len(self._parameters)
+            or not all(isinstance(number, float) and 0 <= number < math.inf for number in largest)
+        ):
+            raise UserError("the checkpoint's record of exact sums is damaged, or of another model")
         self._remembered.copy_(torch.tensor(largest, dtype=torch.float64))
 
     def begin_update(self, loss_scale: float) -> None:

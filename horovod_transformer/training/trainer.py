@@ -93,6 +93,7 @@ class Trainer:
             self.notes += notes
             self.timer = PhaseTimer(self.device)
             self.threads = torch.get_num_threads()  # exact sums divide work among them in their own way
+            opened.callback(torch.set_num_threads, self.threads)
             self.step = build_step(
                 config.model,
                 training,

@@ -171,8 +171,16 @@ def test_units_are_kept():
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     assert one.run(1, iter(BATCHES), 0.01) == other.run(1, iter(BATCHES), 0.01)
     assert same(weights_of(one.model), weights_of(other.model))
-    with pytest.raises(UserError, match="of another model"):
-        other.load_state_dict({**one.state_dict(), "sums": {"largest": [1.0]}})
+    good = one.exact.state_dict()["largest"]
+    for bad in (
+        "x",
+        [1],
+        {"largest": [1.0]},
+        {"largest": good[:-1] + ["1"]},
+        {"largest": good[:-1] + [-1.0]},
+    ):
+        with pytest.raises(UserError, match="damaged, or of another model"):
+            other.load_state_dict({**copy.deepcopy(one.state_dict()), "sums": bad})
 
 
 def test_units_follow_the_largest_number():
