@@ -125,7 +125,8 @@ def test_every_launcher(straight, train, launcher):
 def test_any_sequence_of_processes(straight, train):
     for stop, ranks in ((2, 2), (3, 3), (5, 1), (6, 4)):
         train("sequence", ranks, training__max_updates=stop, **({"resume": "auto"} if stop > 2 else {}))
-    assert_same_weights(straight, train("sequence", 2, resume="auto"))
+    # Each end validates, so the best model may be another; the last one may not.
+    assert weights(train("sequence", 2, resume="auto") / "last.pt") == weights(straight / "last.pt")
 
 
 @pytest.mark.more
