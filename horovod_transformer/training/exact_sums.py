@@ -4,9 +4,9 @@ A sum of floats depends on its order, because each addition rounds. A sum of who
 gradient of each micro-batch is written in whole multiples of a unit, one unit per parameter, and these int32
 numbers are added up: over micro-batches here, over ranks by Horovod. They take the bytes that float32 takes.
 
-The unit is a power of two, small beside the largest number that any micro-batch had in this gradient so far
-(an old largest one is forgotten slowly). Numbers that are `HEADROOM` times as large still fit. What does not
-fit is noticed, and the update is skipped like one whose gradient is not finite; the next unit is larger.
+The unit is a power of two, chosen from the largest number in any micro-batch's gradient so far (old ones are
+forgotten slowly) so that a number 64 times as large still fits. If one does not fit, the update is skipped,
+as it is when a gradient is not finite, and the next unit is larger.
 
 What this costs in precision: a gradient's largest number keeps at least 21 bits for eight micro-batches, one
 bit less each time there are twice as many. Float32 has 24 for each number, bf16 products give 8.
@@ -59,8 +59,8 @@ class ExactSums:
     backward pass, which calls `_add` for each parameter; then `largest` is gathered from all ranks, Horovod
     adds the sums up, and `finish` turns them into gradients.
 
-    Other threads may help with copies of the model, see `follow`. The last backward pass of the model itself
-    waits in each parameter's turn until the others have added theirs, since Horovod then sends the sum.
+    Other threads may help with copies of the model, see `follow`. Horovod sends a parameter's sum when the
+    model's own last backward pass reaches it, so that pass first waits for the other threads to add theirs.
 
     Args:
         parameters: Of the model, in a fixed order; float32.
@@ -89,9 +89,9 @@ class ExactSums:
             parameter.register_post_accumulate_grad_hook(partial(self._add_own, number))
 
     def follow(self, copies: Sequence[nn.Parameter]) -> None:
-        """Add the gradients of these copies of the parameters, too, which other threads compute."""
+        """Also add the gradients of these copies of the parameters, which other threads compute."""
         for number, parameter in enumerate(copies):
-            parameter.register_post_accumulate_grad_hook(partial(self._add_copys, number))
+            parameter.register_post_accumulate_grad_hook(partial(self._add_from_copy, number))
 
     def give_up(self) -> None:
         """End the wait for passes of other threads: one of them has failed."""
@@ -158,7 +158,7 @@ class ExactSums:
         assert total is not None
         parameter.grad = total.view(torch.float32).view_as(parameter)  # bits: int32 inside
 
-    def _add_copys(self, number: int, parameter: Tensor) -> None:
+    def _add_from_copy(self, number: int, parameter: Tensor) -> None:
         """Add a gradient of a copy to the sum."""
         self._add(number, parameter)
         parameter.grad = None

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
-from horovod_transformer.config_sections import ModelConfig, TrainingConfig
+from horovod_transformer.config_sections import DistributedConfig, ModelConfig, TrainingConfig
 from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.distributed.workers import Workers, twin
 from horovod_transformer.errors import UserError
+from horovod_transformer.model.size import pass_bytes
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training.exact_sums import (
     FIRST_LARGEST,
@@ -21,8 +23,11 @@ from horovod_transformer.training.exact_sums import (
     WholeNumbers,
     exactly,
     power_of_two,
+    wants_exact,
 )
 from horovod_transformer.training.optim.optimizer import build_optimizer
+from horovod_transformer.training.run_summary import about_sums
+from horovod_transformer.training.setup import passes_at_once
 from horovod_transformer.training.step import UpdateStep
 from tests.conftest import TINY
 
@@ -237,3 +242,46 @@ def test_workers_keep_the_order_and_pass_on_what_fails():
     assert workers.map(abs, []) == []
     with pytest.raises(ZeroDivisionError):
         workers.map(lambda number: 1 // number, [2, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "dropout", "device", "exact"),
+    [
+        ({}, 0.0, "cpu", True),
+        ({}, 0.1, "cpu", False),
+        ({}, 0.0, "cuda", False),
+        ({"compression": "fp16"}, 0.0, "cpu", False),
+        ({"sums": "fast"}, 0.0, "cpu", False),
+        ({"sums": "exact"}, 0.1, "cuda", True),
+    ],
+)
+def test_auto_is_exact_on_cpus_without_dropout(settings, dropout, device, exact):
+    assert wants_exact(DistributedConfig(**settings), dropout, torch.device(device)) is exact
+
+
+def test_exact_sums_and_fp16_on_the_wire_exclude_each_other():
+    with pytest.raises(ValueError, match="exclude each other"):
+        DistributedConfig(sums="exact", compression="fp16")
+
+
+def test_passes_at_once_follow_from_threads_passes_and_memory():
+    plan = BatchPlan(100, 8, 0, PIECES, 1, 2, 1, 7, exact_up_to=PIECES)  # four passes on each of two ranks
+    much = 10**12
+    assert passes_at_once(TINY, plan, threads=3, free_bytes=much) == 3
+    assert passes_at_once(TINY, plan, threads=64, free_bytes=much) == 4
+    one = pass_bytes(TINY, plan.piece_size * plan.block_size)
+    assert passes_at_once(TINY, plan, threads=64, free_bytes=5 * one) == 2
+    assert passes_at_once(TINY, plan, threads=64, free_bytes=0) == 1
+    assert passes_at_once(TINY.model_copy(update={"dropout": 0.1}), plan, 64, much) == 1
+
+
+def test_a_run_says_how_far_its_bits_are_the_same():
+    plan = BatchPlan(100, 8, 0, PIECES, 1, 1, 1, 7, exact_up_to=PIECES)
+    assert about_sums(plan, True, threads=2, at_once=2) == [
+        "sums: exact, the same bits on any number of processes up to 8"
+    ]
+    assert "8 of 64 threads compute passes, for an update" in about_sums(plan, True, 64, 8)[1]
+    assert "dropout, or memory" in about_sums(plan, True, 64, 1)[1]
+    assert about_sums(plan, False, 2, 1)[0].startswith("sums: fast")
+    few = replace(plan, global_batch_size=12, world_size=9, micro_batch_size=4, exact_up_to=3)
+    assert about_sums(few, True, 1, 1)[0].startswith("warning: these bits are those of 9 processes only")

@@ -144,8 +144,8 @@ def orthogonalized_together(
 def batches_of(shapes: Sequence[Sequence[int]]) -> list[list[int]]:
     """Cut matrices into batches, the same for any number of ranks: a result may depend on its batch.
 
-    Those of a batch are equal in shape when laid down. There are at most `BATCHES` of a shape, so that ranks
-    and threads have something to share.
+    All matrices of a batch have the same shape; taller ones are transposed. Each shape is cut into at most
+    `BATCHES` batches, so that ranks and threads have something to share.
     """
     batches = []
     for shape in sorted(set(map(wide, shapes))):
