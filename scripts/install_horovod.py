@@ -16,12 +16,14 @@ runs on one process. Only the standard library is used. What can be set, as envi
 
 pip's own variables count as ever: with PIP_NO_INDEX=1 and PIP_FIND_LINKS=folder the network is not asked.
 
-Horovod 0.28.1 asks for C++14, which no recent PyTorch accepts any more. The two files in horovod_cmake/ tell
-CMake, from outside, to use C++20 instead; nothing in Horovod is patched.
+Horovod 0.28.1 asks for C++14, which no recent PyTorch accepts any more. The files in horovod_cmake/ tell
+CMake, from outside, to use C++20 instead. They also put a header before one file of Gloo, so that
+HOROVOD_GLOO_IFACE holds for all of Horovod's connections. No file of Horovod is changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -138,7 +140,9 @@ def cache_key(build: str, torch: Torch) -> str:
     """Name what a wheel was built for: a wheel of another key would crash or not load at all."""
     target = "cpu" if build == "cpu" else build.replace("cuda", f"cuda{torch.cuda}", 1)
     python = sys.implementation.cache_tag
-    return f"horovod-{HOROVOD_VERSION}_torch-{torch.version}_{target}_{python}_{platform.machine()}"
+    files = sorted((SCRIPTS / "horovod_cmake").iterdir())
+    recipe = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+    return f"horovod-{HOROVOD_VERSION}-{recipe}_torch-{torch.version}_{target}_{python}_{platform.machine()}"
 
 
 def build_environment(

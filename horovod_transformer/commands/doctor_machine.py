@@ -146,23 +146,25 @@ def check_home(context: CheckContext) -> Row:
 def check_host_name(context: CheckContext) -> Row:
     """Whether other machines can reach this one by what its own name resolves to.
 
-    Gloo listens on that address, whatever network interface it is told to use; Debian gives
-    127.0.1.1 to the machine's own name, and ranks on other machines then meet "Connection refused".
+    Gloo listens on that address, unless HOROVOD_GLOO_IFACE names a network interface. Debian gives 127.0.1.1
+    to the machine's own name, and ranks on other machines then meet "Connection refused".
     """
     name = socket.gethostname()
     address = hosts_entry(context.hosts, name) or ask("getent", "ahostsv4", name).partition(" ")[0]
-    fix = f"add a line `ADDRESS {name}` to {context.hosts}; 127.0.1.1 will do for one machine"
-    if not address:
-        found = f"{name} resolves to nothing; several ranks would not start, not even on this machine"
-        return Row("host name", "warn", found, fix)
+    if address and not address.startswith("127.") and usable_address(name):
+        return Row("host name", "ok", f"{name} is {address}")
+    fix = f"in {context.hosts}, give {name} this machine's address on the network"
     if address.startswith("127."):
         found = f"{name} is {address} for itself: fine on one machine, on several the ranks cannot connect"
-        fix = f"in {context.hosts}, give {name} this machine's address on the network instead of {address}"
-        return Row("host name", "warn", found, fix)
-    if not usable_address(name):
-        found = f"{name} is {address}, which is no address of this machine; several ranks would not start"
-        return Row("host name", "warn", found, fix)
-    return Row("host name", "ok", f"{name} is {address}")
+        return Row("host name", "warn", found, f"{fix} instead of {address}")
+    leads = f"{name} resolves to nothing"
+    if address:
+        leads = f"{name} is {address}, which is no address of this machine"
+    from horovod_transformer.distributed.hosts import gloo_uses_interface
+
+    if gloo_uses_interface():
+        return Row("host name", "warn", f"{leads}: fine on one machine, on several ranks cannot start", fix)
+    return Row("host name", "warn", f"{leads}; several ranks would not start, not even on this machine", fix)
 
 
 def hosts_entry(hosts: Path, name: str) -> str | None:

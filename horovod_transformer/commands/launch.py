@@ -45,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         type=int,
         default=0,
         metavar="R",
-        help="start again so often after a failure; never after exit code 0, 2 or 75 (default: %(default)s)",
+        help="start again so often after a failure, on the GPUs that are left; never after exit code 0, 2 "
+        "or 75 (default: %(default)s)",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to start")
     options = parser.parse_args(list(arguments))

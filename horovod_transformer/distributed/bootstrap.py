@@ -13,7 +13,7 @@ import torch
 from horovod_transformer.distributed import collectives
 from horovod_transformer.distributed.collectives import get_local_rank, get_rank, get_world_size
 from horovod_transformer.distributed.devices import choose_device
-from horovod_transformer.distributed.hosts import no_address
+from horovod_transformer.distributed.hosts import gloo_uses_interface, no_address
 from horovod_transformer.distributed.rendezvous import meet
 from horovod_transformer.distributed.threads import set_threads
 from horovod_transformer.errors import UserError
@@ -134,7 +134,8 @@ def _require_horovodrun() -> None:
             "HOROVOD_SIZE and HOROVOD_RANK say that horovodrun has started this process, but no horovodrun "
             "answers: launch with horovodrun, or unset the two"
         ) from None
-    if not usable_address(socket.gethostname()):
+    by_name = not (os.environ.get("HOROVOD_GLOO_IFACE") and gloo_uses_interface())
+    if by_name and not usable_address(socket.gethostname()):
         mistake = UserError(no_address(socket.gethostname()))
         mistake.only_here = True
         raise mistake

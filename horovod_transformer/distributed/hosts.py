@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import mmap
 import os
 import socket
 from pathlib import Path
@@ -13,6 +15,8 @@ import psutil
 from horovod_transformer.system.machine import usable_address
 
 LOOPBACK = "127.0.0.1"
+# What scripts/horovod_cmake/gloo_interface.h leaves in the library.
+INTERFACE_MARK = b"horovod_transformer_gloo_interface"
 
 
 def describe_host() -> dict[str, str]:
@@ -26,11 +30,10 @@ def describe_host() -> dict[str, str]:
     return {
         # Under Slurm several "nodes" can be one machine, and must be kept apart.
         "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        # Horovod 0.28.1 has Gloo listen there to agree on what comes next, and for tensors always on the
-        # address that the host's own name stands for.
         "wanted": wanted,
         "interface": interfaces.get(wanted, ""),
         "address": usable_address(socket.gethostname()),
+        "by_name": "" if gloo_uses_interface() else "tensors",
         "network": _network(),
         "loopback": next((name for name, address in interfaces.items() if address == LOOPBACK), ""),
     }
@@ -44,20 +47,22 @@ def find_mistake(reports: list[dict[str, Any]]) -> str | None:
             f"ranks of one host are not neighbours (hosts by rank: {listed(hosts)}); with srun, "
             "use --distribution=block"
         )
+    one_machine = _on_one_machine(reports)
     for report in reports:
         if report["wanted"] and not report["interface"]:
             return (
                 f"HOROVOD_GLOO_IFACE={report['wanted']}: host {report['host']} has no such network "
                 "interface, or it has no address; set it to one that `ip address` lists, or unset it"
             )
-        if not report["address"]:
+        if not report["address"] and _listens_by_name(report, reports):
             return no_address(report["host"])
-    if len({report["network"] for report in reports}) > 1:
+    if not one_machine:
         for report in reports:
-            if report["address"].startswith("127."):
+            if report["address"].startswith("127.") and _listens_by_name(report, reports):
                 return (
                     f"host {report['host']}: its own name stands for {report['address']} there (/etc/hosts), "
-                    "so other hosts cannot reach it; let the name stand for its network address"
+                    "so other hosts cannot reach it; let the name stand for its network address, or name an "
+                    "interface: HOROVOD_GLOO_IFACE=eth0"
                 )
             if report["interface"].startswith("127."):
                 return (
@@ -86,9 +91,30 @@ def horovod_variables(reports: list[dict[str, Any]]) -> list[dict[str, str]]:
 def _loopback(reports: list[dict[str, Any]]) -> str:
     """The interface for ranks that are all on one machine and want no other: nobody else reaches it."""
     names = {report["loopback"] for report in reports}
-    one_machine = len({report["network"] for report in reports}) == 1
     wanted = any(report["wanted"] for report in reports)
-    return names.pop() if one_machine and not wanted and len(names) == 1 else ""
+    return names.pop() if _on_one_machine(reports) and not wanted and len(names) == 1 else ""
+
+
+def _on_one_machine(reports: list[dict[str, Any]]) -> bool:
+    return len({report["network"] for report in reports}) == 1
+
+
+def _listens_by_name(report: dict[str, Any], reports: list[dict[str, Any]]) -> bool:
+    """Whether Gloo listens, at least for tensors, on the address that this host's own name stands for."""
+    return bool(report["by_name"]) or not (report["wanted"] or _loopback(reports))
+
+
+def gloo_uses_interface() -> bool:
+    """Whether HOROVOD_GLOO_IFACE holds for all of Horovod's connections, as in what `make install` builds.
+
+    Horovod 0.28.1 from elsewhere has Gloo listen for tensors on the address of the host's own name.
+    """
+    found = importlib.util.find_spec("horovod")
+    folder = Path(found.origin).parent if found and found.origin else Path()
+    for library in folder.glob("torch/mpi_lib_v2*.so"):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(INTERFACE_MARK) >= 0
+    return False
 
 
 def listed(words: list[Any]) -> str:
@@ -107,7 +133,7 @@ def _network() -> str:
 
 
 def no_address(host: str) -> str:
-    """What to say of a host whose own name leads nowhere: Gloo listens on no other, whatever it is told."""
+    """What to say of a host whose own name leads nowhere, where Gloo has to listen on it."""
     return (
         f"host {host}: its own name stands for no address of that machine, so Gloo cannot listen; give the "
         "name its network address in /etc/hosts there, or 127.0.1.1 if it is alone"

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from horovod_transformer.errors import EXIT_MISTAKE, EXIT_START_AGAIN, UserError
+from horovod_transformer.launch.gpus import GpuCount
 from horovod_transformer.launch.processes import RankProcesses
 from horovod_transformer.system import job_secret
 from horovod_transformer.system.console import counted, tell
@@ -69,6 +70,7 @@ class Launcher:
             return self._start_until_done()
 
     def _start_until_done(self) -> int:
+        gpus = GpuCount() if self._max_restarts else None
         for attempt in range(self._max_restarts + 1):
             with tempfile.TemporaryDirectory(prefix="launch-") as logs:
                 code, told = self._run_once(attempt, logs)
@@ -83,9 +85,21 @@ class Launcher:
                 again = f"starting again in {PAUSE_S:g} s ({attempt + 1} of {self._max_restarts})"
                 tell(f"launch: {again}", sys.stderr)
                 time.sleep(PAUSE_S)
+                gpus = self._give_up_lost_gpus(gpus)
                 if self._signals:
                     return EXIT_START_AGAIN
         return code
+
+    def _give_up_lost_gpus(self, before: GpuCount | None) -> GpuCount:
+        """Start fewer ranks next time if the machine shows fewer GPUs than before and not enough for all."""
+        assert before is not None
+        now = GpuCount()
+        left = now.result()
+        if left < before.result() and 0 < left < self._processes:
+            were, are = counted(before.result(), "GPU"), counted(left, "rank")
+            tell(f"launch: of {were} {left} are left: starting {are}, not {self._processes}", sys.stderr)
+            self._processes = left
+        return now
 
     def _run_once(self, attempt: int, logs: str) -> tuple[int, str]:
         """Exit code, and how the rank that failed first has ended."""

@@ -19,6 +19,16 @@ endfunction()
 # the arguments of a deferred call are looked up when it runs, and a loop variable of this file is empty by then.
 cmake_language(DEFER CALL horovod_transformer_use_cxx20)
 
+# Gloo listens on the interface that HOROVOD_GLOO_IFACE names, for tensors too: see gloo_interface.h.
+function(horovod_transformer_use_interface)
+  if(TARGET gloo)
+    set_source_files_properties(
+      "${CMAKE_SOURCE_DIR}/third_party/gloo/gloo/transport/tcp/device.cc" TARGET_DIRECTORY gloo
+      PROPERTIES COMPILE_OPTIONS "-include;${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gloo_interface.h")
+  endif()
+endfunction()
+cmake_language(DEFER CALL horovod_transformer_use_interface)
+
 # The next two matter only to the CUDA build.
 
 # pip's NCCL wheel holds libnccl.so.2 but no libnccl.so, the name that Horovod searches for: answer that beforehand.

@@ -232,6 +232,35 @@ def test_a_failure_is_started_again_after_a_pause(run_job):
     assert job.stderr.count("exit code 3") == 2 and "starting again in 2 s (2 of 5)" in job.stderr
 
 
+@pytest.mark.parametrize(
+    ("gpus", "ranks"),
+    [
+        ("4 3", "4 3"),  # one fell off the bus: a rank without one could only fail again
+        ("8 7", "4 4"),  # enough are left
+        ("1 1", "4 4"),  # these ranks use CPUs
+        ("0 0", "4 4"),
+        ("4 0", "4 4"),  # the ranks say best what is wrong with all of them
+    ],
+)
+def test_fewer_ranks_where_fewer_gpus_are_left(run_job, tmp_path, gpus, ranks):
+    # A PyTorch that sees these GPUs, fewer each time it is asked.
+    (tmp_path / "torch.py").write_text(
+        f"import pathlib; left = pathlib.Path({str(tmp_path / 'left')!r})\n"
+        "now, _, later = left.read_text().partition(' '); left.write_text(later or now)\n"
+        "class cuda: device_count = lambda: int(now)\n"
+    )
+    (tmp_path / "left").write_text(gpus)
+    script = "echo $WORLD_SIZE; [ $TORCHELASTIC_RESTART_COUNT = 1 ] || exit 3"
+    launch = (
+        "from horovod_transformer.launch import gpus, launcher; gpus.DRIVER_FILES = ('/dev/null',); "
+        f"raise SystemExit(launcher.Launcher(4, ['sh', '-c', {script!r}], 1).run())"
+    )
+    job = run_job(1, "-c", launch, PYTHONPATH=f"{tmp_path}:.")
+    assert job.process.returncode == 0, job.stderr
+    assert job.stdout.split() == ranks.split()
+    assert ("of 4 GPUs 3 are left: starting 3 ranks, not 4" in job.stderr) == (ranks == "4 3")
+
+
 def test_the_second_ctrl_c_ends_at_once(start_job, tmp_path):
     script = tmp_path / "deaf.py"
     script.write_text(DEAF)

@@ -8,8 +8,11 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.distributed
 
@@ -85,24 +88,57 @@ def test_a_lone_process_is_told_how_to_be_launched(run_job):
     )
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="a host name needs root")
-def test_a_host_name_that_leads_nowhere_is_one_line(root, tmp_path):
-    """A laptop, a container: Gloo would end the process in C++."""
-    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n192.0.2.99 nowhere\n")  # an address of yesterday
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a host name needs root"
+)
+
+
+@pytest.fixture
+def nowhere(root, tmp_path):
+    """`nowhere(words, **variables)` runs a command on a host whose own name has an address of yesterday."""
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n192.0.2.99 nowhere\n")
+    script = 'mount --bind "$1" /etc/hosts; shift; hostname nowhere; exec "$@"'
+    elsewhere = ["unshare", "--uts", "--mount", "sh", "-c", script, "sh", str(tmp_path / "hosts")]
+
+    def run(words, **variables):
+        return subprocess.run(
+            [*elsewhere, *words],
+            env={**os.environ, **variables},
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+
+    return run
+
+
+@needs_root
+def test_a_host_name_that_leads_nowhere_is_one_line(nowhere):
+    """Where no interface is named, Gloo would end the process in C++."""
     with socket.create_server(("127.0.0.1", 0)) as horovodrun:
         address, port = horovodrun.getsockname()
         ranks = {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}
         ranks |= {"HOROVOD_GLOO_RENDEZVOUS_ADDR": address, "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port)}
-        script = 'mount --bind "$1" /etc/hosts; shift; hostname nowhere; exec "$@"'
-        elsewhere = ["unshare", "--uts", "--mount", "sh", "-c", script, "sh", str(tmp_path / "hosts")]
-        done = subprocess.run(
-            [*elsewhere, sys.executable, "-c", SCRIPT],
-            env={**os.environ, **ranks},
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = nowhere([sys.executable, "-c", SCRIPT], **ranks)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: host nowhere: its own name stands for no address of that machine")
+
+
+@needs_root
+@pytest.mark.parametrize("launcher", ["launch", "horovodrun"])
+def test_ranks_of_one_machine_do_not_need_its_name(nowhere, tmp_path, launcher):
+    """A laptop, a container: there is always the loopback interface."""
+    script = tmp_path / "sum.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, '.')\nfrom horovod_transformer import distributed\n"
+        "distributed.setup_horovod(require_distributed=True)\n"
+        "print(distributed.metric_average(float(distributed.get_rank()), 'mean'))\n"
+    )
+    horovodrun = [str(Path(sys.executable).with_name("horovodrun")), "-np", "2"]
+    launch = [sys.executable, "-m", "horovod_transformer", "launch", "-np", "2", "--"]
+    words = launch if launcher == "launch" else horovodrun
+    done = nowhere([*words, sys.executable, str(script)])
+    assert done.returncode == 0, done.stderr
+    assert "0.5" in done.stdout

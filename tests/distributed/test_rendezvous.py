@@ -158,11 +158,27 @@ def test_a_host_whose_name_stands_for_itself_alone(start, monkeypatch):
         assert rank.result()[0].startswith("host n2: its own name stands for 127.0.1.1 there (/etc/hosts)")
 
 
-def test_a_host_whose_name_stands_for_no_address_of_it(start):
-    # Gloo listens there for tensors, whatever network interface it is told to use.
-    for more in ({}, {"HOROVOD_GLOO_IFACE": "lo", "SLURM_JOB_ID": "78"}):
-        for rank in [start(srun(rank, 2, **more), address="") for rank in range(2)]:
-            assert "its own name stands for no address of that machine" in rank.result()[0]
+INTERFACE = {"HOROVOD_GLOO_IFACE": "lo"}
+
+
+@pytest.mark.parametrize("more", [{}, INTERFACE])
+def test_gloo_needs_no_host_name_where_it_has_an_interface(start, more):
+    for rank in [start(srun(rank, 2, **more), address="") for rank in range(2)]:
+        assert isinstance(rank.result(), dict)
+
+
+@pytest.mark.parametrize("more", [{}, INTERFACE])
+def test_another_build_of_horovod_needs_the_host_name(start, monkeypatch, more):
+    monkeypatch.setattr(hosts, "gloo_uses_interface", lambda: False)
+    for rank in [start(srun(rank, 2, **more), address="") for rank in range(2)]:
+        assert "its own name stands for no address of that machine" in rank.result()[0]
+
+
+def test_several_machines_need_the_host_name(start, monkeypatch):
+    monkeypatch.setattr(hosts, "_network", lambda: f"network of {os.environ['SLURMD_NODENAME']}")
+    of_two = [srun(rank, 2, SLURMD_NODENAME=f"n{rank}") for rank in range(2)]
+    for rank in [start(environment, address="") for environment in of_two]:
+        assert "its own name stands for no address of that machine" in rank.result()[0]
 
 
 def test_a_network_interface_that_is_not_there(start):

@@ -1,4 +1,4 @@
-"""Two hosts: one host's result to the bit; a cut link ends both sides with its reason, a restart resumes."""
+"""Two hosts: one process's result to the bit; a cut link ends both sides with its reason, they resume."""
 
 from __future__ import annotations
 
@@ -46,11 +46,10 @@ def config(write_config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_one_host(config, run_job, outcome_of):
-    """What two ranks of one host compute."""
+def on_one_process(config, run_job, outcome_of):
+    """What a single process computes."""
     folder = config.with_name("one")
-    launch = ["-m", "horovod_transformer", "launch", "-np", "2", "--", "python", "-m", "src.train"]
-    job = run_job(1, *launch, "--config", str(config), "--output_dir", str(folder), "--run_name", "run")
+    job = run_job(1, *training(config, folder))
     assert job.process.returncode == 0, job.stderr
     return outcome_of(folder)
 
@@ -146,7 +145,7 @@ def start_torchrun(job, hosts, ranks_per_host, arguments):
 
 
 def test_torchrun_goes_on_after_a_cut_link(
-    hosts, root, config, on_one_host, outcome_of, assert_same_run, tmp_path
+    hosts, root, config, on_one_process, outcome_of, assert_same_run, tmp_path
 ):
     folder = tmp_path / "two"
     with launched(root, folder) as job:
@@ -157,11 +156,11 @@ def test_torchrun_goes_on_after_a_cut_link(
         hosts.mend()
         assert job.finish(PATIENCE_S) == [0, 0], "\n".join(job.told)
         assert any("resuming after update" in told for told in job.told)
-    assert_same_run(on_one_host, outcome_of(folder))
+    assert_same_run(on_one_process, outcome_of(folder))
 
 
 def test_horovodrun_ends_at_a_cut_link_and_resumes(
-    hosts, root, config, on_one_host, outcome_of, assert_same_run, tmp_path
+    hosts, root, config, on_one_process, outcome_of, assert_same_run, tmp_path
 ):
     if reason := why_no_ssh():
         pytest.skip(reason)
@@ -184,7 +183,27 @@ def test_horovodrun_ends_at_a_cut_link_and_resumes(
         job.start(hosts.command("h1", [*horovodrun, "--resume", "auto"]))
         assert job.finish(PATIENCE_S) == [0], job.told
         assert "resuming after update" in job.told[0]
-    assert_same_run(on_one_host, outcome_of(folder))
+    assert_same_run(on_one_process, outcome_of(folder))
+
+
+@pytest.mark.parametrize(("interface", "ends"), [("", 1), ("eth0", 0)])
+def test_a_named_interface_makes_up_for_host_names(hosts, root, tmp_path, interface, ends):
+    """Debian gives 127.0.1.1 to a machine's own name, where no other one reaches it."""
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost\n127.0.1.1 h1 h2\n")
+    script = f'mount --bind {tmp_path}/hosts /etc/hosts; exec "$@"'
+    folder = tmp_path / "job"
+    with launched(root, folder) as job:
+        (folder / "scenes.json").write_text(json.dumps([{"do": "broadcast", "bytes": 1_000_000}]))
+        program = [sys.executable, str(root / "tests" / "distributed" / "rank_programs.py"), str(folder)]
+        for rank, host in enumerate(HOSTS):
+            step = {"NUM_TASKS": 2, "NUM_NODES": 2, "NODELIST": ",".join(HOSTS.values()), "ID": 0}
+            slurm = [f"SLURM_STEP_{key}={value}" for key, value in step.items()]
+            slurm += ["SLURM_JOB_ID=1", f"SLURM_PROCID={rank}", f"SLURMD_NODENAME={host}"]
+            named = ["env", *slurm, f"HOROVOD_GLOO_IFACE={interface}"]
+            job.start(hosts.command(host, ["sh", "-c", script, "sh", *named, *program]))
+        assert job.finish(PATIENCE_S) == [ends, ends], "\n".join(job.told)
+        told = "\n".join(job.told)
+    assert ("its own name stands for 127.0.1.1 there" in told) == (not interface), told
 
 
 def test_a_broadcast_goes_once_to_each_host(hosts, root, tmp_path):
