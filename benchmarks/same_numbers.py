@@ -32,6 +32,8 @@ import torch
 
 UPDATES, HALF = 12, 6
 CLOCK_COLUMNS = {"updates_per_second", "tokens_per_second", "mfu", "memory_gib", "seconds"}
+# A digest of the weights, in val.csv and in a checkpoint's progress; older trees write none.
+DIGEST = "weights"
 
 # All cases but for what they change. Six blocks: one process has three micro-batches, two have two and two.
 BASE = {
@@ -182,6 +184,8 @@ def train(tree: Path, folder: Path, config: Path, data: Path, case: Case) -> dic
     """Train into a folder; return a digest of the last checkpoint, and the tables."""
     settings = {"training.optimizer": case.optimizer, "training.precision": case.precision}
     settings |= BASE | case.more
+    if "sums:" in (tree / "configs" / "config.yaml").read_text(encoding="utf-8"):
+        settings["distributed.sums"] = "fast"  # as trees do that know no others
     for end in (HALF, UPDATES) if case.resumed else (UPDATES,):
         run(
             tree, case.processes, "src.train", "--config", config, "--data.data_dir", data,
@@ -196,10 +200,11 @@ def train(tree: Path, folder: Path, config: Path, data: Path, case: Case) -> dic
                 {
                     key: value
                     for key, value in row.items()
-                    if key not in CLOCK_COLUMNS and not key.startswith("time_")
+                    if key not in CLOCK_COLUMNS | {DIGEST} and not key.startswith("time_")
                 }
                 for row in csv.DictReader(file)
             ]
+    contents["progress"].pop(DIGEST, None)
     parts = ("model", "optimizer", "scheduler", "progress")
     return {**{part: digest(contents[part]) for part in parts}, "tables": tables}
 

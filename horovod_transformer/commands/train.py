@@ -87,7 +87,11 @@ def main(arguments: Sequence[str]) -> int:
     why = "in the start-up; the longer of distributed.stall_timeout and 2 x HOROVOD_START_TIMEOUT"
     with Watchdog(limit, launched_rank(), why):
         flops = flops_per_update(config.model, config.training, this_process().size)
-        world_size, rank, local_rank, _ = setup_horovod(device=config.training.device, flops_per_update=flops)
+        world_size, rank, local_rank, _ = setup_horovod(
+            device=config.training.device,
+            flops_per_update=flops,
+            hierarchical=config.distributed.hierarchical == "on",
+        )
         if profile_rank >= world_size:
             raise UserError(f"--profile_rank {profile_rank}: the ranks are 0 to {world_size - 1}")
         outcome = run_distributed_training(

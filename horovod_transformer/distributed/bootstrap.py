@@ -38,7 +38,10 @@ _attempt = 0
 
 
 def setup_horovod(
-    require_distributed: bool = False, device: str = "auto", flops_per_update: float = 0.0
+    require_distributed: bool = False,
+    device: str = "auto",
+    flops_per_update: float = 0.0,
+    hierarchical: bool = False,
 ) -> tuple[int, int, int, bool]:
     """Join the job this process was launched into, or carry on alone. *Collective.*
 
@@ -49,6 +52,8 @@ def setup_horovod(
         device: `auto`, `cpu` or `cuda`, as `training.device`.
         flops_per_update: What an update costs all ranks together, about; sets how often Horovod looks for
             work on CPUs.
+        hierarchical: Gradients are summed within each host first, where there are several ranks on each of
+            several hosts.
 
     Returns:
         World size, rank, local rank (rank within this machine), and whether a GPU is used.
@@ -67,7 +72,7 @@ def setup_horovod(
             if not on_gpus:
                 cycle = cpu_cycle_time_ms(flops_per_update / launch.size)
                 os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{cycle:g}")
-            collectives.use_horovod(_start_horovod(launch))
+            collectives.use_horovod(*_start_horovod(launch, hierarchical, on_gpus))
     elif require_distributed:
         raise UserError(
             "this is a single process, but distributed training was asked for; launch it with "
@@ -147,8 +152,9 @@ def _make_room_for_sockets(environment: Mapping[str, str]) -> None:
     Raises:
         UserError: The system's hard limit is too low.
     """
-    contexts = (int(environment.get(f"HOROVOD_{name}SIZE") or 1) for name in ("", "LOCAL_", "CROSS_"))
-    wanted = 2 * sum(size - 1 for size in contexts) + OTHER_FILES
+    everyone, *part = (int(environment.get(f"HOROVOD_{name}SIZE") or 1) for name in ("", "LOCAL_", "CROSS_"))
+    # A process set of a host's ranks, or of one rank of each host, has as many contexts again.
+    wanted = 2 * (everyone - 1) + 8 * sum(size - 1 for size in part) + OTHER_FILES
     if (most := raise_open_files_limit()) < wanted:
         raise UserError(
             f"each of {environment['HOROVOD_SIZE']} ranks opens up to {wanted} files and sockets, but the "
@@ -156,7 +162,8 @@ def _make_room_for_sockets(environment: Mapping[str, str]) -> None:
         )
 
 
-def _start_horovod(launch: Launch) -> Any:
+def _start_horovod(launch: Launch, hierarchical: bool, on_gpus: bool) -> tuple[Any, tuple[Any, Any] | None]:
+    """Return `horovod.torch`, and for sums in two steps the process sets of this rank's host and likes."""
     global _attempt
     if not horovod_is_installed():
         raise UserError("launched for several processes, but Horovod is not installed; run `make install`")
@@ -180,11 +187,28 @@ def _start_horovod(launch: Launch) -> Any:
     _make_room_for_sockets(os.environ)
     import horovod.torch as hvd
 
-    hvd.init()
+    per_host, hosts = (int(os.environ[f"HOROVOD_{name}_SIZE"]) for name in ("LOCAL", "CROSS"))
+    # Every rank answers alike, also where hosts have different numbers of ranks.
+    in_two_steps = hierarchical and per_host != launch.size and hosts != launch.size
+    if in_two_steps and on_gpus:
+        os.environ.setdefault("HOROVOD_TORUS_ALLREDUCE", "1")
+    hvd.init(process_sets="dynamic" if in_two_steps and not on_gpus else None)
     if hvd.size() != launch.size:
         # Otherwise each process would train alone and overwrite the others' files.
         raise UserError(f"the launcher announced {launch.size} processes but Horovod found {hvd.size()}")
+    sets = []
+    if in_two_steps and not on_gpus and len(hvd.allgather(torch.tensor([per_host])).unique()) == 1:
+        sets = [hvd.add_process_set(ranks) for ranks in host_sets(launch.size, per_host)]
     if meeting is not None:
         hvd.barrier()  # nobody needs the server any more
         meeting.close()
-    return hvd
+    mine = [each for each in sets if each.included()]
+    return hvd, (mine[0], mine[1]) if mine else None
+
+
+def host_sets(size: int, per_host: int) -> list[list[int]]:
+    """The ranks of each host, then those with the same place on each host."""
+    ranks = list(range(size))
+    return [ranks[first : first + per_host] for first in range(0, size, per_host)] + [
+        ranks[place::per_host] for place in range(per_host)
+    ]

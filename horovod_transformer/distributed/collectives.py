@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from horovod_transformer.distributed.host_sums import HostSums
 from horovod_transformer.errors import LostRankError
 
 LOOK_EVERY_S = 0.0005  # for an operation's result, on CPUs
 # Horovod counts what all ranks gather in 32 bits: 2 GiB would overflow.
 GATHER_LIMIT_BYTES = 2**30
 _hvd: Any = None  # horovod.torch, once there is more than one process
+_host_sets: tuple[Any, Any] | None = None  # see `use_horovod`
 
 
-def use_horovod(hvd: Any) -> None:
-    """Let everything here go through `horovod.torch`, which has been started."""
-    global _hvd
-    _hvd = hvd
+def use_horovod(hvd: Any, host_sets: tuple[Any, Any] | None = None) -> None:
+    """Let everything here go through `horovod.torch`, which has been started.
+
+    Args:
+        hvd: The module.
+        host_sets: Horovod's process sets of this rank's host and of this rank's likes, one on each host:
+            gradients are then summed in two steps (`host_sums`). None: in one.
+    """
+    global _hvd, _host_sets
+    _hvd, _host_sets = hvd, host_sets
 
 
 def built_operations() -> list[str]:
@@ -196,14 +204,35 @@ def distribute_optimizer(
         return optimizer
     named = list(named_parameters)
     groups = gradient_groups and group_parameters([parameter for _, parameter in named], gradient_groups)
+    compression = getattr(_hvd.Compression, compression) if isinstance(compression, str) else compression
+    if _host_sets and groups:
+        sums = HostSums(groups, backward_passes, compression, _host_steps(*_host_sets), _hvd.local_size())
+        return sums.attach_to(optimizer)
     return _hvd.DistributedOptimizer(
         optimizer,
         named_parameters=named,
         backward_passes_per_step=backward_passes,
-        compression=getattr(_hvd.Compression, compression) if isinstance(compression, str) else compression,
+        compression=compression,
         op=_hvd.Sum,
         groups=groups,
     )
+
+
+def _host_steps(host: Any, likes: Any) -> list[Callable[[Tensor, str], Tensor]]:
+    """The operations of `HostSums`."""
+
+    def share(flat: Tensor, name: str) -> Tensor:
+        handle = _hvd.reducescatter_async(flat, op=_hvd.Sum, name=f"share.{name}", process_set=host)
+        return _wait(handle, flat.device)
+
+    def between_hosts(flat: Tensor, name: str) -> Tensor:
+        handle = _hvd.allreduce_async_(flat, op=_hvd.Sum, name=f"hosts.{name}", process_set=likes)
+        return _wait(handle, flat.device)
+
+    def join(flat: Tensor, name: str) -> Tensor:
+        return _wait(_hvd.allgather_async(flat, name=f"join.{name}", process_set=host), flat.device)
+
+    return [share, between_hosts, join]
 
 
 def group_parameters(parameters: Sequence[nn.Parameter], number: int) -> list[list[nn.Parameter]]:
