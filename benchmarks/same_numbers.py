@@ -10,6 +10,9 @@ alone, so their modules may lie where they like. Exit code 0 if all are equal, 1
 
 `--cases` picks those whose names contain one of the words. `--cache` keeps what the old tree gave, so that
 later calls run the new one only; a file of another machine says nothing, for CPUs differ in the last bits.
+
+Trees from before exact sums differ in two ways on purpose: losses are whole
+multiples of 2**-24 now, and Muon multiplies in batches that do not depend on the number of ranks.
 """
 
 from __future__ import annotations

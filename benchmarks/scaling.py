@@ -1,11 +1,12 @@
 """How does the link between two machines decide the speed of training?
 
     sudo .venv/bin/python benchmarks/scaling.py [--rates 10000 1000 100] [--compression none] [--updates 4]
+        [--ranks-per-host 2 [--hierarchical]]
 
 Makes two network namespaces, joined by one link, and trains a model of 30 million parameters on two ranks,
-one in each, with one thread each. Each rank shapes what it sends with `tc tbf`, from rate to rate (Mbit/s).
-Adds a row per update to benchmarks/results/scaling.csv; benchmarks/scaling_model.py makes sense of them.
-Needs root and iproute2. `tc` shapes bandwidth only: the latency is that of one machine.
+one in each, with one thread each. Each host shapes what it sends with `tc tbf`, from rate to rate (Mbit/s).
+Adds a row per update to benchmarks/results/scaling.csv; benchmarks/scaling_model.py makes sense of them. With
+several ranks on each host it is benchmarks/results/scaling_hosts.csv. Needs root and iproute2. `tc` shapes bandwidth only: the latency is that of one machine.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 HOSTS = ("scaling0", "scaling1")
 PORT = "29455"
 RESULTS = Path(__file__).with_name("results") / "scaling.csv"
+RESULTS_OF_HOSTS = RESULTS.with_name("scaling_hosts.csv")
 # d = 384, 6 layers, GPT-2's vocabulary: 30 million parameters, 120 MB of gradients.
 SHAPE = {
     "model.d_model": 384,
@@ -50,18 +52,20 @@ def main() -> int:
     parser.add_argument("--rates", type=int, nargs="+", default=[10_000, 5_000, 2_000, 1_000, 500, 200, 100])
     parser.add_argument("--compression", choices=("none", "fp16"), default="none")
     parser.add_argument("--updates", type=int, default=4, help="at each rate")
+    parser.add_argument("--ranks-per-host", type=int, default=1)
+    parser.add_argument("--hierarchical", action="store_true", help="as distributed.hierarchical: on")
     options = parser.parse_args()
     if "RANK" in os.environ:
-        run_rank(options.rates, options.compression, options.updates)
+        run_rank(options)
         return 0
-    return start_on_two_hosts()
+    return start_on_two_hosts(options.ranks_per_host)
 
 
-def start_on_two_hosts() -> int:
-    """Run this very command as two ranks, each on a host of its own; return the worse exit code."""
+def start_on_two_hosts(ranks_per_host: int) -> int:
+    """Run this very command as the ranks of two hosts; return the worst exit code."""
     environment = {
         **os.environ,
-        "WORLD_SIZE": str(len(HOSTS)),
+        "WORLD_SIZE": str(ranks_per_host * len(HOSTS)),
         "MASTER_ADDR": "10.98.0.1",
         "MASTER_PORT": PORT,
         "OMP_NUM_THREADS": "1",
@@ -84,9 +88,10 @@ def start_on_two_hosts() -> int:
                     host,
                 ]
                 + [sys.executable, *sys.argv],
-                env={**environment, "RANK": str(rank)},
+                env={**environment, "RANK": str(ranks_per_host * number + place)},
             )
-            for rank, host in enumerate(HOSTS)
+            for number, host in enumerate(HOSTS)
+            for place in range(ranks_per_host)
         ]
         for rank in ranks:
             ended.callback(rank.kill)
@@ -120,7 +125,7 @@ def two_hosts() -> Iterator[None]:
                 place.rmdir()
 
 
-def run_rank(rates: Sequence[int], compression: str, updates: int) -> None:
+def run_rank(options: argparse.Namespace) -> None:
     """Train at each rate in turn; rank 0 writes the rows. *Collective.*"""
     import torch
 
@@ -129,16 +134,23 @@ def run_rank(rates: Sequence[int], compression: str, updates: int) -> None:
     from horovod_transformer.data.dataset import open_prepared_data
     from horovod_transformer.data.loader import plan_batches, training_loader
     from horovod_transformer.distributed import gather_objects
+    from horovod_transformer.model.size import flops_per_update
     from horovod_transformer.model.transformer import build_model
     from horovod_transformer.prepare.prepare import prepare
     from horovod_transformer.training.optim.optimizer import build_optimizer
     from horovod_transformer.training.step import UpdateStep
 
-    world_size, rank, _, _ = distributed.setup_horovod(require_distributed=True, device="cpu")
+    rates, compression, updates = options.rates, options.compression, options.updates
     config = load_config("configs/config.yaml", {key: str(value) for key, value in SHAPE.items()})
+    world_size, rank, local_rank, _ = distributed.setup_horovod(
+        require_distributed=True,
+        device="cpu",
+        flops_per_update=flops_per_update(config.model, config.training, 2 * options.ranks_per_host),
+        hierarchical=options.hierarchical,
+    )
     distributed.run_on_rank0(lambda: prepare(config, progress=False) and None)
     data = open_prepared_data(config)
-    plan = plan_batches(config.training, data.train, world_size)
+    plan = plan_batches(config.training, data.train, world_size, exact=False)
     torch.manual_seed(0)
     model = build_model(config.model)
     optimizer = distributed.distribute_optimizer(
@@ -149,23 +161,26 @@ def run_rank(rates: Sequence[int], compression: str, updates: int) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     for number, rate in enumerate(rates):
         gather_objects(rate, "before the link changes")
-        shape_link(rate)
+        if local_rank == 0:
+            shape_link(rate)
         gather_objects(rate, "after the link has changed")
         for update in range(number * updates, (number + 1) * updates):
             began = time.perf_counter()
             tokens = step.run(update, batches, 1e-4).tokens
             seconds = time.perf_counter() - began
             if rank == 0 and update > 0:  # the very first warms up
-                write_row(
-                    {
-                        "date": date.today().isoformat(),
-                        "compression": compression,
-                        "mbit_per_s": rate,
-                        "seconds": round(seconds, 4),
-                        "tokens_per_update": tokens,
-                        "parameters": parameters,
-                    }
-                )
+                row: dict[str, object] = {
+                    "date": date.today().isoformat(),
+                    "compression": compression,
+                    "mbit_per_s": rate,
+                    "seconds": round(seconds, 4),
+                    "tokens_per_update": tokens,
+                    "parameters": parameters,
+                }
+                if options.ranks_per_host > 1:
+                    row["ranks_per_host"] = options.ranks_per_host
+                    row["hierarchical"] = options.hierarchical
+                write_row(row, RESULTS if options.ranks_per_host == 1 else RESULTS_OF_HOSTS)
     gather_objects(0, "end")
 
 
@@ -177,11 +192,11 @@ def shape_link(rate: int) -> None:
     subprocess.run(["tc", *words.split()], check=True)
 
 
-def write_row(row: dict[str, object]) -> None:
+def write_row(row: dict[str, object], results: Path) -> None:
     """Add a row to the results, and print it."""
-    fresh = not RESULTS.exists()
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "a", newline="", encoding="utf-8") as file:
+    fresh = not results.exists()
+    results.parent.mkdir(exist_ok=True)
+    with open(results, "a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, row, lineterminator="\n")
         if fresh:
             writer.writeheader()

@@ -82,13 +82,10 @@ class HostSums:
             self._send(len(self._sums))
 
     def _send(self, number: int) -> None:
-        flat = torch.cat(
-            [
-                (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).reshape(-1)
-                for parameter in self._groups[number]
-            ]
-        )
-        flat = nn.functional.pad(flat, (0, -len(flat) % self._ranks_per_host))  # shares of one size
+        group = self._groups[number]
+        grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in group]
+        rest = -sum(grad.numel() for grad in grads) % self._ranks_per_host  # to shares of one size
+        flat = torch.cat([grad.reshape(-1) for grad in grads] + [grads[0].new_zeros(rest)])
         compressed, context = self._compression.compress(flat)
         self._sums[number] = self._thread.submit(self._sum, compressed, str(number)), context
 
