@@ -6,7 +6,8 @@
 Makes two network namespaces, joined by one link, and trains a model of 30 million parameters on two ranks,
 one in each, with one thread each. Each host shapes what it sends with `tc tbf`, from rate to rate (Mbit/s).
 Adds a row per update to benchmarks/results/scaling.csv; benchmarks/scaling_model.py makes sense of them. With
-several ranks on each host it is benchmarks/results/scaling_hosts.csv. Needs root and iproute2. `tc` shapes bandwidth only: the latency is that of one machine.
+several ranks on each host it is benchmarks/results/scaling_hosts.csv. Needs root and iproute2. `tc` shapes
+bandwidth only: the latency is that of one machine.
 """
 
 from __future__ import annotations

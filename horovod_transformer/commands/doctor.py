@@ -18,7 +18,13 @@ from horovod_transformer.commands.doctor_machine import (
     check_slurm,
     check_torch,
 )
-from horovod_transformer.commands.doctor_run import check_dataset, check_disk, check_run, check_tokenizer
+from horovod_transformer.commands.doctor_run import (
+    check_dataset,
+    check_disk,
+    check_run,
+    check_tokenizer,
+    check_waiting,
+)
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import path_of
 
@@ -45,6 +51,7 @@ CHECKS: dict[str, Callable[[CheckContext], Row]] = {
     "dataset": check_dataset,
     "run": check_run,
     "disk": check_disk,
+    "waiting": check_waiting,
     "home": check_home,
     "host name": check_host_name,
     "load": check_load,

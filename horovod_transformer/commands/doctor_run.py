@@ -7,6 +7,7 @@ traceback.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from horovod_transformer.commands.doctor_checks import CheckContext, Row, existing_parent, free_bytes
 from horovod_transformer.errors import UserError
@@ -77,3 +78,20 @@ def check_disk(context: CheckContext) -> Row:
         return Row("disk", "fail", found, fix)
     more = "; training.keep_every adds more with time" if context.config.training.keep_every else ""
     return Row("disk", "ok", found + more)
+
+
+def check_waiting(context: CheckContext) -> Row:
+    """What share of its updates the newest run here waited for other processes."""
+    from horovod_transformer.checkpoint.run_folders import own_folders
+    from horovod_transformer.checkpoint.run_paths import RUNS
+    from horovod_transformer.reports.run_records import read_run
+    from horovod_transformer.reports.runs import what_it_waited
+
+    folder = context.output_dir or Path(context.config.paths.output_dir)
+    for own in sorted(own_folders(folder / RUNS), key=lambda each: each.stat().st_mtime, reverse=True):
+        try:
+            run = read_run(own)
+        except UserError:  # it has recorded nothing yet
+            continue
+        return Row("waiting", "ok", f"run {run.name}: {what_it_waited(run)}")
+    return Row("waiting", "ok", "no run here has recorded anything yet")

@@ -72,6 +72,11 @@ def get_local_size() -> int:
     return _hvd.local_size() if _hvd else 1
 
 
+def get_hosts() -> int:
+    """Number of machines with a rank of this one's place; for a first rank, of all machines."""
+    return _hvd.cross_size() if _hvd else 1
+
+
 def is_main_process() -> bool:
     """Whether this is rank 0, the one that talks and writes files."""
     return get_rank() == 0

@@ -66,6 +66,16 @@ class RunRecords:
         ]
 
     @property
+    def waiting_share(self) -> float | None:
+        """The share of its updates that rank 0 waited for other processes' gradients; None if not known."""
+        sums = {
+            phase: sum(value or 0.0 for value in self.train.get(f"time_{phase}", []))
+            for phase in ("data", "forward", "backward", "gradient_wait", "optimizer")
+        }
+        whole = sum(sums.values())
+        return sums["gradient_wait"] / whole if whole > 0 else None
+
+    @property
     def seconds(self) -> float:
         """Time spent training, over all starts."""
         clock = [value or 0.0 for value in self.train.get("seconds", [])]

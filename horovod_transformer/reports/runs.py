@@ -14,6 +14,7 @@ from horovod_transformer.reports.charts import COLOURS, Chart, Curve, draw, smoo
 from horovod_transformer.reports.formats import any_value, duration, number, seconds_and_share
 from horovod_transformer.reports.html import PAGE_BEGINS, render
 from horovod_transformer.reports.run_records import RunRecords, read_run
+from horovod_transformer.reports.waiting import about_waiting
 from horovod_transformer.system.files import may_be_replaced, write_text
 from horovod_transformer.system.machine import installed_version
 
@@ -163,11 +164,24 @@ def _figures(run: RunRecords) -> dict[str, str]:
         "time training": duration(run.seconds),
         "of it validating": seconds_and_share(validating, run.seconds),
         "of it held up by checkpoints": "not known" if run.stall is None else seconds_and_share(*run.stall),
+        "of an update waiting": what_it_waited(run),
         "tokens per second, median": number(_median(run.train.get("tokens_per_second", []))),
         "most memory": f"{number(_last(run.train.get('memory_gib')), 2)} GiB",
         "started again": {0: "never", 1: "once"}.get(len(run.restarts), f"{len(run.restarts)} times"),
         "skipped updates": number(_last(run.train.get("skipped_updates"))),
     }
+
+
+def what_it_waited(run: RunRecords) -> str:
+    """What share of its updates rank 0 waited for other processes, and what would shorten that."""
+    processes, hosts = (run.environment.get(key, 1) for key in ("world_size", "hosts"))
+    if processes == 1:
+        return "a single process waits for no other"
+    share = run.waiting_share
+    if share is None or not isinstance(processes, int) or not isinstance(hosts, int):
+        return "not known"
+    settings = (str(run.config.get(f"distributed.{key}")) for key in ("hierarchical", "compression"))
+    return about_waiting(share, hosts, processes, *settings)
 
 
 def _evaluated(run: RunRecords) -> dict[str, str]:

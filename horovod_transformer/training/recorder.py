@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from horovod_transformer.reports.formats import duration
 from horovod_transformer.system.console import counted
 from horovod_transformer.training.due import Every
 from horovod_transformer.training.metrics.logger import MetricLogger
-from horovod_transformer.training.metrics.phase_timer import PhaseTimer
+from horovod_transformer.training.metrics.phase_timer import OF_AN_UPDATE, PhaseTimer
 from horovod_transformer.training.metrics.tables import UpdateMetrics
 from horovod_transformer.training.metrics.throughput import Throughput, peak_memory_gib
 from horovod_transformer.training.results import FinishedUpdate
@@ -21,6 +22,8 @@ from horovod_transformer.training.resume import TrainState
 
 # After this many updates of a start the speed is known, and with it how long the run will take.
 SPEED_KNOWN_AFTER = 20
+# The first updates wait for what starts slowly: compilers, caches, connections.
+WARM_UP = 5
 
 
 class UpdateRecorder:
@@ -38,6 +41,7 @@ class UpdateRecorder:
         timer: Where the time went, for the records.
         device: Where the updates are computed.
         bytes_per_token: Of the training text, or None.
+        about_waiting: Puts into words what share of an update is waiting for other processes.
     """
 
     def __init__(
@@ -53,11 +57,13 @@ class UpdateRecorder:
         timer: PhaseTimer,
         device: torch.device,
         bytes_per_token: float | None,
+        about_waiting: Callable[[float], str],
     ) -> None:
         self._plan, self._every, self._total, self._state = plan, every, total, state
         self._max_skipped, self._newest = max_skipped, newest
         self._logger, self._throughput, self._timer = logger, throughput, timer
         self._device, self._bytes_per_token = device, bytes_per_token
+        self._about_waiting, self._warm_up = about_waiting, timer.totals()
 
     def record(self, finished: FinishedUpdate) -> None:
         """Count an update, record it when that is due, and move the progress bar.
@@ -83,13 +89,23 @@ class UpdateRecorder:
             )
 
     def say_speed(self) -> None:
-        """Say, once in a start, how long the rest of the run will take."""
+        """Say, once in a start, how long the rest of the run will take, and what share of it is waiting."""
         speed, left = self._throughput, self._total - self._state.update
+        if speed.updates == WARM_UP:
+            self._warm_up = self._timer.totals()
         if speed.updates == SPEED_KNOWN_AFTER and left:
             self._logger.say(
                 f"at {speed.tokens_per_second:,.0f} tokens/s what is left, {counted(left, 'update')}, takes "
                 f"{duration(left / speed.updates_per_second)}"
             )
+            if self._plan.world_size > 1:
+                self._logger.say(self._about_waiting(self._waiting()))
+
+    def _waiting(self) -> float:
+        """The share of the updates since the warm-up that this rank waited for gradients."""
+        totals = self._timer.totals()
+        seconds = {phase: totals[phase] - self._warm_up[phase] for phase in OF_AN_UPDATE}
+        return seconds["gradient_wait"] / max(1e-9, sum(seconds.values()))
 
     def _row(self, finished: FinishedUpdate) -> UpdateMetrics:
         passes = finished.update * self._plan.global_batch_size / self._plan.blocks

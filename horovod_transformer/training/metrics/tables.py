@@ -210,6 +210,7 @@ def describe_environment(facts: dict[str, Any]) -> dict[str, Any]:
         "gpus": gpus,
         "cuda": torch.version.cuda,
         "world_size": distributed.get_world_size(),
+        "hosts": distributed.get_hosts(),
         "threads_per_rank": torch.get_num_threads(),
         **facts,
         "packages": packages,
