@@ -116,7 +116,7 @@ def test_what_the_newest_run_waited(tmp_path):
     context = CheckContext(config_of(), output_dir=tmp_path)
     assert check_waiting(context).found == "no run here has recorded anything yet"
     for age, (name, hosts, wait) in enumerate([("new", 2, 3.0), ("old", 1, 1.0)]):
-        own, tables = tmp_path / "runs" / name, tmp_path / "runs" / "structured" / name
+        own, tables = tmp_path / "runs" / name, tmp_path / "runs" / name / "tables"
         own.mkdir(parents=True)
         (own / RECORD).write_text("{}")
         tables.mkdir(parents=True)
