@@ -147,7 +147,7 @@ def run_rank(options: argparse.Namespace) -> None:
         require_distributed=True,
         device="cpu",
         flops_per_update=flops_per_update(config.model, config.training, 2 * options.ranks_per_host),
-        hierarchical="on" if options.hierarchical else "off",
+        hierarchical=options.hierarchical,
     )
     distributed.run_on_rank0(lambda: prepare(config, progress=False) and None)
     data = open_prepared_data(config)

@@ -224,7 +224,7 @@ class DistributedConfig(Section):
 
     sums: Literal["auto", "exact", "fast"] = "auto"
     compression: Literal["none", "fp16"] = "none"
-    hierarchical: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
+    hierarchical: Annotated[Literal["on", "off"], BeforeValidator(_on_or_off)] = "off"
     gradient_groups: Positive = 4
     # Seconds; what waits for them takes no more than this.
     stall_timeout: Annotated[PositiveFloat, Field(ge=1, le=1e9)] | None = 600.0

@@ -41,7 +41,7 @@ def setup_horovod(
     require_distributed: bool = False,
     device: str = "auto",
     flops_per_update: float = 0.0,
-    hierarchical: str = "off",
+    hierarchical: bool = False,
 ) -> tuple[int, int, int, bool]:
     """Join the job this process was launched into, or carry on alone. *Collective.*
 
@@ -52,8 +52,8 @@ def setup_horovod(
         device: `auto`, `cpu` or `cuda`, as `training.device`.
         flops_per_update: What an update costs all ranks together, about; sets how often Horovod looks for
             work on CPUs.
-        hierarchical: `on` sums gradients within each host first, where there are several ranks on each of
-            several hosts; `auto` does so on CPUs.
+        hierarchical: Gradients are summed within each host first, where there are several ranks on each of
+            several hosts.
 
     Returns:
         World size, rank, local rank (rank within this machine), and whether a GPU is used.
@@ -72,8 +72,7 @@ def setup_horovod(
             if not on_gpus:
                 cycle = cpu_cycle_time_ms(flops_per_update / launch.size)
                 os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{cycle:g}")
-            wanted = hierarchical == "on" or (hierarchical == "auto" and not on_gpus)
-            collectives.use_horovod(*_start_horovod(launch, wanted, on_gpus))
+            collectives.use_horovod(*_start_horovod(launch, hierarchical, on_gpus))
     elif require_distributed:
         raise UserError(
             "this is a single process, but distributed training was asked for; launch it with "

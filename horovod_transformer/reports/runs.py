@@ -181,7 +181,7 @@ def what_it_waited(run: RunRecords) -> str:
     if share is None or not isinstance(processes, int) or not isinstance(hosts, int):
         return "not known"
     settings = (str(run.config.get(f"distributed.{key}")) for key in ("hierarchical", "compression"))
-    return about_waiting(share, hosts, processes, bool(run.environment.get("gpus")), *settings)
+    return about_waiting(share, hosts, processes, *settings)
 
 
 def _evaluated(run: RunRecords) -> dict[str, str]:

@@ -6,16 +6,13 @@ from __future__ import annotations
 WORTH_A_HINT = 0.15
 
 
-def about_waiting(
-    share: float, hosts: int, processes: int, on_gpus: bool, hierarchical: str, compression: str
-) -> str:
+def about_waiting(share: float, hosts: int, processes: int, hierarchical: str, compression: str) -> str:
     """What rank 0 waited, and how to wait less, in a line.
 
     Args:
         share: Of the time of an update, from the end of its own backward pass to the last sum.
         hosts: Machines of the run.
         processes: Of all machines.
-        on_gpus: Whether they compute on GPUs.
         hierarchical: As `distributed.hierarchical`.
         compression: As `distributed.compression`.
     """
@@ -27,6 +24,6 @@ def about_waiting(
     less = ["a larger training.global_batch_size (another run)", "fewer machines"]
     if compression == "none":
         less.insert(0, "distributed.compression: fp16 (rounded sums)")
-    if processes > hosts and (hierarchical == "off" or (hierarchical == "auto" and on_gpus)):
-        less.insert(0, "distributed.hierarchical: on")
+    if processes > hosts and hierarchical == "off":
+        less.append("on a slow link distributed.hierarchical: on")
     return f"{told}; what would help: {', '.join(less)}"

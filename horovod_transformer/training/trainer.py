@@ -280,7 +280,6 @@ class Trainer:
                 about_waiting,
                 hosts=distributed.get_hosts(),
                 processes=self.plan.world_size,
-                on_gpus=self.device.type == "cuda",
                 hierarchical=config.distributed.hierarchical,
                 compression=config.distributed.compression,
             ),
