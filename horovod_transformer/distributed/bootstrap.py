@@ -146,7 +146,7 @@ def _require_horovodrun() -> None:
         raise mistake
 
 
-def _make_room_for_sockets(environment: Mapping[str, str]) -> None:
+def _make_room_for_sockets(environment: Mapping[str, str], hierarchical: bool) -> None:
     """Let this rank open Gloo's sockets: two for each other rank of each context (global, local, cross).
 
     Raises:
@@ -154,7 +154,7 @@ def _make_room_for_sockets(environment: Mapping[str, str]) -> None:
     """
     everyone, *part = (int(environment.get(f"HOROVOD_{name}SIZE") or 1) for name in ("", "LOCAL_", "CROSS_"))
     # A process set of a host's ranks, or of one rank of each host, has as many contexts again.
-    wanted = 2 * (everyone - 1) + 8 * sum(size - 1 for size in part) + OTHER_FILES
+    wanted = 2 * (everyone - 1) + (8 if hierarchical else 2) * sum(size - 1 for size in part) + OTHER_FILES
     if (most := raise_open_files_limit()) < wanted:
         raise UserError(
             f"each of {environment['HOROVOD_SIZE']} ranks opens up to {wanted} files and sockets, but the "
@@ -184,7 +184,7 @@ def _start_horovod(launch: Launch, hierarchical: bool, on_gpus: bool) -> tuple[A
         meeting = meet(launch)
         os.environ.update(meeting.variables)
         _attempt = meeting.attempt
-    _make_room_for_sockets(os.environ)
+    _make_room_for_sockets(os.environ, hierarchical)
     import horovod.torch as hvd
 
     per_host, hosts = (int(os.environ[f"HOROVOD_{name}_SIZE"]) for name in ("LOCAL", "CROSS"))

@@ -201,7 +201,7 @@ def test_help_lists_every_key_with_its_default(root):
 
 
 def test_a_default_in_the_help_is_one_that_can_be_given(root):
-    config = load_config(root / "configs" / "quickstart.yaml")
+    config = load_config(root / "configs" / "modern.yaml")
     for key, (_, default) in config_keys().items():
         section, _, name = key.partition(".")
         if name != "gradient_accumulation_steps":  # null beside it the global batch

@@ -39,20 +39,20 @@ def test_what_horovodrun_left_behind(monkeypatch):
         _require_horovodrun()
 
 
-def _limits_afterwards(soft, hard, ranks, pipe):
+def _limits_afterwards(soft, hard, ranks, hierarchical, pipe):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     names = {"HOROVOD_SIZE": ranks, "HOROVOD_LOCAL_SIZE": 8, "HOROVOD_CROSS_SIZE": ranks // 8}
     try:
-        _make_room_for_sockets({name: str(size) for name, size in names.items()})
+        _make_room_for_sockets({name: str(size) for name, size in names.items()}, hierarchical)
         pipe.send(resource.getrlimit(resource.RLIMIT_NOFILE))
     except UserError as error:
         pipe.send(str(error))
 
 
-def limits_afterwards(soft, hard, ranks):
+def limits_afterwards(soft, hard, ranks, hierarchical=False):
     fork = multiprocessing.get_context("fork")  # what a process has given away it does not get back
     ours, theirs = fork.Pipe()
-    process = fork.Process(target=_limits_afterwards, args=(soft, hard, ranks, theirs))
+    process = fork.Process(target=_limits_afterwards, args=(soft, hard, ranks, hierarchical, theirs))
     process.start()
     assert ours.poll(60)
     process.join()
@@ -66,3 +66,5 @@ def test_ranks_may_open_as_many_sockets_as_their_user():
     wanted = 2 * (511 + 7 + 63) + OTHER_FILES
     told = f"each of 512 ranks opens up to {wanted} files and sockets, but the hard limit on "
     assert limits_afterwards(500, 1000, 512).startswith(told)
+    # Sums in two steps have process sets of their own.
+    assert f" {2 * 511 + 8 * (7 + 63) + OTHER_FILES} files" in limits_afterwards(500, 1000, 512, True)
