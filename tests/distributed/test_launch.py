@@ -295,7 +295,9 @@ def test_a_rank_that_hangs_before_the_first_update_ends_the_job(write_config, ru
         "import os, runpy, signal, sys\n"
         "import horovod.torch as hvd\n"
         "init = hvd.init\n"
-        "hvd.init = lambda: os.kill(os.getpid(), signal.SIGSTOP) if os.environ['RANK'] == '1' else init()\n"
+        "def stop(**sets):\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP) if os.environ['RANK'] == '1' else init(**sets)\n"
+        "hvd.init = stop\n"
         "sys.path.insert(0, '.')\n"
         "runpy.run_module('src.train', run_name='__main__')\n"
     )
