@@ -283,7 +283,7 @@ def test_cuda_build_without_cuda_torch_is_refused(installer):
 # What decides whether a kept wheel fits
 
 
-def test_cache_key_tells_apart_what_does_not_mix(installer, monkeypatch):
+def test_cache_key_tells_apart_what_does_not_mix(installer, monkeypatch, tmp_path):
     keys = [
         installer.cache_key("cpu", installer.Torch("2.13.0", None)),
         installer.cache_key("cpu", installer.Torch("2.13.1", None)),
@@ -294,6 +294,12 @@ def test_cache_key_tells_apart_what_does_not_mix(installer, monkeypatch):
     monkeypatch.setattr(installer.platform, "machine", lambda: "another-machine")
     keys.append(installer.cache_key("cpu", installer.Torch("2.13.0", None)))
     monkeypatch.setattr(installer, "HOROVOD_VERSION", "0.29.0")
+    keys.append(installer.cache_key("cpu", installer.Torch("2.13.0", None)))
+    # The files that tell CMake how to build it.
+    shutil.copytree(installer.SCRIPTS / "horovod_cmake", tmp_path / "horovod_cmake")
+    monkeypatch.setattr(installer, "SCRIPTS", tmp_path)
+    assert installer.cache_key("cpu", installer.Torch("2.13.0", None)) == keys[-1]
+    (tmp_path / "horovod_cmake" / "gloo_interface.h").write_text("// another\n")
     keys.append(installer.cache_key("cpu", installer.Torch("2.13.0", None)))
     assert len(set(keys)) == len(keys)
     assert installer.cache_key("cpu", installer.Torch("2.13.0", None)) == keys[-1]
