@@ -80,7 +80,7 @@ def start_rank(variables: dict[str, str], results: Any, all_done: Any) -> None:
 
     os.environ.update(variables)
     launch = read_launch(os.environ)
-    hvd, _ = bootstrap._start_horovod(launch, hierarchical=False, on_gpus=False)
+    hvd, _ = bootstrap._start_horovod(launch)
     total = hvd.allreduce(torch.ones(1), op=hvd.Sum, name="ones").item()
     sockets = len(os.listdir("/proc/self/fd"))
     results.put((launch.rank, time.time(), int(total), sockets, psutil.Process().memory_full_info().uss))

@@ -1,7 +1,7 @@
 """How does the link between two machines decide the speed of training?
 
     sudo .venv/bin/python benchmarks/scaling.py [--rates 10000 1000 100] [--compression none] [--updates 4]
-        [--ranks-per-host 2 [--hierarchical]]
+        [--ranks-per-host 2 [--hierarchical]] [--groups 1]
 
 Makes two network namespaces, joined by one link, and trains a model of 30 million parameters on two ranks,
 one in each, with one thread each. Each host shapes what it sends with `tc tbf`, from rate to rate (Mbit/s).
@@ -51,9 +51,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rates", type=int, nargs="+", default=[10_000, 5_000, 2_000, 1_000, 500, 200, 100])
-    parser.add_argument("--compression", choices=("none", "fp16"), default="none")
+    parser.add_argument("--compression", choices=("none", "fp16", "bf16"), default="none")
     parser.add_argument("--updates", type=int, default=4, help="at each rate")
     parser.add_argument("--ranks-per-host", type=int, default=1)
+    parser.add_argument("--groups", type=int, default=1, help="as distributed.gradient_groups")
     parser.add_argument("--hierarchical", action="store_true", help="as distributed.hierarchical: on")
     options = parser.parse_args()
     if "RANK" in os.environ:
@@ -147,7 +148,8 @@ def run_rank(options: argparse.Namespace) -> None:
         require_distributed=True,
         device="cpu",
         flops_per_update=flops_per_update(config.model, config.training, 2 * options.ranks_per_host),
-        hierarchical=options.hierarchical,
+        hierarchical="on" if options.hierarchical else "off",
+        compression=compression,
     )
     distributed.run_on_rank0(lambda: prepare(config, progress=False) and None)
     data = open_prepared_data(config)
@@ -155,7 +157,11 @@ def run_rank(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model = build_model(config.model)
     optimizer = distributed.distribute_optimizer(
-        build_optimizer(model, config.training), model.named_parameters(), plan.micro_batches, compression
+        build_optimizer(model, config.training),
+        model.named_parameters(),
+        plan.micro_batches,
+        compression,
+        options.groups,
     )
     step = UpdateStep(model, optimizer, plan, torch.device("cpu"), "fp32", 1.0, False, compression)
     batches = iter(training_loader(data.train, plan, rank, range(len(rates) * updates)))
@@ -181,6 +187,7 @@ def run_rank(options: argparse.Namespace) -> None:
                 if options.ranks_per_host > 1:
                     row["ranks_per_host"] = options.ranks_per_host
                     row["hierarchical"] = options.hierarchical
+                    row["groups"] = options.groups
                 write_row(row, RESULTS if options.ranks_per_host == 1 else RESULTS_OF_HOSTS)
     gather_objects(0, "end")
 

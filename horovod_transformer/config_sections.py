@@ -223,8 +223,8 @@ class DistributedConfig(Section):
     """What Horovod does with the gradients on their way between processes."""
 
     sums: Literal["auto", "exact", "fast"] = "auto"
-    compression: Literal["none", "fp16"] = "none"
-    hierarchical: Annotated[Literal["on", "off"], BeforeValidator(_on_or_off)] = "off"
+    compression: Literal["none", "fp16", "bf16"] = "none"
+    hierarchical: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "off"
     gradient_groups: Positive = 4
     # Seconds; what waits for them takes no more than this.
     stall_timeout: Annotated[PositiveFloat, Field(ge=1, le=1e9)] | None = 600.0

@@ -131,7 +131,7 @@ MISTAKES = [
     ),
     (
         "distributed: {compression: zip}",
-        "c.yaml: distributed.compression = 'zip': should be 'none' or 'fp16'",
+        "c.yaml: distributed.compression = 'zip': should be 'none', 'fp16' or 'bf16'",
     ),
     # rules between keys
     ("model: {n_heads: 5}", "c.yaml: model: n_heads must divide d_model; 5 does not divide 768"),

@@ -90,7 +90,8 @@ def main(arguments: Sequence[str]) -> int:
         world_size, rank, local_rank, _ = setup_horovod(
             device=config.training.device,
             flops_per_update=flops,
-            hierarchical=config.distributed.hierarchical == "on",
+            hierarchical=config.distributed.hierarchical,
+            compression=config.distributed.compression,
         )
         if profile_rank >= world_size:
             raise UserError(f"--profile_rank {profile_rank}: the ranks are 0 to {world_size - 1}")

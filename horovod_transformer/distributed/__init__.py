@@ -16,7 +16,7 @@ from horovod_transformer.distributed.collectives import (
     allgather,
     allreduce,
     built_operations,
-    distribute_optimizer,
+    gather_to_rank0,
     get_hosts,
     get_local_rank,
     get_local_size,
@@ -37,6 +37,7 @@ from horovod_transformer.distributed.devices import (
 )
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
 from horovod_transformer.distributed.exchange import broadcast, gather_objects
+from horovod_transformer.distributed.gradients import distribute_optimizer, error_feedback
 from horovod_transformer.distributed.threads import set_threads
 
 __all__ = [
@@ -49,7 +50,9 @@ __all__ = [
     "common_precision",
     "completes_asynchronously",
     "distribute_optimizer",
+    "error_feedback",
     "gather_objects",
+    "gather_to_rank0",
     "get_hosts",
     "get_local_rank",
     "get_local_size",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from horovod_transformer.distributed import collectives
-from horovod_transformer.distributed.collectives import get_local_rank, get_rank, get_world_size
+from horovod_transformer.distributed.collectives import HostSets, get_local_rank, get_rank, get_world_size
 from horovod_transformer.distributed.devices import choose_device
 from horovod_transformer.distributed.hosts import gloo_uses_interface, no_address
 from horovod_transformer.distributed.rendezvous import meet
@@ -41,7 +41,8 @@ def setup_horovod(
     require_distributed: bool = False,
     device: str = "auto",
     flops_per_update: float = 0.0,
-    hierarchical: bool = False,
+    hierarchical: str = "off",
+    compression: str = "none",
 ) -> tuple[int, int, int, bool]:
     """Join the job this process was launched into, or carry on alone. *Collective.*
 
@@ -52,8 +53,8 @@ def setup_horovod(
         device: `auto`, `cpu` or `cuda`, as `training.device`.
         flops_per_update: What an update costs all ranks together, about; sets how often Horovod looks for
             work on CPUs.
-        hierarchical: Gradients are summed within each host first, where there are several ranks on each of
-            several hosts.
+        hierarchical: As `distributed.hierarchical`.
+        compression: As `distributed.compression`.
 
     Returns:
         World size, rank, local rank (rank within this machine), and whether a GPU is used.
@@ -72,7 +73,7 @@ def setup_horovod(
             if not on_gpus:
                 cycle = cpu_cycle_time_ms(flops_per_update / launch.size)
                 os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{cycle:g}")
-            collectives.use_horovod(*_start_horovod(launch, hierarchical, on_gpus))
+            collectives.use_horovod(*_start_horovod(launch, hierarchical, compression, on_gpus))
     elif require_distributed:
         raise UserError(
             "this is a single process, but distributed training was asked for; launch it with "
@@ -146,7 +147,7 @@ def _require_horovodrun() -> None:
         raise mistake
 
 
-def _make_room_for_sockets(environment: Mapping[str, str], hierarchical: bool) -> None:
+def _make_room_for_sockets(environment: Mapping[str, str], by_hosts: bool) -> None:
     """Let this rank open Gloo's sockets: two for each other rank of each context (global, local, cross).
 
     Raises:
@@ -154,7 +155,7 @@ def _make_room_for_sockets(environment: Mapping[str, str], hierarchical: bool) -
     """
     everyone, *part = (int(environment.get(f"HOROVOD_{name}SIZE") or 1) for name in ("", "LOCAL_", "CROSS_"))
     # A process set of a host's ranks, or of one rank of each host, has as many contexts again.
-    wanted = 2 * (everyone - 1) + (8 if hierarchical else 2) * sum(size - 1 for size in part) + OTHER_FILES
+    wanted = 2 * (everyone - 1) + (8 if by_hosts else 2) * sum(size - 1 for size in part) + OTHER_FILES
     if (most := raise_open_files_limit()) < wanted:
         raise UserError(
             f"each of {environment['HOROVOD_SIZE']} ranks opens up to {wanted} files and sockets, but the "
@@ -162,8 +163,10 @@ def _make_room_for_sockets(environment: Mapping[str, str], hierarchical: bool) -
         )
 
 
-def _start_horovod(launch: Launch, hierarchical: bool, on_gpus: bool) -> tuple[Any, tuple[Any, Any] | None]:
-    """Return `horovod.torch`, and for sums in two steps the process sets of this rank's host and likes."""
+def _start_horovod(
+    launch: Launch, hierarchical: str = "off", compression: str = "none", on_gpus: bool = False
+) -> tuple[Any, HostSets | None]:
+    """Return `horovod.torch`, and the ranks by host where gradients are to be added up so."""
     global _attempt
     if not horovod_is_installed():
         raise UserError("launched for several processes, but Horovod is not installed; run `make install`")
@@ -184,26 +187,36 @@ def _start_horovod(launch: Launch, hierarchical: bool, on_gpus: bool) -> tuple[A
         meeting = meet(launch)
         os.environ.update(meeting.variables)
         _attempt = meeting.attempt
-    _make_room_for_sockets(os.environ, hierarchical)
+    per_host, hosts = (int(os.environ[f"HOROVOD_{name}_SIZE"]) for name in ("LOCAL", "CROSS"))
+    # Every rank answers these alike, also where hosts have different numbers of ranks.
+    several_hosts, several_on_one = per_host != launch.size, hosts != launch.size
+    # What `auto` gains on GPUs has not been measured.
+    wanted = hierarchical == "on" or (hierarchical == "auto" and not on_gpus)
+    in_steps = wanted and several_hosts and several_on_one
+    compressed = compression == "bf16" and several_hosts
+    if in_steps and on_gpus and not compressed:
+        os.environ.setdefault("HOROVOD_TORUS_ALLREDUCE", "1")
+        in_steps = False  # Horovod does it
+    by_hosts = in_steps or compressed
+    _make_room_for_sockets(os.environ, by_hosts)
     import horovod.torch as hvd
 
-    per_host, hosts = (int(os.environ[f"HOROVOD_{name}_SIZE"]) for name in ("LOCAL", "CROSS"))
-    # Every rank answers alike, also where hosts have different numbers of ranks.
-    in_two_steps = hierarchical and per_host != launch.size and hosts != launch.size
-    if in_two_steps and on_gpus:
-        os.environ.setdefault("HOROVOD_TORUS_ALLREDUCE", "1")
-    hvd.init(process_sets="dynamic" if in_two_steps and not on_gpus else None)
+    hvd.init(process_sets="dynamic" if by_hosts and several_on_one else None)
     if hvd.size() != launch.size:
         # Otherwise each process would train alone and overwrite the others' files.
         raise UserError(f"the launcher announced {launch.size} processes but Horovod found {hvd.size()}")
-    sets = []
-    if in_two_steps and not on_gpus and len(hvd.allgather(torch.tensor([per_host])).unique()) == 1:
-        sets = [hvd.add_process_set(ranks) for ranks in host_sets(launch.size, per_host)]
+    sets = None
+    if by_hosts and several_on_one and len(hvd.allgather(torch.tensor([per_host])).unique()) == 1:
+        made = [hvd.add_process_set(ranks) for ranks in host_sets(launch.size, per_host)]
+        host, likes = (each for each in made if each.included())
+        sets = HostSets(host, likes, per_host, hosts)
+    elif compressed:
+        # Each rank has a host of its own, or, where hosts have different numbers of ranks, is treated so.
+        sets = HostSets(None, hvd.global_process_set, 1, launch.size)
     if meeting is not None:
         hvd.barrier()  # nobody needs the server any more
         meeting.close()
-    mine = [each for each in sets if each.included()]
-    return hvd, (mine[0], mine[1]) if mine else None
+    return hvd, sets
 
 
 def host_sets(size: int, per_host: int) -> list[list[int]]:

@@ -1,38 +1,64 @@
-"""The one place that calls Horovod's operations."""
+"""Horovod's operations, all but those on gradients (`gradients`)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from horovod_transformer.distributed.host_sums import HostSums
 from horovod_transformer.errors import LostRankError
 
 LOOK_EVERY_S = 0.0005  # for an operation's result, on CPUs
 # Horovod counts what all ranks gather in 32 bits: 2 GiB would overflow.
 GATHER_LIMIT_BYTES = 2**30
 _hvd: Any = None  # horovod.torch, once there is more than one process
-_host_sets: tuple[Any, Any] | None = None  # see `use_horovod`
+_host_sets: HostSets | None = None  # see `use_horovod`
 
 
-def use_horovod(hvd: Any, host_sets: tuple[Any, Any] | None = None) -> None:
+@dataclass(frozen=True)
+class HostSets:
+    """Ranks by host, for sums of gradients in steps, see `host_sums`.
+
+    Attributes:
+        host: Horovod's process set of this rank's host.
+        likes: That of the ranks with this rank's place, one on each host.
+        ranks: How many ranks a host has.
+        hosts: How many hosts there are.
+    """
+
+    host: Any
+    likes: Any
+    ranks: int
+    hosts: int
+
+
+def use_horovod(hvd: Any, host_sets: HostSets | None = None) -> None:
     """Let everything here go through `horovod.torch`, which has been started.
 
     Args:
         hvd: The module.
-        host_sets: Horovod's process sets of this rank's host and of this rank's likes, one on each host:
-            gradients are then summed in two steps (`host_sums`). None: in one.
+        host_sets: None where gradients are summed over all ranks in one step.
     """
     global _hvd, _host_sets
     _hvd, _host_sets = hvd, host_sets
+
+
+def get_host_sets() -> HostSets | None:
+    """What `use_horovod` was given."""
+    return _host_sets
+
+
+def get_hvd() -> Any:
+    """The module `horovod.torch`; None in a lone process."""
+    return _hvd
 
 
 def built_operations() -> list[str]:
@@ -100,7 +126,7 @@ def allreduce(values: Tensor, name: str) -> Tensor:
     """Add a tensor up over all ranks; float64 or int64 keeps it exact enough. *Collective.*"""
     if not _hvd:
         return values
-    return _wait(_hvd.allreduce_async(values, op=_hvd.Sum, name=f"sum.{name}"), values.device)
+    return wait(_hvd.allreduce_async(values, op=_hvd.Sum, name=f"sum.{name}"), values.device)
 
 
 def allgather(flat: Tensor, name: str, lengths: Sequence[int]) -> Tensor:
@@ -131,7 +157,7 @@ def allgather(flat: Tensor, name: str, lengths: Sequence[int]) -> Tensor:
 
 def allgather_bytes(flat: Tensor, name: str) -> Tensor:
     """As `allgather`, for bytes: at most `GATHER_LIMIT_BYTES` from all ranks together. *Collective.*"""
-    return _wait(_hvd.allgather_async(flat, name=f"gather.{name}"), flat.device)
+    return wait(_hvd.allgather_async(flat, name=f"gather.{name}"), flat.device)
 
 
 def hand_on(flat: Tensor, name: str) -> Tensor:
@@ -148,7 +174,33 @@ def hand_on(flat: Tensor, name: str) -> Tensor:
     if get_rank() + 1 < get_world_size():
         counts[get_rank() + 1] = len(flat)
     handle = _hvd.alltoall_async(flat[: int(counts.sum())], splits=counts, name=f"hand on.{name}")
-    return _wait(handle, flat.device)[0]
+    return wait(handle, flat.device)[0]
+
+
+def gather_to_rank0(flat: Tensor, name: str) -> list[Tensor]:
+    """Give every rank's tensor to rank 0, by rank; other ranks get none. *Collective.*
+
+    Args:
+        flat: Contiguous, one axis, of one length on all ranks; any dtype, as in `allgather`.
+        name: The same string on every rank.
+    """
+    if not _hvd:
+        return [flat]
+    mine, ranks = flat.view(torch.uint8), get_world_size()
+    # Horovod counts what a rank receives in 32 bits.
+    pieces = mine.split(max(1, GATHER_LIMIT_BYTES // ranks)) if len(mine) else ()
+    received = []
+    for piece in pieces:
+        counts = torch.zeros(ranks, dtype=torch.int32)
+        counts[0] = len(piece)
+        handle = _hvd.alltoall_async(piece, splits=counts, name=f"to rank 0.{name}")
+        received.append(wait(handle, flat.device)[0])
+    if not is_main_process():
+        return []
+    if not received:
+        return [flat] * ranks
+    rows = [torch.cat(parts) for parts in zip(*(each.chunk(ranks) for each in received), strict=True)]
+    return [row.view(flat.dtype) for row in rows]
 
 
 @contextlib.contextmanager
@@ -168,7 +220,7 @@ def lost_ranks_explained() -> Iterator[None]:
         raise
 
 
-def _wait(handle: Any, device: torch.device) -> Any:
+def wait(handle: Any, device: torch.device) -> Any:
     """Return an operation's result once it is there.
 
     On CPUs this waits asleep. Horovod's own waiting keeps a core busy, which the threads that do the work
@@ -177,92 +229,6 @@ def _wait(handle: Any, device: torch.device) -> Any:
     while device.type == "cpu" and not _hvd.poll(handle):
         time.sleep(LOOK_EVERY_S)
     return _hvd.synchronize(handle)
-
-
-def distribute_optimizer(
-    optimizer: Optimizer,
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    backward_passes: int,
-    compression: str | type = "none",
-    gradient_groups: int | None = 1,
-) -> Optimizer:
-    """Make the optimizer sum gradients over ranks during the last of `backward_passes`.
-
-    Gradients go in fixed groups: with more than two ranks Horovod otherwise fuses them in
-    whatever order they become ready, and float sums in another order differ in their last bits
-    from run to run. Several groups are as repeatable as one, because `setup_horovod` forbids
-    Horovod to fuse groups with each other.
-
-    Args:
-        optimizer: A plain torch optimizer.
-        named_parameters: The model's, to name the collectives alike on every rank.
-        backward_passes: Backward passes between two updates.
-        compression: `none`, or `fp16` to halve the bytes sent; or a class with the interface of Horovod's
-            compressions.
-        gradient_groups: See `group_parameters`. None leaves it to Horovod, and gives up
-            repeatable sums; `benchmarks/gradient_group.py` measures the difference.
-
-    Returns:
-        The Horovod optimizer, or the given one in a lone process.
-    """
-    if not _hvd:
-        return optimizer
-    named = list(named_parameters)
-    groups = gradient_groups and group_parameters([parameter for _, parameter in named], gradient_groups)
-    compression = getattr(_hvd.Compression, compression) if isinstance(compression, str) else compression
-    if _host_sets and groups:
-        sums = HostSums(groups, backward_passes, compression, _host_steps(*_host_sets), _hvd.local_size())
-        return sums.attach_to(optimizer)
-    return _hvd.DistributedOptimizer(
-        optimizer,
-        named_parameters=named,
-        backward_passes_per_step=backward_passes,
-        compression=compression,
-        op=_hvd.Sum,
-        groups=groups,
-    )
-
-
-def _host_steps(host: Any, likes: Any) -> list[Callable[[Tensor, str], Tensor]]:
-    """The operations of `HostSums`."""
-
-    def share(flat: Tensor, name: str) -> Tensor:
-        handle = _hvd.reducescatter_async(flat, op=_hvd.Sum, name=f"share.{name}", process_set=host)
-        return _wait(handle, flat.device)
-
-    def between_hosts(flat: Tensor, name: str) -> Tensor:
-        handle = _hvd.allreduce_async_(flat, op=_hvd.Sum, name=f"hosts.{name}", process_set=likes)
-        return _wait(handle, flat.device)
-
-    def join(flat: Tensor, name: str) -> Tensor:
-        return _wait(_hvd.allgather_async(flat, name=f"join.{name}", process_set=host), flat.device)
-
-    return [share, between_hosts, join]
-
-
-def group_parameters(parameters: Sequence[nn.Parameter], number: int) -> list[list[nn.Parameter]]:
-    """Form groups whose gradients are sent together, each as soon as its last one is there.
-
-    The backward pass goes through a model from its end to its beginning, and so do the groups,
-    cut into pieces of about the same size. The first parameter is the tied embedding, whose
-    gradient is complete only at the very end: it is a group of its own, so that nothing waits
-    for it.
-
-    Args:
-        parameters: In the order of the forward pass, each once.
-        number: Of groups, at most; 1 sends all gradients after the backward pass.
-    """
-    if number == 1 or len(parameters) == 1:
-        return [list(reversed(parameters))]
-    first, *others = parameters
-    total = sum(parameter.numel() for parameter in others)
-    groups: list[list[nn.Parameter]] = [[] for _ in range(number - 1)]
-    before = 0
-    for parameter in reversed(others):
-        # By its middle: a large parameter falls where most of it lies.
-        groups[(2 * before + parameter.numel()) * (number - 1) // (2 * total)].append(parameter)
-        before += parameter.numel()
-    return [group for group in groups if group] + [[first]]
 
 
 def start_timeline(path: Path) -> None:

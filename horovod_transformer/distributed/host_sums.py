@@ -1,11 +1,11 @@
-"""Sums of gradients in two steps: within each host, then between hosts.
+"""Sums of gradients in three steps: within each host, between hosts, and back to the ranks of each host.
 
 A ring over all ranks sends nearly twice each gradient out of every host. Here the ranks of a host first add
-theirs up, each rank a share of the numbers (reduce-scatter); then the ranks that hold the same share, one on
-each host, add these up (all-reduce); at last the ranks of a host put the shares together (all-gather). Only
-the second step leaves the host (Mikami et al., Massively Distributed SGD, 2018, arXiv:1811.05233).
+theirs up, each rank a share of the numbers; then the ranks that hold the same share, one on each host, add
+these up; at last the ranks of a host put the shares together. Only the second step leaves the host (Mikami et
+al., Massively Distributed SGD, 2018, arXiv:1811.05233), and only there are numbers compressed.
 
-Horovod has this for NCCL (HOROVOD_TORUS_ALLREDUCE). This is for Gloo, out of Horovod's process sets.
+Horovod has this for NCCL (HOROVOD_TORUS_ALLREDUCE), but not for Gloo, nor with bfloat16.
 """
 
 from __future__ import annotations
@@ -13,41 +13,52 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
+class Host(Protocol):
+    """How the ranks of a host add up: for each group of gradients `put`, then `share`, then `join`."""
+
+    def put(self, group: int, gradients: Sequence[Tensor]) -> None:
+        """Hand over this rank's gradients of a group."""
+
+    def share(self, group: int) -> Tensor:
+        """Return this rank's share of the host's sum, flat; the caller may write into it. *Collective.*"""
+
+    def join(self, group: int, share: Tensor) -> Tensor:
+        """Return the host's shares in a row, flat; there may be more numbers than were put. *Collective.*"""
+
+
 class HostSums:
     """Adds a model's gradients up over all ranks, group by group, during the last backward pass of an update.
 
-    The three operations of a group start one after the other in a thread of their own, and those of the next
-    group after them: Horovod never has two to fuse, which would change the order in which numbers are added.
+    The steps of a group follow each other in a thread of their own, and those of the next group come after
+    them: Horovod never has two sums to fuse, which would change the order in which numbers are added.
 
     Args:
         groups: Parameters whose gradients travel together, in the order of the backward pass.
         passes: Backward passes in an update.
-        compression: With the interface of Horovod's compressions.
-        steps: The three operations; each takes a flat tensor and a name.
-        ranks_per_host: Into how many shares a group is cut.
+        host: Adds up within the host.
+        between_hosts: Adds this rank's share of a group, told by its number, up over hosts. May work in
+            place.
     """
 
     def __init__(
         self,
         groups: Sequence[Sequence[nn.Parameter]],
         passes: int,
-        compression: Any,
-        steps: Sequence[Callable[[Tensor, str], Tensor]],
-        ranks_per_host: int,
+        host: Host,
+        between_hosts: Callable[[Tensor, int], Tensor],
     ) -> None:
         self._groups = [list(group) for group in groups]
         self._passes = passes
-        self._compression = compression
-        self._steps = list(steps)
-        self._ranks_per_host = ranks_per_host
-        self._thread = ThreadPoolExecutor(1, "sums")
+        self._host = host
+        self._between_hosts = between_hosts
+        self._thread = ThreadPoolExecutor(1, "sums", lambda: torch.set_num_threads(1))
         self._begin_update()
         for number, group in enumerate(self._groups):
             for parameter in group:
@@ -63,17 +74,18 @@ class HostSums:
         """Wait for the sums; then each gradient holds that of all ranks. *Collective.*"""
         for number in range(len(self._sums), len(self._groups)):  # a parameter had no gradient in some pass
             self._send(number)
-        for number, (future, context) in self._sums.items():
-            summed = self._compression.decompress(future.result(), context)
-            start = 0
-            for parameter in self._groups[number]:
-                parameter.grad = summed[start : start + parameter.numel()].view_as(parameter)
-                start += parameter.numel()
+        for group, future in zip(self._groups, self._sums, strict=True):
+            summed = future.result()
+            sizes = [parameter.numel() for parameter in group]
+            for parameter, numbers in zip(group, summed[: sum(sizes)].split(sizes), strict=True):
+                if parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter)
+                bits_of(parameter.grad, summed.dtype).copy_(numbers)
         self._begin_update()
 
     def _begin_update(self) -> None:
         self._left = [len(group) * self._passes for group in self._groups]
-        self._sums: dict[int, tuple[Future[Tensor], Any]] = {}
+        self._sums: list[Future[Tensor]] = []
 
     def _count(self, number: int) -> None:
         self._left[number] -= 1
@@ -83,13 +95,52 @@ class HostSums:
 
     def _send(self, number: int) -> None:
         group = self._groups[number]
-        grads = [torch.zeros_like(each) if each.grad is None else each.grad for each in group]
-        rest = -sum(grad.numel() for grad in grads) % self._ranks_per_host  # to shares of one size
-        flat = torch.cat([grad.reshape(-1) for grad in grads] + [grads[0].new_zeros(rest)])
-        compressed, context = self._compression.compress(flat)
-        self._sums[number] = self._thread.submit(self._sum, compressed, str(number)), context
+        self._host.put(number, [torch.zeros_like(each) if each.grad is None else each.grad for each in group])
+        self._sums.append(self._thread.submit(self._sum, number))
 
-    def _sum(self, flat: Tensor, name: str) -> Tensor:
-        for step in self._steps:
-            flat = step(flat, name)
-        return flat
+    def _sum(self, number: int) -> Tensor:
+        return self._host.join(number, self._between_hosts(self._host.share(number), number))
+
+
+class HostThroughHorovod:
+    """Sums within a host by Horovod's own operations: for GPUs, where NCCL has fast ones.
+
+    Args:
+        dtype: Of what is added up: float32, or the int32 whose bits gradients hold.
+        sizes: Numbers in each group, multiples of `ranks`; more than are put, if need be.
+        ranks: Of the host. A lone one keeps its numbers.
+        reduce_scatter: Adds a flat tensor up over the host's ranks and returns this rank's share.
+        all_gather: Puts the shares of the host's ranks together. Both also take a name.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        sizes: Sequence[int],
+        ranks: int,
+        reduce_scatter: Callable[[Tensor, str], Tensor],
+        all_gather: Callable[[Tensor, str], Tensor],
+    ) -> None:
+        self._dtype, self._sizes, self._ranks = dtype, sizes, ranks
+        self._reduce_scatter, self._all_gather = reduce_scatter, all_gather
+        self._flat: dict[int, Tensor] = {}
+
+    def put(self, group: int, gradients: Sequence[Tensor]) -> None:
+        """Copy them in a row, and zeros behind them."""
+        rest = self._sizes[group] - sum(gradient.numel() for gradient in gradients)
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients] + [gradients[0].new_zeros(rest)])
+        self._flat[group] = bits_of(flat, self._dtype)
+
+    def share(self, group: int) -> Tensor:
+        """See `Host`."""
+        flat = self._flat.pop(group)
+        return flat if self._ranks == 1 else self._reduce_scatter(flat, f"share.{group}")
+
+    def join(self, group: int, share: Tensor) -> Tensor:
+        """See `Host`."""
+        return share if self._ranks == 1 else self._all_gather(share, f"join.{group}")
+
+
+def bits_of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor's memory, flat, as numbers of another type of the same size."""
+    return tensor.view(-1).view(dtype)

@@ -21,7 +21,7 @@ class Checkpointer:
     Args:
         folder: The run's; its checkpoints are written.
         model: What is saved; compared over the ranks first.
-        contents: Makes what a checkpoint holds; called on rank 0.
+        contents: Makes what a checkpoint holds, on rank 0; called on every rank. *Collective.*
         every: When `update_N.pt` and `last.pt` are due.
         stop_on_failure: A write that fails asks the run to stop.
         timer: Of the run; what checkpoints cost is a phase of its own.
@@ -107,8 +107,9 @@ class Checkpointer:
         self._state.weights = distributed.require_equal_weights(self._model, f"update {update}")
         # The checkpoint before may still be being written; the others wait without timing out.
         failure = distributed.run_on_rank0(self._wait_for_writer, self._on_wait, "writing a checkpoint")
+        contents = self._contents()
         if distributed.is_main_process():
-            self._manager.save(self._contents(), update, periodic, best)
+            self._manager.save(contents, update, periodic, best)
             self._note(f"update {update}: saving weights {self._state.weights}")
         self._report(failure, update)
 

@@ -207,20 +207,6 @@ class ExactSums:
         return fits.all()
 
 
-class WholeNumbers:
-    """Horovod's `Compression` for these sums: they travel as the int32 numbers that they are."""
-
-    @staticmethod
-    def compress(tensor: Tensor) -> tuple[Tensor, None]:
-        """Give Horovod the numbers behind `parameter.grad`."""
-        return tensor.view(torch.int32), None
-
-    @staticmethod
-    def decompress(tensor: Tensor, context: None) -> Tensor:
-        """Take them back."""
-        return tensor.view(torch.float32)
-
-
 def power_of_two(exponents: Tensor) -> Tensor:
     """2 to these whole exponents, within float64's range, to the bit on every device."""
     return ((exponents + 1023) << 52).view(torch.float64)

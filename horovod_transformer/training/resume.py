@@ -9,6 +9,8 @@ What makes a resumed run the same, bit for bit, as one that was never stopped:
   (`BatchPlan.dropout_seed`), the seeds of sample texts;
 - kept: the kind of order that blocks come in (`order_of`), and how gradients are added up
   (`TrainState.exact_sums`);
+- restored if there are as many processes: what rounding to bfloat16 left for the next update
+  (`distributed.error_feedback`, under `optimizer`); otherwise dropped;
 - kept unless the config asks for another: the precision (`PrecisionChoice.resuming`);
 - refused if it is not the same: model shape, seed, global batch, data, tokenizer, optimizer (this
   file calls every check);

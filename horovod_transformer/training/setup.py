@@ -16,7 +16,7 @@ from horovod_transformer.model.size import pass_bytes, require_memory
 from horovod_transformer.model.transformer import TransformerLM, build_model
 from horovod_transformer.precision import set_arithmetic
 from horovod_transformer.system.machine import memory_bytes
-from horovod_transformer.training.exact_sums import ExactSums, WholeNumbers
+from horovod_transformer.training.exact_sums import ExactSums
 from horovod_transformer.training.metrics.phase_timer import PhaseTimer
 from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.resume import Start
@@ -84,8 +84,9 @@ def build_step(
         build_optimizer(model, training),
         model.named_parameters(),
         passes_here(plan, len(twins)),
-        WholeNumbers if exact else settings.compression,
+        settings.compression,
         settings.gradient_groups,
+        whole_numbers=exact is not None,
     )
     step = UpdateStep(
         model,

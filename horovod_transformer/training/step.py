@@ -45,7 +45,7 @@ class UpdateStep:
         precision: fp32, bf16 or fp16.
         max_grad_norm: Clip to this; 0 does not clip.
         uses_dropout: Whether random numbers are needed at all.
-        compression: What the gradients travel as: `none` or `fp16`.
+        compression: What the gradients travel as: `none`, `fp16` or `bf16`.
         exact: Adds gradients up exactly; None adds them as floats.
         twins: Copies of the model for passes in other threads, which `exact` follows.
         workers: These threads.
@@ -80,6 +80,7 @@ class UpdateStep:
         self.max_grad_norm = max_grad_norm
         self.uses_dropout = uses_dropout
         self.exact = exact
+        self.feedback = distributed.error_feedback(optimizer)
         self.workers = workers or Workers()
         self._twins = twins
         self.at_once = len(twins) + 1
@@ -94,9 +95,17 @@ class UpdateStep:
         self.optimizer.workers = self.workers  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
-        """What must be restored for the next update to be the same: `optimizer`, `loss_scale`, `sums`."""
+        """What must be restored for the next update to be the same. *Collective.*
+
+        Returns:
+            `optimizer`, `loss_scale` and `sums`. What rounding to bfloat16 left, a tensor per rank, is in
+            `optimizer` as `remainders`, on rank 0 only.
+        """
+        optimizer = self.optimizer.state_dict()
+        if self.feedback:
+            optimizer["remainders"] = distributed.gather_to_rank0(self.feedback.state(), "remainders")
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "loss_scale": self.loss_scale.state_dict(),
             "sums": self.exact.state_dict() if self.exact else None,
         }
@@ -108,6 +117,9 @@ class UpdateStep:
         self.loss_scale.load_state_dict(state["loss_scale"])
         if self.exact and state["sums"]:
             self.exact.load_state_dict(state["sums"])
+        remainders = state["optimizer"].get("remainders")
+        if self.feedback and remainders is not None and len(remainders) == distributed.get_world_size():
+            self.feedback.load_state(remainders[distributed.get_rank()])
 
     def run(
         self, update: int, batches: Iterator[dict[str, Tensor]], learning_rate: float, stop: bool = False
@@ -134,6 +146,8 @@ class UpdateStep:
         tokens = max(1, self.plan.target_tokens(update))
         if self.exact:
             self.exact.begin_update(self.loss_scale.factor)
+        if self.feedback:
+            self.feedback.begin_update(self.loss_scale.factor)
         totals = self._backward(update, islice(batches, self.plan.micro_batches), tokens)
         self.timer.enter("gradient_wait")
         # Sent after the gradients and waited for before them: on CPUs this wait does not keep a core busy.
@@ -157,6 +171,8 @@ class UpdateStep:
         self._unscale_and_clip(gradients, norm)
         # The device decides, and alike on every rank: the summed gradients are the same bits everywhere.
         self.optimizer.found_inf = (~(norm < float("inf"))).float()  # type: ignore[attr-defined]  # NaN, too
+        if self.feedback:
+            self.feedback.end_update(self.optimizer.found_inf)  # type: ignore[attr-defined]
         with distributed.skip_synchronize(self.optimizer):
             self.optimizer.step()
         self.optimizer.zero_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from horovod_transformer.config_sections import ModelConfig
-from horovod_transformer.distributed.collectives import group_parameters
+from horovod_transformer.distributed.gradients import WholeNumbers, group_parameters
 from horovod_transformer.model.transformer import build_model
 from tests.conftest import TINY
 
@@ -52,3 +52,10 @@ def test_groups_ready_together_are_not_fused(play):
     results = play(4, [{"do": "repeat_sums", "groups": 4, "times": 25}])
     assert len(results[0][0]) == 1
     assert all(rank == results[0] for rank in results)
+
+
+def test_numbers_travel_as_they_are():
+    grad = torch.randn(5)
+    sent, context = WholeNumbers.compress(grad)
+    assert sent.dtype == torch.int32 and sent.data_ptr() == grad.data_ptr()
+    assert torch.equal(WholeNumbers.decompress(sent, context), grad)

@@ -20,7 +20,6 @@ from horovod_transformer.training.exact_sums import (
     FIRST_LARGEST,
     HEADROOM_BITS,
     ExactSums,
-    WholeNumbers,
     exactly,
     power_of_two,
     wants_exact,
@@ -218,13 +217,6 @@ def test_losses_add_up_exactly():
     assert float(forwards) == pytest.approx(losses.double().sum().item(), rel=1e-9)
 
 
-def test_numbers_travel_as_they_are():
-    grad = torch.randn(5)
-    sent, context = WholeNumbers.compress(grad)
-    assert sent.dtype == torch.int32 and sent.data_ptr() == grad.data_ptr()
-    assert torch.equal(WholeNumbers.decompress(sent, context), grad)
-
-
 def test_a_twin_has_the_same_weights_and_gradients_of_its_own():
     model = build_model(TINY)
     other = twin(model)
@@ -251,6 +243,7 @@ def test_workers_keep_the_order_and_pass_on_what_fails():
         ({}, 0.1, "cpu", False),
         ({}, 0.0, "cuda", False),
         ({"compression": "fp16"}, 0.0, "cpu", False),
+        ({"compression": "bf16"}, 0.0, "cpu", False),
         ({"sums": "fast"}, 0.0, "cpu", False),
         ({"sums": "exact"}, 0.1, "cuda", True),
     ],

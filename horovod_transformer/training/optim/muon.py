@@ -94,7 +94,7 @@ class MuonAdamW(EagerAdamW):
 
 
 def _is_at_hand(number: Tensor) -> bool:
-    """A look costs nothing on a CPU, and saves passes over all matrices; a GPU would be waited for."""
+    """Reading it is free on a CPU and saves passes over all matrices; on a GPU it would synchronize."""
     return not number.is_cuda
 
 
