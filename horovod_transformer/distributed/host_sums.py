@@ -58,7 +58,7 @@ class HostSums:
         self._passes = passes
         self._host = host
         self._between_hosts = between_hosts
-        self._thread = ThreadPoolExecutor(1, "sums", lambda: torch.set_num_threads(1))
+        self._thread = ThreadPoolExecutor(1, "sums")
         self._begin_update()
         for number, group in enumerate(self._groups):
             for parameter in group:
