@@ -21,6 +21,7 @@ LAYERS = (
     ("commands",),
     ("training",),
     ("training.metrics", "training.optim"),
+    ("planning",),
     ("export", "prepare"),
     ("reports",),
     ("evaluation",),
