@@ -5,9 +5,9 @@
     .venv/bin/python scripts/install_horovod.py
 
 With `--optional` a machine that has nothing to compile with is no error: one line says so, and that training
-runs on one process. With `--carry FOLDER` nothing is installed: the wheel of the Horovod that is here is copied
-into a folder, from which a machine without a compiler takes it (`make wheels`). Only the standard library is
-used. What can be set, as environment variables:
+runs on one process. With `--carry FOLDER` nothing is installed: the wheel of the Horovod that is here is
+copied into a folder, from which a machine without a compiler takes it (`make wheels`). Only the standard library
+is used. What can be set, as environment variables:
 
     HOROVOD_BUILD=cpu|cuda       build for this, whatever the installed PyTorch suggests; cuda-without-nccl
                                  sums what GPUs hold through Gloo, slowly: tests can share one GPU
@@ -316,8 +316,8 @@ def carried_wheels(key: str, environment: Mapping[str, str]) -> Iterator[Path]:
 def carry(folder: Path, environment: Mapping[str, str]) -> None:
     """Put the wheel of the Horovod that is installed here into a folder, for machines without a compiler.
 
-    It lies one folder deeper, in one that bears its key: there pip, which would install it whatever it was built
-    for, does not look.
+    It lies one folder deeper, in one that bears its key: there pip, which would install it whatever it was
+    built for, does not look.
     """
     torch = installed_torch()
     build, _ = choose_build(torch, environment.get("HOROVOD_BUILD", ""))
