@@ -6,8 +6,8 @@
 
 With `--optional` a machine that has nothing to compile with is no error: one line says so, and that training
 runs on one process. With `--carry FOLDER` nothing is installed: the wheel of the Horovod that is here is
-copied into a folder, from which a machine without a compiler takes it (`make wheels`). Only the standard library
-is used. What can be set, as environment variables:
+copied into a folder, from which a machine without a compiler takes it (`make wheels`). Only the standard
+library is used. What can be set, as environment variables:
 
     HOROVOD_BUILD=cpu|cuda       build for this, whatever the installed PyTorch suggests; cuda-without-nccl
                                  sums what GPUs hold through Gloo, slowly: tests can share one GPU
