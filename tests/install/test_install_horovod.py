@@ -371,6 +371,68 @@ def test_new_build_that_fails_the_check_is_not_called_installed(installer, steps
     assert not installer.STAMP.exists()
 
 
+# Wheels that were built on another machine
+
+
+def carried(installer, folder: Path, torch: str = "2.13.0") -> Path:
+    wheel = folder / installer.cache_key("cpu", installer.Torch(torch, None)) / "horovod-0.28.1-carried.whl"
+    wheel.parent.mkdir(parents=True)
+    wheel.touch()
+    return wheel
+
+
+def test_a_carried_wheel_is_used_and_nothing_is_compiled(installer, steps, tmp_path, capsys):
+    wheel = carried(installer, tmp_path / "wheels")
+    assert steps.install(PIP_FIND_LINKS=f"https://example.org/simple {tmp_path}/wheels") == ["check"]
+    assert f"using the wheel of an earlier build, {wheel}" in capsys.readouterr().out
+    installer.STAMP.unlink()
+    assert steps.install(PIP_FIND_LINKS=(tmp_path / "wheels").as_uri()) == ["check"]
+    installer.STAMP.unlink()
+    assert steps.install() == ["build", "check"]  # pip was not told of the folder
+
+
+def test_a_wheel_carried_for_another_torch_is_left_alone(installer, steps, tmp_path):
+    carried(installer, tmp_path / "wheels", torch="2.12.0")
+    assert steps.install(PIP_FIND_LINKS=str(tmp_path / "wheels")) == ["build", "check"]
+
+
+def test_a_carried_wheel_that_fails_here_is_built_anew(installer, steps, tmp_path):
+    carried(installer, tmp_path / "wheels")
+    steps.problems = ["GLIBC_2.99 not found", None]
+    assert steps.install(PIP_FIND_LINKS=str(tmp_path / "wheels")) == ["check", "build", "check"]
+
+
+def test_what_is_carried_is_the_wheel_that_works_here(installer, steps, tmp_path, capsys):
+    places = {"HOROVOD_TRANSFORMER_CACHE": str(tmp_path / "cache")}
+    installer.carry(tmp_path / "wheels", places)
+    assert "no wheel to carry" in capsys.readouterr().out and not (tmp_path / "wheels").exists()
+    steps.install()
+    installer.carry(tmp_path / "wheels", places)
+    (wheel,) = (tmp_path / "wheels").glob("*/*.whl")
+    assert str(wheel) in capsys.readouterr().out
+    # The next machine, which has neither a cache nor a compiler; and one more, from its folder.
+    installer.STAMP.unlink()
+    places = {
+        "HOROVOD_TRANSFORMER_CACHE": str(tmp_path / "no cache"),
+        "PIP_FIND_LINKS": str(wheel.parents[1]),
+    }
+    assert steps.install(**places) == ["check"]
+    installer.carry(tmp_path / "more", places)
+    assert list((tmp_path / "more").glob("*/*.whl"))
+
+
+def test_make_wheels_carries_horovod():
+    planned = subprocess.run(
+        ["make", "-n", "wheels"],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert planned.stdout.splitlines()[-1].endswith("scripts/install_horovod.py --carry wheels")
+
+
 # Building
 
 

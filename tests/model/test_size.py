@@ -1,6 +1,8 @@
-"""The disk that checkpoints take, against real ones."""
+"""The disk that checkpoints take, against real ones; a GPU's memory, against what was measured."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from horovod_transformer.checkpoint.format import save_checkpoint
 from horovod_transformer.checkpoint.manager import CheckpointManager
 from horovod_transformer.config_sections import ModelConfig
-from horovod_transformer.model.size import checkpoint_bytes, run_bytes
+from horovod_transformer.model.size import checkpoint_bytes, gpu_bytes, run_bytes
 from horovod_transformer.model.transformer import build_model
 from tests.conftest import TINY
 
@@ -38,3 +40,13 @@ def test_a_run_takes_what_its_folder_has_while_it_writes_another(tmp_path):
     # Each file once, whatever its names.
     there = sum({file.stat().st_ino: file.stat().st_size for file in tmp_path.glob("*.pt")}.values())
     assert run_bytes(shape, 3) == pytest.approx(there * 5 / 4, rel=0.05)
+
+
+def test_a_gpus_memory_is_what_was_measured(root):
+    measured = json.loads((root / "benchmarks/results/2026-11-26-NVIDIA-H200.json").read_text())["speed"]
+    for row in (row for row in measured if row["compile"] and row["optimizer"] == "adamw"):
+        shape = ModelConfig(max_seq_len=row["block_size"], gradient_checkpointing=row["checkpointing"])
+        tokens = row["batch"] * row["block_size"]
+        estimate = gpu_bytes(shape, tokens, row["micro_batches"] > 1, 141 * 10**9)
+        off = estimate / (row["peak_memory_gib"] * 2**30) - 1
+        assert -0.02 < off < (0.13 if row["checkpointing"] else 0.02), row
