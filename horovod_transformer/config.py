@@ -10,7 +10,6 @@ Every key has a default, so a file need only name what it changes. The comments 
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 import types
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from horovod_transformer.config_sections import (
     Section,
     TrainingConfig,
 )
-from horovod_transformer.errors import UserError
+from horovod_transformer.errors import UserError, no_such
 from horovod_transformer.system.files import read_at_most
 from horovod_transformer.system.paths import user_path
 from horovod_transformer.system.yaml_text import read_yaml
@@ -98,9 +97,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         UserError: The file is missing or no YAML, a key is unknown, or a value is not allowed.
             The one-line text names file, key, value and what would be accepted.
     """
-    if not str(path):
-        raise UserError(f"--config: should name a YAML file; {DEFAULT_CONFIG} is the default one")
-    values = _read_yaml(user_path(path, "--config"))
+    values = read_config_file(path)
     config = config_from_dict(values, str(path))
     return config.with_overrides(overrides, "command line") if overrides else config
 
@@ -117,7 +114,15 @@ def config_from_dict(values: Any, where: str) -> Config:
         raise UserError(_one_line(error, where)) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_config_file(path: str | Path) -> dict[str, Any]:
+    """Read what a config file says, unchecked but for being sections.
+
+    Raises:
+        UserError: It is missing, or no YAML with sections.
+    """
+    if not str(path):
+        raise UserError(f"--config: should name a YAML file; {DEFAULT_CONFIG} is the default one")
+    path = user_path(path, "--config")
     try:
         with open(path, "rb") as file:
             text = read_at_most(file, _LARGEST_FILE).decode("utf-8")
@@ -162,7 +167,7 @@ def _apply_overrides(values: dict[str, Any], overrides: Mapping[str, Any], where
                 f"{where}: --{dotted}: an override names a section and a key, as --training.seed 7"
             )
         if section not in Config.model_fields:
-            raise UserError(f"{where}: {dotted}: {_unknown(section, list(Config.model_fields), 'section')}")
+            raise UserError(f"{where}: {dotted}: {no_such('section', section, Config.model_fields)}")
         if isinstance(value, str):
             value = _read_value(value, dotted, where)
         values[section] = {**values.get(section, {}), key: value}
@@ -223,7 +228,7 @@ def _one_line(error: ValidationError, where: str) -> str:
     if problem["type"] == "extra_forbidden":
         fields = Config.model_fields
         if len(location) == 1:
-            text = f"{key}: {_unknown(location[0], list(fields), 'section')}"
+            text = f"{key}: {no_such('section', location[0], fields)}"
         else:
             section_type = fields[location[0]].annotation
             assert isinstance(section_type, type) and issubclass(section_type, BaseModel)
@@ -239,12 +244,6 @@ def _one_line(error: ValidationError, where: str) -> str:
     return f"{where}: {text}" + (f" (and {others} more)" if others else "")
 
 
-def _unknown(name: str, known: list[str], what: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-    return f"no such {what}; {hint}"
-
-
 def _unknown_key(name: str, section: type[BaseModel]) -> str:
     """Say what may have been meant; a key of another section was put into the wrong one."""
     elsewhere = [
@@ -254,7 +253,7 @@ def _unknown_key(name: str, section: type[BaseModel]) -> str:
     ]
     if elsewhere:
         return f"no such key; did you mean {' or '.join(elsewhere)}?"
-    return _unknown(name, list(section.model_fields), "key")
+    return no_such("key", name, section.model_fields)
 
 
 # Of a few aliases in one another YAML makes a value whose whole `repr` would fill the memory.

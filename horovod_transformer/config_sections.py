@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 # Below `runs/`: every run's tables.
 TABLES = "structured"
+# What weights can be to write text with.
+WRITING_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 def _no_bool(value: Any) -> Any:
@@ -195,7 +197,7 @@ class DataConfig(Section):
 
 
 class GenerationConfig(Section):
-    """Defaults of `python -m src.generate`; the command line overrides them."""
+    """Defaults of `horovod-transformer generate`; the command line overrides them."""
 
     max_new_tokens: Positive = 100
     temperature: NonNegativeFloat = 0.8

@@ -1,4 +1,9 @@
-"""The one exception that means "the user can fix this", and the exit codes."""
+"""The one exception that means "the user can fix this", the exit codes, and the words for a misspelt name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 # A user's mistake: starting again changes nothing.
 EXIT_MISTAKE = 2
@@ -40,3 +45,11 @@ class LostRank0Error(LostRankError):
     """As `LostRankError`, but rank 0 is not there to say so."""
 
     only_here = True
+
+
+def no_such(what: str, name: str, known: Iterable[str]) -> str:
+    """Say that there is no such section, key, subcommand, and which one may have been meant."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
+    return f"no such {what}; {hint}"

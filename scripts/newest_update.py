@@ -17,14 +17,14 @@ from horovod_transformer.checkpoint.run_paths import (
     shown_checkpoints,
 )
 from horovod_transformer.commands.command_line import parse_with_config, run_command
-from horovod_transformer.commands.train import train_parser
+from horovod_transformer.commands.train import make_parser
 from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.system.launch_environment import this_process
 
 
 def main(arguments: Sequence[str]) -> int:
     """Look for the checkpoints that training with these arguments would write."""
-    options, config = parse_with_config(train_parser(), arguments)
+    options, config = parse_with_config(make_parser(), arguments)
     paths = config.with_paths_in(options.output_dir).paths if options.output_dir else config.paths
     folders = checkpoint_folders(paths, options.run_name, this_process().job)
     print(max(map(newest_update, folders), default=0))

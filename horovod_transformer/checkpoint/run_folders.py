@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from horovod_transformer.checkpoint.run_links import links_into
-from horovod_transformer.checkpoint.run_paths import LAUNCH, RECORD, REWIND, RUNS, lock_file
+from horovod_transformer.checkpoint.run_paths import (
+    BEST,
+    DEMO_OUTPUT,
+    LAST,
+    LAUNCH,
+    RECORD,
+    REWIND,
+    RUNS,
+    lock_file,
+)
 from horovod_transformer.config_sections import TABLES, PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import tell
@@ -257,6 +266,25 @@ def run_of_checkpoint(paths: PathsConfig, checkpoint: Path) -> str | None:
         if (own / "checkpoints").resolve() == folder:
             return own.relative_to(runs).as_posix()
     return None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to write from of the run that wrote one last, in a folder that runs write to or in `demo`.
+
+    Returns:
+        Its best_model.pt; without one last.pt, or the newest of the periodic ones; None if there is no run.
+    """
+    outputs = (folder, folder / DEMO_OUTPUT)
+    places = [output / "checkpoints" for output in outputs]
+    places += [own / "checkpoints" for output in outputs for own in own_folders(output / RUNS)]
+    found: list[tuple[float, Path]] = []
+    for place in places:
+        periodic = sorted(place.glob("update_*.pt"), reverse=True)
+        for path in (place / BEST, place / LAST, *periodic):
+            if path.is_file():
+                found.append((path.stat().st_mtime, path))
+                break
+    return max(found, default=(0.0, None))[1]
 
 
 def delete_run(run: RunStatus, paths: PathsConfig) -> None:

@@ -20,6 +20,8 @@ from horovod_transformer.config_sections import TABLES, PathsConfig
 
 RUNS, RECORD = "runs", "run.json"
 LAST, BEST = "last.pt", "best_model.pt"
+# Where the demo's run writes.
+DEMO_OUTPUT = "demo/run"
 # Names the launch (a Slurm job, say) that began or resumed the run last; beside its checkpoints.
 LAUNCH = ".launch"
 # Names the checkpoint that the run is being rewound to, while that takes; there, too.

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import json
 import os
-import re
 import signal
 import sys
 import time
-import types
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin
+from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel
-
+from horovod_transformer.checkpoint.run_folders import newest_checkpoint
+from horovod_transformer.checkpoint.run_paths import BEST
+from horovod_transformer.commands.config_keys import config_keys
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import LostRankError, StoppedError, UserError
-from horovod_transformer.system.console import give_up_on_output, make_streams_take_all, tell
+from horovod_transformer.system.console import (
+    USUAL,
+    give_up_on_output,
+    is_verbose,
+    make_streams_take_all,
+    narrate,
+    set_verbosity,
+    tell,
+)
 from horovod_transformer.system.files import read_at_most
 from horovod_transformer.system.launch_environment import launched_rank
 from horovod_transformer.system.paths import path_of, readable
@@ -29,101 +37,15 @@ LOST_RANK_LEAVES_LAST_S = 2.0
 _LARGEST_TEXT = 1 << 28
 
 OVERRIDES_HELP = """\
-Any key of the config can be overridden by its dotted name:
-  --training.learning_rate 1e-4   --model.n_layers 6   --training.max_updates null
-
-The keys, what they take and their defaults; configs/config.yaml explains each:
+Any key of the config can be given, too; `horovod-transformer config explain` lists and explains them:
+  --training.learning_rate 1e-4   --model.n_layers 6
 """
 
 
-def config_keys() -> dict[str, tuple[str, str]]:
-    """Return each dotted key of the config with what it takes and its default, as words for `--help`."""
-    keys = {}
-    for section, field in Config.model_fields.items():
-        assert isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        for key, value in field.annotation.model_fields.items():
-            default = value.default if isinstance(value.default, str) else json.dumps(value.default)
-            keys[f"{section}.{key}"] = (_type_words(value.annotation), default)
-    return keys
-
-
-def _type_words(annotation: Any) -> str:
-    """`int`, `auto|fp32|bf16`, `text|list|null`: what YAML may hold for this annotation."""
-    kind, parts = get_origin(annotation), get_args(annotation)
-    if kind is Annotated:
-        return _type_words(parts[0])
-    if kind is Literal:
-        return "|".join(map(str, parts))
-    if kind in (Union, types.UnionType):
-        return "|".join(map(_type_words, parts))
-    names = {int: "int", float: "number", bool: "true|false", str: "text", list: "list", type(None): "null"}
-    return names[kind or annotation]
-
-
-def describe_config_keys() -> str:
-    """Return a line for each key, a paragraph for each section."""
-    keys = config_keys()
-    width = max(map(len, keys))
-    kinds = max(len(kind) for kind, _ in keys.values())
-    lines: list[str] = []
-    section = None
-    for key, (kind, default) in keys.items():
-        if section not in (None, key.partition(".")[0]):
-            lines.append("")
-        section = key.partition(".")[0]
-        lines.append(f"  --{key:<{width}}  {kind:<{kinds}}  {default}")
-    return "\n".join(lines)
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line, like every other mistake's; options are not abbreviated.
-
-    Args:
-        prog: The command's name.
-        description: Above the options in its help, laid out as it is.
-        epilog: Below them, likewise.
-        usage: Replaces the usage that argparse makes up.
-    """
-
-    def __init__(self, prog: str, description: str, epilog: str = "", usage: str | None = None) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            epilog=epilog,
-            usage=usage,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print below its usage.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(f"{message}; --help tells more")
-
-    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        # Python 3.11 drops a lone `--` even where it is an option's value, as in `--prompt=--`.
-        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
-            return self._get_value(action, "--")
-        return super()._get_values(action, arg_strings)
-
-    def add_checkpoint(self) -> None:
-        """Add `--checkpoint`, the file to read."""
-        self.add_argument(
-            "--checkpoint",
-            default="checkpoints/best_model.pt",
-            type=path_of("--checkpoint"),
-            metavar="FILE",
-            help="default: %(default)s",
-        )
-
-
-def config_parser(prog: str, description: str, examples: str = "") -> CommandParser:
+def config_parser(prog: str, description: str, examples: str = "", usage: str = "") -> CommandParser:
     """Make a parser with `--config` and help that teaches the dotted overrides."""
-    overrides = OVERRIDES_HELP + describe_config_keys()
-    parser = CommandParser(prog, description, f"{examples}\n{overrides}" if examples else overrides)
+    epilog = f"{examples}\n{OVERRIDES_HELP}" if examples else OVERRIDES_HELP
+    parser = CommandParser(prog, description, epilog, usage, keys=[""])
     parser.add_argument(
         "--config",
         default="configs/config.yaml",
@@ -134,16 +56,37 @@ def config_parser(prog: str, description: str, examples: str = "") -> CommandPar
     return parser
 
 
-def checkpoint_parser(prog: str, description: str, examples: str, config_help: str) -> CommandParser:
+def checkpoint_parser(
+    prog: str, description: str, examples: str, config_help: str, keys: Sequence[str]
+) -> CommandParser:
     """Make a parser for commands that run a model: `--checkpoint`, `--config`, `--device`, `--seed`."""
-    parser = CommandParser(prog, description, examples)
+    parser = CommandParser(prog, description, examples, keys=keys)
     parser.add_checkpoint()
     parser.add_argument("--config", type=path_of("--config"), metavar="FILE", help=config_help)
     parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
+        "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU, if any)"
     )
     parser.add_argument("--seed", metavar="N", help="the same seed gives the same text")
     return parser
+
+
+def checkpoint_or_newest(given: str | None) -> str:
+    """The checkpoint that `--checkpoint` names; without it `best_model.pt`, or the newest run's with a line.
+
+    Raises:
+        UserError: There is no such file, but a newer one, which it names; or no checkpoint at all.
+    """
+    wanted = Path("checkpoints", BEST) if given is None else Path(given)
+    newest = None if os.path.lexists(wanted) else newest_checkpoint(Path())
+    if given is None and newest is not None:
+        if launched_rank() == 0:
+            narrate(f"{wanted} is not there: taking {newest}, the newest checkpoint", sys.stderr)
+        return str(newest)
+    if newest is not None:
+        raise UserError(f"{wanted}: no such checkpoint file; the newest one here is {newest}")
+    if given is None and not os.path.lexists(wanted):
+        raise UserError(f"{wanted}: no such checkpoint file; `horovod-transformer train` writes one")
+    return str(wanted)
 
 
 def check_overrides(overrides: Mapping[str, Any], *allowed: str) -> None:
@@ -179,7 +122,7 @@ def whole_number(name: str, text: str, least: int = 0, most: int = 2**63 - 1) ->
 
 
 def parse_with_config(
-    parser: argparse.ArgumentParser, arguments: Sequence[str]
+    parser: CommandParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, Config]:
     """Parse a command line that may end in dotted overrides, and load its config.
 
@@ -191,7 +134,7 @@ def parse_with_config(
 
 
 def parse_options(
-    parser: argparse.ArgumentParser, arguments: Sequence[str]
+    parser: CommandParser, arguments: Sequence[str]
 ) -> tuple[argparse.Namespace, dict[str, str]]:
     """Parse a command line that may end in dotted overrides, without reading a config.
 
@@ -202,34 +145,24 @@ def parse_options(
     return options, _read_overrides(rest, parser)
 
 
-def _read_overrides(rest: Sequence[str], parser: argparse.ArgumentParser) -> dict[str, str]:
+def _read_overrides(rest: Sequence[str], parser: CommandParser) -> dict[str, str]:
     overrides: dict[str, str] = {}
     words = iter(rest)
     for word in words:
         if not word.startswith("--") or "." not in word.partition("=")[0]:
-            raise UserError(f"unknown argument {word}; {_suggestion(word, parser)}")
+            raise UserError(f"unknown argument {word}; {parser.suggestion(word)}")
         key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
         if not equals:
             following = next(words, None)
             if following is None:
                 raise UserError(f"--{key} needs a value, as --{key} VALUE")
             value = following
-        if key in overrides and "list" in config_keys().get(key, ("", ""))[0]:
+        known = config_keys().get(key)
+        if key in overrides and known is not None and "list" in known.kind:
             raise UserError(f"--{key} is given twice; a list is one value: --{key} '[first, second]'")
         overrides[key] = value
     return overrides
-
-
-def _suggestion(word: str, parser: argparse.ArgumentParser) -> str:
-    """Name the options and config keys that may have been meant: `--learning-rate` wants its section."""
-    places: dict[str, list[str]] = {}
-    for option in [*re.findall(r"--(\w+)", parser.format_usage()), *config_keys()]:
-        places.setdefault(option.rpartition(".")[2], []).append(f"--{option}")
-    name = word.partition("=")[0].lstrip("-").replace("-", "_")
-    close = [name] if name in places else difflib.get_close_matches(name, places, n=1)
-    if not word.startswith("-") or not close:
-        return "--help lists what there is"
-    return f"did you mean {' or '.join(places[close[0]])}?"
 
 
 def read_text(option: str, path: str) -> str:
@@ -268,6 +201,7 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
     With several ranks every one meets the same mistake: rank 0 tells it, all leave.
     """
     make_streams_take_all()
+    set_verbosity(USUAL)
     try:
         _require_working_folder()
         code = main(sys.argv[1:] if arguments is None else arguments)
@@ -277,6 +211,8 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
         if launched_rank() == 0 or error.only_here:
             kind = "" if isinstance(error, StoppedError) else "error: "
             text = str(error).replace("\n", "\\n")  # a path may have line ends
+            if is_verbose() and kind:
+                tell(traceback.format_exc().rstrip(), sys.stderr)
             tell(f"{kind}{text}", sys.stderr)
         else:
             # The launcher ends all ranks once one has left: let rank 0 speak first. Ended by it, this one

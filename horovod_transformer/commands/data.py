@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from horovod_transformer.commands.command_line import CommandParser
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import path_of
 
@@ -21,13 +21,12 @@ EXAMPLES = """\
 examples:
   horovod-transformer data verify data/mine
   horovod-transformer data show data/mine --split validation --block 17
-  horovod-transformer data stats data/mine --json
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Verify, show or count prepared data as the command line says; 2 if something is wrong with it."""
-    parser = CommandParser("horovod-transformer data", DESCRIPTION, EXAMPLES)
+def make_parser() -> CommandParser:
+    """The arguments."""
+    parser = CommandParser("horovod-transformer data", DESCRIPTION, EXAMPLES, "{verify,show,stats} DIR")
     parser.add_argument("what", choices=("verify", "show", "stats"), help="what to do")
     parser.add_argument("folder", type=path_of("DIR"), metavar="DIR", help="prepared data")
     parser.add_argument(
@@ -37,6 +36,12 @@ def main(arguments: Sequence[str]) -> int:
         "--block", type=int, default=0, help="show: which block, from 0; negative from the end"
     )
     parser.add_argument("--json", action="store_true", help="stats: as JSON")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Verify, show or count prepared data as the command line says; 2 if something is wrong with it."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     for name, what in (("split", "show"), ("block", "show"), ("json", "stats")):
         if options.what != what and getattr(options, name) != parser.get_default(name):

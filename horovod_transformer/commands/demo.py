@@ -33,15 +33,27 @@ CALIBRATION_UPDATES = 12
 PROMPTS = ("", "To be, or not to be", "Enter the KING and the CLOWN.")
 
 
+EXAMPLES = """\
+examples:
+  %(prog)s --minutes 1
+  %(prog)s --minutes 20 --data.source ~/books --data.data_dir data/demo
+"""
+
+
+def make_parser() -> CommandParser:
+    """The arguments, without the config's keys."""
+    parser = config_parser("horovod-transformer demo", DESCRIPTION, EXAMPLES)
+    parser.set_defaults(config="configs/quickstart.yaml")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, metavar="M", help="training time (default: %(default)s)"
+    )
+    parser.add_processes("Horovod processes (default: 2; 1 without Horovod or on a single GPU)")
+    return parser
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the demo."""
-    parser = config_parser("horovod-transformer demo", DESCRIPTION)
-    parser.set_defaults(config="configs/quickstart.yaml")
-    parser.add_argument("--minutes", type=float, default=5.0, help="training time (default: %(default)s)")
-    parser.add_argument(
-        "--processes", type=int, help="Horovod processes (default: 2; 1 without Horovod or on a single GPU)"
-    )
-    options, overrides = parse_options(parser, arguments)
+    options, overrides = parse_options(make_parser(), arguments)
     config = load_config(options.config, overrides)
     for key in OURS:
         if key in overrides:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from horovod_transformer.commands.doctor_run import (
     check_tokenizer,
     check_waiting,
 )
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.paths import path_of
+from horovod_transformer.system.console import coloured, is_quiet
 
 DESCRIPTION = """\
 Look over this machine before a training run: what it has, what it lacks, and the command that fixes
@@ -36,7 +38,7 @@ Exit code 0 if training could run, 1 if not."""
 EXAMPLES = """\
 examples:
   horovod-transformer doctor --config configs/quickstart.yaml
-  horovod-transformer doctor --output_dir /scratch/run1 --training.keep_checkpoints 5
+  horovod-transformer doctor --output /scratch/run1 --training.keep_checkpoints 5
 """
 
 # A check fails only where training could not run, even as a single process; what costs speed, several
@@ -59,21 +61,25 @@ CHECKS: dict[str, Callable[[CheckContext], Row]] = {
 }
 
 
+def make_parser() -> CommandParser:
+    """The arguments, without the config's keys."""
+    parser = config_parser("horovod-transformer doctor", DESCRIPTION, EXAMPLES)
+    parser.add_output("DIR", "as for train (default: paths.output_dir)", "--output_dir", dest="output_dir")
+    return parser
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print a table and say whether training could run."""
-    parser = config_parser("horovod-transformer doctor", DESCRIPTION, EXAMPLES)
-    parser.add_argument(
-        "--output_dir",
-        type=path_of("--output_dir"),
-        metavar="DIR",
-        help="as for train (default: paths.output_dir)",
-    )
-    options, config = parse_with_config(parser, arguments)
+    options, config = parse_with_config(make_parser(), arguments)
     folder = None if options.output_dir is None else Path(options.output_dir)
     rows = examine(CheckContext(config, options.config, folder))
     width = max(len(row.name) for row in rows)
+    colours = {"fail": 31, "warn": 33, "ok": 32}
     for row in rows:
-        print(f"{row.state:<5} {row.name:<{width}}  {row.found}")
+        if row.state == "ok" and is_quiet():
+            continue
+        state = coloured(f"{row.state:<5}", colours[row.state], sys.stdout)
+        print(f"{state} {row.name:<{width}}  {row.found}")
         if row.fix:
             print(f"{'':6}{'':{width}}  -> {row.fix}")
     failed = [row.name for row in rows if row.state == "fail"]

@@ -65,7 +65,7 @@ def check_disk(context: CheckContext) -> Row:
 
     folder = existing_parent(context.checkpoint_dir)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return Row("disk", "fail", f"{folder} cannot be written to", "another folder with --output_dir")
+        return Row("disk", "fail", f"{folder} cannot be written to", "another folder with --output")
     one, kept = checkpoint_bytes(context.config.model), context.config.training.keep_checkpoints
     need = run_bytes(context.config.model, kept)
     room, kind = free_bytes(folder)
@@ -74,7 +74,7 @@ def check_disk(context: CheckContext) -> Row:
         f"written, {byte_size(one)} each), {byte_size(room)} {kind}"
     )
     if room < need:
-        fix = "make room, --output_dir on a larger disk, or a lower training.keep_checkpoints"
+        fix = "make room, --output on a larger disk, or a lower training.keep_checkpoints"
         return Row("disk", "fail", found, fix)
     more = "; training.keep_every adds more with time" if context.config.training.keep_every else ""
     return Row("disk", "ok", found + more)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from horovod_transformer.checkpoint.run_links import is_our_link
 from horovod_transformer.commands.command_line import (
     check_overrides,
+    checkpoint_or_newest,
     checkpoint_parser,
     parse_options,
     whole_number,
 )
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import tell
@@ -33,23 +35,24 @@ books, and coherence, relevance, diversity and length of what it writes beside t
 Writes evaluation.json and evaluation.html, by default into the run's folder, runs/NAME/evaluation.
 The same seed gives the same result on the same machine."""
 
+# Those that a trained model can follow.
+KEYS = ("generation.", "data.data_dir", "data.encoding", "data.clean")
+
 EXAMPLES = """\
 examples:
-  %(prog)s --checkpoint checkpoints/best_model.pt
   %(prog)s --samples 100 --generation.temperature 1 --xz
   %(prog)s --text my_novel.txt --output evaluation/my_novel
-  horovodrun -np 4 %(prog)s                      # each process scores its share of the books
-  %(prog)s --data.data_dir data/other_books --output evaluation/other_books
+  horovod-transformer launch -np 4 -- %(prog)s    # each process scores its share of the books
 
---generation.* (configs/config.yaml explains them), --data.data_dir, --data.encoding and --data.clean override
-the config; a --text is read and cleaned as `prepare` reads books.
+--generation.*, --data.data_dir, --data.encoding and --data.clean override the config
+(`horovod-transformer config explain generation`); a --text is read and cleaned as `prepare` reads books.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate as the command line says."""
-    options, overrides = parse_options(_parser(), arguments)
-    check_overrides(overrides, "generation.", "data.data_dir", "data.encoding", "data.clean")
+    options, overrides = parse_options(make_parser(), arguments)
+    check_overrides(overrides, *KEYS)
     samples = whole_number("--samples", options.samples, 0, 100_000)
     if samples == 1:
         raise UserError("--samples 1: should be at least 2, one alone compares with nothing; 0: scores alone")
@@ -58,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     given = None if options.config is None else load_config(options.config)
     if options.output == "":  # a variable that is not set: an earlier evaluation is not to be lost to that
         raise UserError("--output: is empty; it names a folder, and without it there is a default")
+    options.checkpoint = checkpoint_or_newest(options.checkpoint)
     folder = Path(options.output) if options.output else _beside(Path(options.checkpoint))
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: is a file; it names a folder")
@@ -158,12 +162,14 @@ def _beside(checkpoint: Path) -> Path:
     return checkpoint.absolute().parent.parent / "evaluation"
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
+    """The arguments, without the config's keys."""
     parser = checkpoint_parser(
         "horovod-transformer evaluate",
         DESCRIPTION,
         EXAMPLES,
         "YAML config that names data and generation settings (default: the checkpoint's own)",
+        KEYS,
     )
     parser.set_defaults(seed="0")
     parser.add_argument(
@@ -185,5 +191,5 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help="measure on this file of books instead of the validation books (- for stdin); may be repeated",
     )
-    parser.add_argument("--output", type=path_of("--output"), metavar="DIR", help="where the report goes")
+    parser.add_output("DIR", "where the report goes")
     return parser

@@ -10,38 +10,44 @@ from typing import Any
 
 from horovod_transformer.commands.command_line import (
     check_overrides,
+    checkpoint_or_newest,
     checkpoint_parser,
     parse_options,
     read_text,
     whole_number,
 )
-from horovod_transformer.config_sections import GenerationConfig
+from horovod_transformer.commands.parser import CommandParser
+from horovod_transformer.config_sections import WRITING_PRECISIONS, GenerationConfig
 from horovod_transformer.errors import UserError
-from horovod_transformer.generation import interactive_generation, load_model_for_generation
-from horovod_transformer.generation.prompts_file import (
-    read_prompts,
-    require_new_file,
-    write_continuations,
-)
-from horovod_transformer.generation.quantization import PRECISIONS, pack_weights
-from horovod_transformer.generation.terminal import print_texts
-from horovod_transformer.generation.text import DEFAULTS
+from horovod_transformer.system.console import narrate
 from horovod_transformer.system.paths import path_of
 
-_EXAMPLES = """\
+KEYS = ("generation.",)
+
+EXAMPLES = """\
 examples:
-  %(prog)s --checkpoint checkpoints/best_model.pt --prompt "Once upon a time"
   %(prog)s --prompt "It was" --num_samples 3 --temperature 0.7 --seed 1
-  echo "Call me" | %(prog)s --prompt_file -
-  %(prog)s --interactive
   %(prog)s --prompts prompts.jsonl --output texts.jsonl --num_samples 4 --probabilities
     reads a line {"prompt": "..."} each, other keys are handed on; writes the same lines with "samples"
+
+In brackets: what holds where neither the command line nor the config's section `generation` says more.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print texts on stdout or write them to a file, and what they took on stderr."""
     options, settings = _read_arguments(arguments)
+
+    # Imported late: a mistake on the command line should not wait for torch.
+    from horovod_transformer.generation import interactive_generation, load_model_for_generation
+    from horovod_transformer.generation.prompts_file import (
+        read_prompts,
+        require_new_file,
+        write_continuations,
+    )
+    from horovod_transformer.generation.quantization import pack_weights
+    from horovod_transformer.generation.terminal import print_texts
+
     if (options.prompts is None) != (options.output is None):
         raise UserError("--prompts and --output belong together: one is read, the other written")
     rows = None if options.prompts is None else read_prompts(options.prompts)
@@ -51,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.prompt_file is not None:
         prompt = read_text("--prompt_file", options.prompt_file).removesuffix("\n")
     model, tokenizer, config = load_model_for_generation(
-        options.checkpoint, options.config, options.device, options.precision
+        checkpoint_or_newest(options.checkpoint), options.config, options.device, options.precision
     )
     wanted = config.with_overrides(settings, "command line").generation
     if options.precision == "fp32":
@@ -70,13 +76,13 @@ def main(arguments: Sequence[str]) -> int:
         tokens = print_texts(model, tokenizer, prompt, wanted, options.seed)
     seconds = time.perf_counter() - began
     device = model.token_embedding.weight.device.type
-    print(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s on {device}", file=sys.stderr)
+    narrate(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s on {device}", sys.stderr)
     return 0
 
 
 def _read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options, and the settings among them as config overrides."""
-    options, overrides = parse_options(_parser(), arguments)
+    options, overrides = parse_options(make_parser(), arguments)
     if options.prompt and len(options.prompt) > 1:
         raise UserError("--prompt is given twice; --prompts FILE continues many")
     options.prompt = options.prompt[0] if options.prompt else ""
@@ -88,16 +94,18 @@ def _read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[
     for key in flags.keys() & overrides.keys():
         raise UserError(f"--{key} is given twice, once as --{key.partition('.')[2]}")
     settings = overrides | flags
-    check_overrides(settings, "generation.")
+    check_overrides(settings, *KEYS)
     return options, settings
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
+    """The arguments, without the config's keys."""
     parser = checkpoint_parser(
         "horovod-transformer generate",
         "Write text from a checkpoint.",
-        _EXAMPLES,
-        "YAML config to take the defaults below from (default: the checkpoint's)",
+        EXAMPLES,
+        "YAML config with the settings below (default: the checkpoint's)",
+        KEYS,
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -110,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prompt_file",
         type=path_of("--prompt_file"),
         metavar="FILE",
-        help="read the prompt from a file, - for stdin; drops one last line break",
+        help="a file with the text to continue; - for stdin",
     )
     source.add_argument("--interactive", action="store_true", help="read prompts from the terminal")
     source.add_argument(
@@ -119,34 +127,30 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="continue many prompts: one JSON object a line",
     )
+    parser.add_output("FILE", "with --prompts: the file to write, as JSON lines")
     parser.add_argument(
-        "--output",
-        type=path_of("--output"),
-        metavar="FILE",
-        help="with --prompts: the file to write, as JSON lines",
-    )
-    parser.add_argument(
-        "--probabilities", action="store_true", help="with --prompts: also what the model gave each token"
+        "--probabilities", action="store_true", help="with --prompts: those of the tokens, too"
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=WRITING_PRECISIONS,
         default="fp32",
-        help="of the weights: smaller ones are faster and a little less exact (default: fp32)",
+        metavar="P", help="of the weights: fp32, or faster and less exact: bf16, fp16, int8",
     )
     helps = {
         "max_new_tokens": "write at most this many tokens",
-        "temperature": "0: always the likeliest token; higher ventures more",
+        "temperature": "0: always the likeliest token; 1: as trained",
         "top_k": "sample among the k likeliest tokens; 0: among all",
-        "top_p": "sample within this probability mass; 1: all of it",
+        "top_p": "sample within this probability mass; 1: all",
         "num_samples": "texts to write",
-        "repetition_penalty": "above 1: tokens that stood before become less likely",
+        "repetition_penalty": "above 1: repeat less",
     }
     parser.add_argument(
-        "--stop", metavar="TEXT", action="append", help="end before this string; may be given several times"
+        "--stop", metavar="TEXT", action="append", help="end before this string; may be repeated"
     )
+    defaults = GenerationConfig()
     for key, text in helps.items():
         parser.add_argument(
-            f"--{key}", metavar="N", help=f"{text} (config: generation.{key}, {getattr(DEFAULTS, key)})"
+            f"--{key}", metavar="N", help=f"{text} [{getattr(defaults, key)}]"
         )
     return parser

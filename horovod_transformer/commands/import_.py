@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.commands.command_line import CommandParser, parse_options
+from horovod_transformer.commands.command_line import parse_options
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import path_of, readable
 
@@ -19,14 +20,14 @@ _NAMED = 5
 
 EXAMPLES = """\
 examples:
-  %(prog)s --from ~/models/gpt2 --to checkpoints/gpt2.pt
+  %(prog)s --from ~/models/gpt2 --output checkpoints/gpt2.pt
   horovod-transformer generate --checkpoint checkpoints/gpt2.pt --prompt "Once upon a time"
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Import as the command line says."""
-    parser = CommandParser("horovod-transformer import", DESCRIPTION, EXAMPLES)
+def make_parser() -> CommandParser:
+    """The arguments."""
+    parser = CommandParser("horovod-transformer import", DESCRIPTION, EXAMPLES, "--from DIR --output FILE")
     parser.add_argument(
         "--from",
         required=True,
@@ -35,19 +36,22 @@ def main(arguments: Sequence[str]) -> int:
         metavar="DIR",
         help="the Hugging Face folder",
     )
-    parser.add_argument(
-        "--to", required=True, type=path_of("--to"), metavar="FILE", help="the checkpoint to write"
-    )
-    options, overrides = parse_options(parser, arguments)
+    parser.add_output("FILE", "the checkpoint to write", "--to", required=True)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Import as the command line says."""
+    options, overrides = parse_options(make_parser(), arguments)
     if overrides:
         raise UserError(f"--{next(iter(overrides))}: a model is imported as it is, without a config")
 
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.export.checkpoints import import_checkpoint
 
-    parameters, shape, tokenizer, left_out = import_checkpoint(options.folder, options.to)
+    parameters, shape, tokenizer, left_out = import_checkpoint(options.folder, options.output)
     tokens = f"{tokenizer.vocab_size:,} tokens ({tokenizer.kind})"
-    print(f"{Path(options.to)}: {parameters:,} parameters, {tokens}")
+    print(f"{Path(options.output)}: {parameters:,} parameters, {tokens}")
     theta = f" --model.rope_theta {shape.rope_theta:g}" if shape.positions == "rotary" else ""
     print(f"train it further with --model.positions {shape.positions}{theta} and a config of its shape")
     if left_out:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from horovod_transformer.commands.command_line import CommandParser
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.errors import UserError
 from horovod_transformer.launch.launcher import Launcher
 
@@ -20,8 +20,8 @@ MOST_PROCESSES = 4096  # of one machine
 
 EXAMPLES = """\
 examples:
-  horovod-transformer launch -np 2 -- python -m src.train --config configs/quickstart.yaml
-  horovod-transformer launch -np 4 --max-restarts 3 -- python -m src.train --config configs/config.yaml
+  horovod-transformer launch -np 2 -- horovod-transformer train --config configs/quickstart.yaml
+  horovod-transformer launch -np 4 --max-restarts 3 -- horovod-transformer train --config configs/config.yaml
 
 exit codes:
   0   done
@@ -31,15 +31,10 @@ exit codes:
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Launch as the command line says; returns the exit code."""
-    parser = CommandParser(
-        "horovod-transformer launch",
-        DESCRIPTION,
-        EXAMPLES,
-        usage="horovod-transformer launch -np N [--max-restarts R] -- COMMAND",
-    )
-    parser.add_argument("-np", type=int, required=True, metavar="N", help="number of processes")
+def make_parser() -> CommandParser:
+    """The arguments."""
+    parser = CommandParser("horovod-transformer launch", DESCRIPTION, EXAMPLES, "-np N [options] -- COMMAND")
+    parser.add_processes("number of processes", required=True)
     parser.add_argument(
         "--max-restarts",
         type=int,
@@ -49,12 +44,17 @@ def main(arguments: Sequence[str]) -> int:
         "or 75 (default: %(default)s)",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="what to start")
-    options = parser.parse_args(list(arguments))
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Launch as the command line says; returns the exit code."""
+    options = make_parser().parse_args(list(arguments))
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if not 1 <= options.np <= MOST_PROCESSES:
-        raise UserError(f"-np {options.np}: should be from 1 to {MOST_PROCESSES}")
+    if not 1 <= options.processes <= MOST_PROCESSES:
+        raise UserError(f"-np {options.processes}: should be from 1 to {MOST_PROCESSES}")
     if options.max_restarts < 0:
         raise UserError(f"--max-restarts {options.max_restarts}: should be at least 0")
     if not command:
-        raise UserError("no command to start: horovod-transformer launch -np 2 -- python -m src.train ...")
-    return Launcher(options.np, command, options.max_restarts).run()
+        raise UserError("no command to start: horovod-transformer launch -np 2 -- horovod-transformer train ...")
+    return Launcher(options.processes, command, options.max_restarts).run()

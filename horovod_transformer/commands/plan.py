@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from horovod_transformer.commands.command_line import config_parser, parse_options
+from horovod_transformer.commands.parser import CommandParser
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.size import count_parameters, flops_per_token
@@ -42,8 +44,8 @@ HERE = "here"
 GPUS_OF_A_NODE = 4
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Make a plan, print it and, if that is wished, write its config."""
+def make_parser() -> CommandParser:
+    """The arguments, without the config's keys."""
     parser = config_parser("horovod-transformer plan", DESCRIPTION, EXAMPLES)
     names = ", ".join(device.name for device in DEVICES)
     parser.add_argument("--gpu", default=HERE, metavar="NAME", help=f"here (default), or one of {names}")
@@ -54,7 +56,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--write", type=path_of("--write"), metavar="FILE", help="write a config; never over one"
     )
-    options, overrides = parse_options(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make a plan, print it and, if that is wished, write its config."""
+    options, overrides = parse_options(make_parser(), arguments)
     if not 0 < options.hours < 24 * 365:
         raise UserError(f"--hours {options.hours:g}: should be above 0 and below a year")
     if options.gpus is not None and not 1 <= options.gpus <= 4096:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from horovod_transformer.commands.command_line import config_parser, parse_with_config
+from horovod_transformer.commands.command_line import config_parser, parse_options
+from horovod_transformer.commands.parser import CommandParser
+from horovod_transformer.config import load_config
 from horovod_transformer.errors import UserError
 
 DESCRIPTION = """\
@@ -15,58 +17,49 @@ Empty books, short ones and copies are dropped and counted. The result is a Hugg
 DatasetDict with a manifest.json; it appears in data.data_dir when it is complete, and not before.
 Run again with the same settings and files, it is left as it is."""
 
+DATA_DIR = "data.data_dir"
+
 EXAMPLES = """\
 examples:
   the plays that come with the installation (seconds):
-    horovod-transformer prepare --config configs/quickstart.yaml
-  your own .txt and .md files, one book each (also .jsonl; .txt and .jsonl also as .gz or .zst):
-    horovod-transformer prepare --data.source ~/books --data.data_dir data/mine
+    %(prog)s --config configs/quickstart.yaml
+  your own .txt and .md files, one book each (also .jsonl, .parquet; .txt and .jsonl also as .gz or .zst):
+    %(prog)s --data.source ~/books --output data/mine
   BookCorpus from parquet files with the columns `text` (whole books) and, if you like, `title`:
-    horovod-transformer prepare --data.source '~/bookcorpusopen/*.parquet'
-  other books with the tokenizer of a model that is to be trained on with them:
-    horovod-transformer prepare --data.source ~/letters --data.tokenizer checkpoints/best_model.pt \\
-      --data.data_dir data/letters
-  bookcorpus, whose rows are sentences, a thousand of them to a document:
-    horovod-transformer prepare --data.source '~/bookcorpus/*.parquet' --data.join_rows 1000
-  a data set on the hub (its files are fetched into the hub's cache), or some files of one of its revisions:
-    horovod-transformer prepare --data.source hub:OWNER/NAME
-    horovod-transformer prepare --data.source 'hub:OWNER/NAME@REVISION/data/train-*.parquet'
+    %(prog)s --data.source '~/bookcorpusopen/*.parquet'
 
-on several nodes that share a file system (scripts/prepare_zaratan.sh does it under Slurm):
-  prepare --units 1/8 ... prepare --units 8/8, each on one node; then prepare --assemble. With
-  data.tokenizer bpe all of it twice: the first --assemble trains the tokenizer.
-
-needs:
-  memory: per process 0.3 GB, and the longest book about ten times over; the size of the corpus
-          does not matter
-  disk:   2 bytes per token (4 if the vocabulary has more than 65,536 entries), and twice that
-          while it runs; English has about one token per 4 bytes
-
-A run that is stopped or killed leaves what it has finished in data.data_dir with `.units` behind its
-name; the next one goes on from there and removes it in the end.
+docs/data.md has more: tables of sentences, data sets of the hub, several nodes, how much memory and disk.
+A run that is stopped leaves what it has finished beside the data, in a folder that ends in `.units`; the
+next one goes on from there.
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Prepare data as the command line says."""
+def make_parser() -> CommandParser:
+    """The arguments, without the config's keys."""
     parser = config_parser("horovod-transformer prepare", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--force", action="store_true", help="replace prepared data that was made with other settings"
     )
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        metavar="N",
-        help="processes that tokenize (default: one per usable core)",
-    )
+    parser.add_output("DIR", "where the data goes, the same as --data.data_dir")
+    parser.add_processes("processes that tokenize (default: one per usable core)", positive)
     parser.add_argument(
         "--units", type=share, metavar="I/N", help="do only share I of N of the work, on one of N nodes"
     )
     parser.add_argument("--assemble", action="store_true", help="put together what --units made")
-    options, config = parse_with_config(parser, arguments)
-    if options.assemble and (options.units or options.workers):
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prepare data as the command line says."""
+    options, overrides = parse_options(make_parser(), arguments)
+    if options.output is not None:
+        if DATA_DIR in overrides:
+            raise UserError(f"--output: --{DATA_DIR} says the same; give one of them")
+        overrides[DATA_DIR] = options.output
+    config = load_config(options.config, overrides)
+    if options.assemble and (options.units or options.processes):
         raise UserError(
-            "--assemble goes with neither --units nor --workers: it is the last step, in one process"
+            "--assemble goes with neither --units nor --processes: it is the last step, in one process"
         )
 
     # Imported late: a mistake on the command line should not wait for these libraries.
@@ -75,11 +68,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if options.units:
             node, nodes = options.units
-            prepare_shards(config, node, nodes, workers=options.workers, force=options.force)
+            prepare_shards(config, node, nodes, workers=options.processes, force=options.force)
         elif options.assemble:
             assemble_shards(config, force=options.force)
         else:
-            prepare(config, force=options.force, workers=options.workers)
+            prepare(config, force=options.force, workers=options.processes)
     except KeyboardInterrupt:
         print("stopped; run it again to go on with what is finished", file=sys.stderr)
         return 130

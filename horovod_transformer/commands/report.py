@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.commands.command_line import CommandParser, parse_options
+from horovod_transformer.commands.command_line import parse_options
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import path_of
 
@@ -21,9 +22,9 @@ examples:
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Write the page."""
-    parser = CommandParser("horovod-transformer report", DESCRIPTION, EXAMPLES)
+def make_parser() -> CommandParser:
+    """The arguments."""
+    parser = CommandParser("horovod-transformer report", DESCRIPTION, EXAMPLES, "RUN [RUN ...] --output FILE")
     parser.add_argument(
         "runs",
         nargs="+",
@@ -31,14 +32,13 @@ def main(arguments: Sequence[str]) -> int:
         metavar="RUN",
         help="runs/structured/NAME, or an output folder that holds one run",
     )
-    parser.add_argument(
-        "--output",
-        required=True,
-        type=path_of("--output"),
-        metavar="FILE",
-        help="the page; replaced if it is there",
-    )
-    options, overrides = parse_options(parser, arguments)
+    parser.add_output("FILE", "the page; replaced if it is there", required=True)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page."""
+    options, overrides = parse_options(make_parser(), arguments)
     if overrides:
         raise UserError(f"--{next(iter(overrides))}: a report shows a run as it was")
     if Path(options.output).is_dir():

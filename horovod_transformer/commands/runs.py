@@ -18,11 +18,12 @@ from horovod_transformer.checkpoint.run_folders import (
 )
 from horovod_transformer.checkpoint.run_paths import BEST, RUNS, is_run_name, shown_checkpoints
 from horovod_transformer.commands.command_line import config_parser, parse_with_config
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.reports.formats import byte_size
 from horovod_transformer.system.console import tell
-from horovod_transformer.system.paths import path_of, readable
+from horovod_transformer.system.paths import readable
 
 DESCRIPTION = """\
 List the runs below runs/: name, when each began, how far it has come, its lowest validation loss, what it
@@ -33,22 +34,25 @@ that wrote a checkpoint last."""
 EXAMPLES = """\
 examples:
   %(prog)s
-  %(prog)s --output_dir /scratch/me/books
+  %(prog)s --output /scratch/me/books
   %(prog)s --delete trial-1 trial-2
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """List runs, or delete some."""
+def make_parser() -> CommandParser:
+    """The arguments, without the config's keys."""
     parser = config_parser("horovod-transformer runs", DESCRIPTION, EXAMPLES)
-    parser.add_argument(
-        "--output_dir", type=path_of("--output_dir"), metavar="DIR", help="the folder that holds runs/"
-    )
+    parser.add_output("DIR", "the folder that holds runs/", "--output_dir", dest="output_dir")
     parser.add_argument(
         "--delete", nargs="+", action="extend", metavar="NAME", help="delete these runs, after a question"
     )
     parser.add_argument("--yes", action="store_true", help="delete without the question")
-    options, config = parse_with_config(parser, arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """List runs, or delete some."""
+    options, config = parse_with_config(make_parser(), arguments)
     paths = config.with_paths_in(options.output_dir).paths if options.output_dir else config.paths
     runs = Path(paths.output_dir, RUNS)
     found: dict[str, RunStatus] = {}
@@ -66,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         name = readable(cut_short.name[1:].removesuffix(".deleted"))
         print(f"{cut_short}: not all of run {name} is deleted; --delete {name} goes on with it")
     if not found:
-        print(f"no run in {runs} yet; python -m src.train begins one")
+        print(f"no run in {runs} yet; horovod-transformer train begins one")
     else:
         shown = run_of_checkpoint(paths, shown_checkpoints(paths) / BEST)
         ordered = sorted(found.values(), key=lambda run: (run.began or datetime.min, run.name))

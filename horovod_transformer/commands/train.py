@@ -1,35 +1,34 @@
-"""`python -m src.train`, or `horovod-transformer train`: train on prepared blocks."""
+"""`horovod-transformer train`, or `python -m src.train`: train on prepared blocks."""
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from horovod_transformer.commands.command_line import config_parser, parse_with_config, whole_number
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.launch_environment import launched_rank, start_timeout, this_process
 from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
-Train a model on prepared blocks: alone as one process, under `horovodrun -np N`, `torchrun`, `srun`
-or `horovod-transformer launch -np N` as N. The same global batch walks the same loss curve on any
-number of processes. Stopped by a signal (SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, Ctrl-C) it saves a checkpoint
-and ends with exit code 75, start me again (under horovodrun: 0); a mistake of yours ends with 2."""
+Train a model on prepared blocks: alone as one process, under `horovod-transformer launch -np N`,
+`horovodrun -np N`, `torchrun` or `srun` as N. The same global batch walks the same loss curve on any number
+of processes. Stopped by a signal (SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, Ctrl-C) it saves a checkpoint and ends
+with exit code 75, start me again (under horovodrun: 0); a mistake of yours ends with 2."""
 
 EXAMPLES = """\
 examples:
-  python -m src.train --config configs/quickstart.yaml
-  horovodrun -np 4 python -m src.train --config configs/config.yaml
-  horovodrun -np 4 python -m src.train --config configs/config.yaml --resume auto
+  %(prog)s --config configs/quickstart.yaml
+  horovod-transformer launch -np 4 -- %(prog)s --config configs/config.yaml --resume auto
 """
 
 
-def train_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """The arguments of training, without the config's dotted overrides."""
-    parser = config_parser("python -m src.train", DESCRIPTION, EXAMPLES)
+    parser = config_parser("horovod-transformer train", DESCRIPTION, EXAMPLES)
     parser.add_argument(
         "--resume",
         type=path_of("--resume"),
@@ -42,20 +41,16 @@ def train_parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="start a fresh run with the weights of this checkpoint",
     )
-    parser.add_argument("--run_name", help="names the run's folders below runs/ (default: the time)")
-    parser.add_argument(
-        "--output_dir",
-        type=path_of("--output_dir"),
-        metavar="DIR",
-        help="put runs/, and the links in checkpoints/ and logs/, in this folder",
+    parser.add_argument("--run_name", metavar="NAME", help="the run's folder is runs/NAME (default: the time)")
+    parser.add_output(
+        "DIR", "put runs/, and the links in checkpoints/ and logs/, here", "--output_dir", dest="output_dir"
     )
     parser.add_argument(
         "--profile",
         nargs="?",
         const="3",
         metavar="UPDATES",
-        help="record so many updates (default: %(const)s) as a trace in the log folder, Horovod's own record "
-        "beside it, and print where their time went",
+        help="record so many updates (default: %(const)s) as a trace, print where their time went",
     )
     parser.add_argument(
         "--profile_rank", default="0", metavar="RANK", help="the rank to record (default: %(default)s)"
@@ -65,7 +60,7 @@ def train_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Train as the command line says."""
-    options, config = parse_with_config(train_parser(), arguments)
+    options, config = parse_with_config(make_parser(), arguments)
     window = None if options.profile is None else whole_number("--profile", options.profile, least=1)
     profile_rank = whole_number("--profile_rank", options.profile_rank)
     if window is not None:

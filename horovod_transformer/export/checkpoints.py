@@ -14,7 +14,7 @@ from horovod_transformer.export.huggingface import read_folder, require_absent, 
 from horovod_transformer.export.model_card import model_card
 from horovod_transformer.export.tokenizers import tokens_left_out
 from horovod_transformer.generation import continue_prompt, load_model_for_generation
-from horovod_transformer.system.console import tell
+from horovod_transformer.system.console import narrate
 from horovod_transformer.system.files import make_writable
 from horovod_transformer.system.paths import readable, user_path
 from horovod_transformer.tokenizer import Tokenizer
@@ -45,9 +45,9 @@ def export_checkpoint(checkpoint: str | Path, target: str | Path) -> tuple[int, 
     try:
         make_writable(target.resolve().parent)  # before the longest part of it
     except OSError as error:
-        raise UserError(f"--to {target}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"--output {target}: cannot be written: {error.strerror or error}") from None
     # Without a word a large model on a busy CPU would look stuck: it was silent for 81 s.
-    tell(
+    narrate(
         f"writing {CARD_SAMPLES} samples for the model card, up to {settings.max_new_tokens} tokens each",
         sys.stderr,
     )
@@ -89,7 +89,7 @@ def import_checkpoint(
     try:
         save_checkpoint(target, contents)
     except OSError as error:
-        raise UserError(f"--to {target}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"--output {target}: cannot be written: {error.strerror or error}") from None
     return sum(tensor.numel() for tensor in weights.values()), config.model, tokenizer, left_out
 
 

@@ -95,7 +95,7 @@ def require_absent(target: Path) -> None:
         UserError: Something is.
     """
     if target.exists() or target.is_symlink():
-        raise UserError(f"--to {target}: exists already; name another place, or remove it")
+        raise UserError(f"--output {target}: exists already; name another place, or remove it")
 
 
 def _write_files(

@@ -13,12 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from horovod_transformer.config_sections import WRITING_PRECISIONS
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.cpu.linear import MANY_WEIGHTS
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.precision import bf16_unit
-
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 class PackedLinear(nn.Module):
@@ -93,8 +92,8 @@ def shrink_weights(model: TransformerLM, precision: str) -> None:
         UserError: The device cannot do it, or there is no such precision.
     """
     device = model.token_embedding.weight.device
-    if precision not in PRECISIONS:
-        raise UserError(f"precision: should be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision not in WRITING_PRECISIONS:
+        raise UserError(f"precision: should be one of {', '.join(WRITING_PRECISIONS)}, not {precision!r}")
     if precision == "fp32":
         return
     if precision == "bf16" or (precision == "fp16" and device.type == "cuda"):

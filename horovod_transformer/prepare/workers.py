@@ -138,7 +138,7 @@ def _on_executor(
     except BrokenProcessPool:
         raise UserError(
             "a worker process died before its unit was done (killed for its memory?); run it again, with "
-            "fewer --workers if so; a script that calls prepare() needs `if __name__ == '__main__':`"
+            "fewer --processes if so; a script that calls prepare() needs `if __name__ == '__main__':`"
         ) from None
     finally:
         for future in waiting:

@@ -15,6 +15,26 @@ from tqdm import tqdm
 
 # Seconds between progress lines where there is no terminal to draw a bar on.
 LINE_INTERVAL_S = 15.0
+# How a line begins that is told however quiet a command is to be, and its colour: red, yellow.
+_URGENT = {"error:": 31, "warning:": 33}
+QUIET, USUAL, VERBOSE = -1, 0, 1
+_verbosity = USUAL
+
+
+def set_verbosity(level: int) -> None:
+    """Say no more from now on than QUIET, USUAL or VERBOSE allows: a command's `-q` and `-v`."""
+    global _verbosity
+    _verbosity = level
+
+
+def is_quiet() -> bool:
+    """Whether only results, warnings and errors are wanted."""
+    return _verbosity == QUIET
+
+
+def is_verbose() -> bool:
+    """Whether everything is wanted that there is to say."""
+    return _verbosity == VERBOSE
 
 
 class ProgressBar:
@@ -34,7 +54,7 @@ class ProgressBar:
         self._bar: tqdm | None = None
         # Under horovodrun a terminal shows each redraw as a line of its own, `[0]<stderr>:` before it; but
         # stderr is a pipe there, so lines are what it gets.
-        if sys.stderr is not None and sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty() and not is_quiet():
             self._bar = tqdm(
                 total=total, initial=start, desc=title, unit=unit, mininterval=0.5, dynamic_ncols=True
             )
@@ -51,13 +71,15 @@ class ProgressBar:
             self._last_line = now
             left = (self._total - done) * (now - self._began) / max(1, done - self._start)
             shown = "".join(f", {name} {value}" for name, value in figures.items())
-            tell(
+            narrate(
                 f"{self._title}: {self._unit} {done}/{self._total}{shown}, {tqdm.format_interval(left)} left",
                 sys.stderr,
             )
 
-    def message(self, text: str) -> None:
-        """Print a line above the bar."""
+    def message(self, text: str, always: bool = False) -> None:
+        """Print a line above the bar; one that is not `always` told is left out where `narrate` would."""
+        if not always and not _is_told(text):
+            return
         with outliving_readers(sys.stderr):
             if self._bar is not None:
                 self._bar.clear()
@@ -89,7 +111,37 @@ def tell(text: str, stream: TextIO | None = None) -> None:
     """Print a line on stdout or another stream; if nobody takes it any more, carry on."""
     stream = stream or sys.stdout
     with outliving_readers(stream):
-        print(text, file=stream, flush=True)
+        print(_highlighted(text, stream), file=stream, flush=True)
+
+
+def narrate(text: str, stream: TextIO | None = None) -> None:
+    """`tell` of what goes on: with `-q` only warnings and errors."""
+    if _is_told(text):
+        tell(text, stream)
+
+
+def _is_told(text: str) -> bool:
+    return not is_quiet() or text.startswith(tuple(_URGENT))
+
+
+def _highlighted(text: str, stream: TextIO) -> str:
+    for word, colour in _URGENT.items():
+        if text.startswith(word):
+            return coloured(word, colour, stream) + text.removeprefix(word)
+    return text
+
+
+def coloured(text: str, colour: int, stream: TextIO) -> str:
+    """A text in one of the terminal's colours (31: red, 33: yellow), where the stream shows colours.
+
+    FORCE_COLOR and NO_COLOR (https://no-color.org) decide, if they are set to anything; else a terminal does.
+    """
+    forced = os.environ.get("FORCE_COLOR", "")
+    if os.environ.get("NO_COLOR") or forced == "0":
+        return text
+    if forced or (stream.isatty() and os.environ.get("TERM") != "dumb"):
+        return f"\x1b[1;{colour}m{text}\x1b[0m"
+    return text
 
 
 def make_streams_take_all() -> None:

@@ -206,7 +206,7 @@ def test_stats_are_the_manifests(sound: Path, capsys: pytest.CaptureFixture[str]
         (["show", "{d}", "--block", "99999"], "has the blocks 0 to"),
         (["verify", "{d}", "--split", "validation"], "--split: only `data show` has this option"),
         (["show", "{d}", "--json"], "--json: only `data stats` has this option"),
-        (["shw", "{d}"], "invalid choice: 'shw'"),
+        (["shw", "{d}"], "shw: no such choice; did you mean show?"),
     ],
 )
 def test_a_mistake_is_one_line(
