@@ -16,6 +16,7 @@ from horovod_transformer.errors import UserError, no_such
 SUBCOMMANDS = {
     "doctor": "what this machine has and lacks, and the command that fixes it",
     "config": "the config in effect, and what its keys mean",
+    "new": "a folder for your books, with a config that fits them, this machine and your time",
     "plan": "which model to train on your books, in your time, on this machine or on others",
     "prepare": "turn books into fixed blocks of tokens on disk",
     "data": "check prepared data, look into it, count what is there",

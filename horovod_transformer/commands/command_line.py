@@ -17,7 +17,7 @@ from horovod_transformer.checkpoint.run_folders import newest_checkpoint
 from horovod_transformer.checkpoint.run_paths import BEST
 from horovod_transformer.commands.config_keys import config_keys
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.config import Config, load_config
+from horovod_transformer.config import Config, default_config, load_config
 from horovod_transformer.errors import LostRankError, StoppedError, UserError
 from horovod_transformer.system.console import (
     USUAL,
@@ -48,10 +48,10 @@ def config_parser(prog: str, description: str, examples: str = "", usage: str = 
     parser = CommandParser(prog, description, epilog, usage, keys=[""])
     parser.add_argument(
         "--config",
-        default="configs/config.yaml",
+        default=default_config(),
         type=path_of("--config"),
         metavar="FILE",
-        help="YAML config (default: %(default)s)",
+        help="YAML config (default: config.yaml where you are, else configs/config.yaml)",
     )
     return parser
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.size import count_parameters, flops_per_token
@@ -47,25 +46,26 @@ GPUS_OF_A_NODE = 4
 def make_parser() -> CommandParser:
     """The arguments, without the config's keys."""
     parser = config_parser("horovod-transformer plan", DESCRIPTION, EXAMPLES)
-    names = ", ".join(device.name for device in DEVICES)
-    parser.add_argument("--gpu", default=HERE, metavar="NAME", help=f"here (default), or one of {names}")
-    parser.add_argument("--gpus", type=int, metavar="N", help="how many (default: those here, else 1)")
-    parser.add_argument(
-        "--hours", type=float, default=1.0, metavar="H", help="for training (default: %(default)g)"
-    )
+    add_machine_options(parser)
     parser.add_argument(
         "--write", type=path_of("--write"), metavar="FILE", help="write a config; never over one"
     )
     return parser
 
 
+def add_machine_options(parser: CommandParser) -> None:
+    """Add what a plan is made for: `--gpu`, `--gpus`, `--hours`."""
+    names = ", ".join(device.name for device in DEVICES)
+    parser.add_argument("--gpu", default=HERE, metavar="NAME", help=f"here (default), or one of {names}")
+    parser.add_argument("--gpus", type=int, metavar="N", help="how many (default: those here, else 1)")
+    parser.add_argument(
+        "--hours", type=float, default=1.0, metavar="H", help="for training (default: %(default)g)"
+    )
+
+
 def main(arguments: Sequence[str]) -> int:
     """Make a plan, print it and, if that is wished, write its config."""
     options, overrides = parse_options(make_parser(), arguments)
-    if not 0 < options.hours < 24 * 365:
-        raise UserError(f"--hours {options.hours:g}: should be above 0 and below a year")
-    if options.gpus is not None and not 1 <= options.gpus <= 4096:
-        raise UserError(f"--gpus {options.gpus}: should be from 1 to 4096")
     if options.write is not None and Path(options.write).exists():
         raise UserError(f"--write {options.write}: is there already; name another file")
     config = load_config(options.config, overrides)
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     describe(plan, measured)
     file = options.write or "FILE"
     if options.write is not None:
-        source = None if prepared else _absolute(config.data.source)
+        source = None if prepared else absolute_source(config.data.source)
         known = prepared or "data.data_dir" in overrides
         data_dir = config.data.data_dir if known else f"data/{Path(options.write).stem}"
         write_text(Path(options.write), config_text(plan, data_dir, source))
@@ -93,7 +93,14 @@ def plan_for(corpus: Corpus, gpu: str, number: int | None, hours: float) -> tupl
 
     Returns:
         The plan, and the parameters of the models whose speed was measured.
+
+    Raises:
+        UserError: There is no such GPU, or no model that can be trained so.
     """
+    if not 0 < hours < 24 * 365:
+        raise UserError(f"--hours {hours:g}: should be above 0 and below a year")
+    if number is not None and not 1 <= number <= 4096:
+        raise UserError(f"--gpus {number}: should be from 1 to 4096")
     law = usual_law(corpus.tokens)
     if gpu != HERE:
         device = find_device(gpu)
@@ -240,10 +247,10 @@ def _is_prepared(config: Config) -> bool:
     return (Path(config.data.data_dir) / "manifest.json").is_file()
 
 
-def _absolute(source: str | list[str]) -> str | list[str]:
+def absolute_source(source: str | list[str]) -> str | list[str]:
     """The source as a config elsewhere may name it."""
     if isinstance(source, list):
-        return [str(_absolute(each)) for each in source]
+        return [str(absolute_source(each)) for each in source]
     if source == "sample" or source.startswith("hub:"):
         return source
     return str(Path(source).expanduser().absolute())

@@ -32,7 +32,7 @@ PASS_ON_CPU, PASS_ON_GPU = 1_024, 32_768
 
 
 def context_of(corpus: Corpus) -> int:
-    """Tokens of a block: what is prepared, else more where there is more text. Only 256, for plays, was tried."""
+    """Tokens of a block: as prepared, else more where there is more text. Only 256, for plays, was tried."""
     if corpus.block_size is not None:
         return corpus.block_size
     return 256 if corpus.tokens < 20_000_000 else 512 if corpus.tokens < 200_000_000 else 1024
