@@ -95,7 +95,7 @@ def test_what_documented_commands_write_is_no_change_to_git(root, read_document)
     }
     assert {"exported/plays", "report.html"} <= written
     # The script's own count of failed starts, too.
-    (suffix,) = re.findall(r"\.slurm-\$SLURM_JOB_ID\.(\w+)", (root / "scripts/train_zaratan.sh").read_text())
+    (suffix,) = re.findall(r"\.slurm-\$SLURM_JOB_ID\.(\w+)", (root / "scripts/train_slurm.sh").read_text())
     written.add(f".slurm-7.{suffix}")
     ignored = subprocess.run(
         ["git", "check-ignore", *sorted(written)], cwd=root, capture_output=True, text=True, check=False

@@ -59,7 +59,7 @@ def new_submitter(root: Path, slurm: SlurmCluster) -> Callable[[Path], Submitter
     def make(folder: Path) -> Submitter:
         checkout = folder / "checkout"
         checkout.mkdir()
-        for name in ("configs", "scripts", "src", "horovod_transformer"):
+        for name in ("configs", "scripts", "sites", "src", "horovod_transformer"):
             (checkout / name).symlink_to(root / name)
         (checkout / ".venv").symlink_to(sys.prefix)
         return Submitter(slurm, checkout)

@@ -62,7 +62,11 @@ PartitionName=DEFAULT Nodes=n1,n2 MaxTime=7-00:00:00 State=UP
 PartitionName=standard Default=YES
 PartitionName=gpu
 PartitionName=gpu-h100
+PartitionName=accelerated
+PartitionName=serial
 """
+# What sinfo says when all are up: each node once in each partition.
+IDLE = ["idle"] * len(NODES) * 5
 
 
 class SlurmCluster:
@@ -102,7 +106,7 @@ class SlurmCluster:
             self._start("slurmctld")
             for node in NODES:
                 self._start("slurmd", "-N", node)
-            wait_for("the nodes to be idle", lambda: self.run("sinfo", "-hN", "-o%T").split() == ["idle"] * 6)
+            wait_for("the nodes to be idle", lambda: self.run("sinfo", "-hN", "-o%T").split() == IDLE)
         except BaseException:
             self.__exit__()
             raise

