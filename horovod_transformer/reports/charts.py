@@ -14,6 +14,11 @@ WIDTH, HEIGHT = 480, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 10, 24
 # More points than this are thinned out: a screen shows no more.
 MOST_POINTS = 400
+# Of the height, free above the highest point and below the lowest.
+MARGIN = 0.04
+# At most this share of the points may lie outside the axis on either side.
+CUT_SHARE = 0.03
+LEGEND = 20
 COLOURS = ("#2f6f9f", "#d9782d", "#3a9d5d", "#a04fb0", "#c0392b", "#8a6d3b", "#17a2a2", "#777777")
 
 
@@ -25,8 +30,9 @@ class Curve:
         updates: Its x values.
         values: Its y values; None is left out.
         colour: As CSS.
-        css: A class: `raw` for a pale line.
+        css: A class: `raw` for a pale line, `dashed`.
         dots: Also mark each point.
+        label: What it is, for the legend; empty leaves it out there.
     """
 
     updates: Sequence[float | None]
@@ -34,6 +40,7 @@ class Curve:
     colour: str
     css: str = ""
     dots: bool = False
+    label: str = ""
 
     def points(self) -> list[tuple[float, float]]:
         """What can be drawn, thinned out: of each stretch its first point, and the very last."""
@@ -52,38 +59,44 @@ class Chart:
         curves: What it shows.
         restarts: Dashed lines.
         skipped: Red marks at its foot.
+        may_cut: A few points that lie far from all others may be left outside; the title then says so.
     """
 
     title: str
     curves: Sequence[Curve]
     restarts: Sequence[float] = field(default_factory=list)
     skipped: Sequence[float] = field(default_factory=list)
+    may_cut: bool = False
 
 
-def draw(chart: Chart) -> Markup:
-    """The chart as a `figure`; empty if it has no point."""
+def draw(chart: Chart, last: float | None = None) -> Markup:
+    """The chart as a `figure`; empty if it has no point.
+
+    Args:
+        chart: What to draw.
+        last: Where its x-axis ends, which begins at 0; by default at its last point.
+    """
     drawn = [(curve, curve.points()) for curve in chart.curves]
     points = [point for _, found in drawn for point in found]
     if not points:
         return Markup()
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    low, high = min(ys), max(ys)
-    ticks = nice_ticks(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
-    first, last = min(xs), max(xs)
+    low, high, cut = _range_of_values([y for _, y in points], chart.may_cut)
+    end = max(last or 0, max(x for x, _ in points)) or 1
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - first) / (last - first) if last > first else 0.5
-        up = (y - low) / (high - low) if high > low else 0.5
+        across, up = x / end, (y - low) / (high - low)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     parts = []
-    for tick in ticks:
-        _, y = place(first, tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(tick)}</text>')
-    for tick in nice_ticks(first, last, 5):
-        if first <= tick <= last:
+    for tick in nice_ticks(low, high, 5):
+        if low <= tick <= high:
+            _, y = place(0, tick)
+            parts.append(
+                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(tick)}</text>'
+            )
+    for tick in nice_ticks(0, end, 5):
+        if tick <= end:
             x, _ = place(tick, low)
             parts.append(
                 f'<text x="{x:.1f}" y="{HEIGHT - 6}" text-anchor="middle">{short_number(tick)}</text>'
@@ -95,13 +108,66 @@ def draw(chart: Chart) -> Markup:
         x, _ = place(update, low)
         foot = HEIGHT - BOTTOM
         parts.append(f'<line class="skipped" x1="{x:.1f}" x2="{x:.1f}" y1="{foot - 8}" y2="{foot}"/>')
+    # An SVG within the SVG: what lies outside the axes is not drawn.
+    box = f"{LEFT - 4} {TOP} {WIDTH - LEFT + 4} {HEIGHT - TOP - BOTTOM}"
+    left, top, width, height = box.split()
+    parts.append(f'<svg x="{left}" y="{top}" width="{width}" height="{height}" viewBox="{box}">')
     for curve, found in drawn:
         places = [place(x, y) for x, y in found]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline class="{curve.css}" stroke="{curve.colour}" points="{line}"/>')
         if curve.dots or len(places) == 1:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{curve.colour}"/>' for x, y in places]
-    return figure(chart.title, HEIGHT, parts)
+    parts.append("</svg>")
+    labelled = [curve for curve, found in drawn if curve.label and found]
+    parts += _legend(labelled)
+    return figure(chart.title + cut, HEIGHT + (LEGEND if labelled else 0), parts)
+
+
+def _range_of_values(values: Sequence[float], may_cut: bool) -> tuple[float, float, str]:
+    """Where the y-axis begins and ends, and what to say of points that lie outside.
+
+    Points are cut off where that gives the others at least half as much height again: the first losses of
+    a long run, or one wild gradient, would else squeeze all that matters into a strip.
+    """
+    low, high = min(values), max(values)
+    if may_cut:
+        ordered = sorted(values)
+        few = int(len(ordered) * CUT_SHARE)
+        lower, upper = ordered[few], ordered[-1 - few]
+        whole, core = high - low, upper - lower
+        if core > 0 and high - upper > whole / 3:
+            high = upper + core / 10
+        if core > 0 and lower - low > whole / 3:
+            low = lower - core / 10
+    outside = [value for value in values if not low <= value <= high]
+    said = ""
+    if outside:
+        reach = " and ".join(
+            f"{word} to {short_number(extreme(values))}"
+            for word, extreme, beyond in (("down", min, min(values) < low), ("up", max, max(values) > high))
+            if beyond
+        )
+        said = f" (cut: {len(outside)} of {len(values)} points lie outside the axis, {reach})"
+    if high <= low:  # a single value: it lies in the middle
+        return low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10, said
+    margin = (high - low) * MARGIN
+    return low - margin, high + margin, said
+
+
+def _legend(curves: Sequence[Curve]) -> list[str]:
+    """Below a chart: a stroke of each curve, and what it is."""
+    parts = []
+    x, y = float(LEFT), HEIGHT + LEGEND / 2
+    for curve in curves:
+        parts.append(
+            f'<polyline class="{curve.css}" stroke="{curve.colour}" points="{x:.1f},{y} {x + 20:.1f},{y}"/>'
+        )
+        if curve.dots:
+            parts.append(f'<circle cx="{x + 10:.1f}" cy="{y}" r="2.6" fill="{curve.colour}"/>')
+        parts.append(f'<text x="{x + 26:.1f}" y="{y + 4}">{escape(curve.label)}</text>')
+        x += 36 + 7 * len(curve.label)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -193,11 +259,21 @@ def figure(title: str, height: int, parts: Sequence[str]) -> Markup:
     )
 
 
-def smoothed(values: Sequence[float | None], window: int = 15) -> list[float | None]:
-    """Centred moving average over what there is."""
-    half = window // 2
+def smoothed(values: Sequence[float | None]) -> list[float | None]:
+    """Exponential moving average that starts at the first value; None where there is none.
+
+    The average of what has come so far, in which a value counts the less the older it is. Divided by the sum
+    of its weights (Kingma and Ba 2015, arXiv:1412.6980, section 3), it is not drawn towards 0 at its start. It
+    reaches back over a hundredth of the values, five at least.
+    """
+    decay = 1 - 1 / max(5, len(values) / 100)
     result: list[float | None] = []
-    for place in range(len(values)):
-        near = [v for v in values[max(0, place - half) : place + half + 1] if v is not None]
-        result.append(sum(near) / len(near) if near else None)
+    average = weights = 0.0
+    for value in values:
+        if value is None:
+            result.append(None)
+            continue
+        average = decay * average + (1 - decay) * value
+        weights = decay * weights + (1 - decay)
+        result.append(average / weights)
     return result

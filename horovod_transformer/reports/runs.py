@@ -60,7 +60,7 @@ def run_page(runs: Sequence[RunRecords]) -> str:
         title=f"Training run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} training runs",
         runs=shown,
         colours=COLOURS,
-        charts=[*(draw(chart) for chart in _charts(runs)), *_time_shares(runs)],
+        charts=[*(draw(chart, _last_update(runs)) for chart in _charts(runs)), *_time_shares(runs)],
         restarted=any(run.restarts for run in runs),
         skipped=any(run.skipped for run in runs),
         timed=any("time_forward" in run.train for run in runs),
@@ -87,6 +87,11 @@ def _best(run: RunRecords) -> tuple[float | None, float | None]:
     return min(known, default=(None, None))
 
 
+def _last_update(runs: Sequence[RunRecords]) -> float:
+    """Where the x-axis of all curves ends."""
+    return max(_last(run.train["update"]) or 0 for run in runs)
+
+
 def _summary(run: RunRecords) -> str:
     """What a run is, in a sentence that follows its name."""
     shape, world = run.config, run.environment.get("world_size")
@@ -109,24 +114,36 @@ def _charts(runs: Sequence[RunRecords]) -> list[Chart]:
         "restarts": [update for run in runs for update in run.restarts],
         "skipped": [update for run in runs for update in run.skipped],
     }
-    losses, validation, bits = [], [], []
+    single = len(runs) == 1
+    losses, bits = [], []
     for run, colour in zip(runs, _colours(runs), strict=True):
         updates, values = run.train["update"], run.train.get("loss", [])
-        losses += [Curve(updates, values, colour, "raw"), Curve(updates, smoothed(values), colour)]
-        seen = run.validation.get("update", [])
-        validation.append(Curve(seen, run.validation.get("loss", []), colour, dots=True))
+        seen, validated = run.validation.get("update", []), run.validation.get("loss", [])
+        losses += [
+            Curve(updates, values, colour, "raw", label="training" if single else ""),
+            Curve(updates, smoothed(values), colour, label="training, smoothed" if single else ""),
+            # Of several runs each has one colour; of a single one validation has another.
+            Curve(
+                seen,
+                validated,
+                COLOURS[1] if single else colour,
+                "dashed",
+                True,
+                "validation" if single else "",
+            ),
+        ]
         bits.append(Curve(seen, run.validation.get("bits_per_byte", []), colour, dots=True))
+    how = "" if single else "; lines: training, smoothed; dots: validation"
     charts = [
-        Chart("training loss, nats per token: each logged update, and smoothed", losses, **marks),
-        Chart("validation loss, nats per token", validation, **marks),
-        Chart("bits per byte of held-out text", bits, **marks),
+        Chart(f"loss, nats per token{how}", losses, **marks, may_cut=True),
+        Chart("bits per byte of held-out text", bits, **marks, may_cut=True),
     ]
     for column, title in _TRAIN_CHARTS.items():
         curves = [
             Curve(run.train["update"], run.train.get(column, []), colour)
             for run, colour in zip(runs, _colours(runs), strict=True)
         ]
-        charts.append(Chart(title, curves, **marks))
+        charts.append(Chart(title, curves, **marks, may_cut=column != "learning_rate"))
     return charts
 
 

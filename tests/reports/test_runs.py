@@ -9,6 +9,7 @@ import os
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import yaml
 
@@ -117,9 +118,9 @@ def test_the_page_tells_the_run(run, tmp_path):
         "Dashed: the run was started again",
     ):
         assert words in page, words
-    # loss, validation, bits per byte, learning rate, norm, tokens per second; no MFU was known.
-    assert page.count("<figure>") == 6
-    assert page.count('class="restart"') == page.count('class="skipped"') == 6
+    # loss, bits per byte, learning rate, norm, tokens per second; no MFU was known.
+    assert page.count("<figure>") == 5
+    assert page.count('class="restart"') == page.count('class="skipped"') == 5
     assert page.count("<section>") == 6 and "update 1," in page and "update 10," in page
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
 
@@ -127,7 +128,7 @@ def test_the_page_tells_the_run(run, tmp_path):
 def test_several_runs_side_by_side(run, tmp_path):
     second = write_run(tmp_path, rate=0.5, name="second")
     page = run_page([read_run(run), read_run(second)])
-    assert "2 training runs" in page and page.count("<figure>") == 6
+    assert "2 training runs" in page and page.count("<figure>") == 5
     assert "<th>training.learning_rate</th><td>0.001</td><td>0.5</td>" in page
     assert "<th>model.n_layers</th>" not in page
     assert page.count("#2f6f9f") > 5 and page.count("#d9782d") > 5
@@ -261,12 +262,52 @@ def test_ticks():
     assert nice_ticks(0, 0.0007) == pytest.approx([0, 0.0002, 0.0004, 0.0006, 0.0008])
 
 
+def lines_of(svg):
+    return [
+        [tuple(map(float, point.split(","))) for point in points.split()]
+        for points in re.findall(r'<polyline [^>]*points="([^"]+)"', svg)
+    ]
+
+
 def test_points_lie_where_they_should():
     svg = draw(Chart("a", [Curve([0, 5, 10], [0.0, None, 4.0], "#123456", dots=True)]))
-    (line,) = re.findall(r'points="([^"]+)"', svg)
-    assert line == "58.0,216.0 470.0,10.0"
+    # The plot is 412 by 206; some of the height is free above and below.
+    assert lines_of(svg) == [[(58, pytest.approx(208.4, abs=0.1)), (470, pytest.approx(17.6, abs=0.1))]]
     assert svg.count("<circle") == 2
     assert draw(Chart("nothing", [Curve([1], [None], "#123456")])) == ""
+    assert lines_of(draw(Chart("flat", [Curve([0, 10], [3.0, 3.0], "#123456")]))) == [[(58, 113), (470, 113)]]
+
+
+def test_charts_of_a_page_have_one_axis_of_updates():
+    half = Chart("half", [Curve([0, 5], [1.0, 2.0], "#123456")])
+    assert lines_of(draw(half, last=10))[0][-1][0] == 58 + 412 / 2
+    assert lines_of(draw(half))[0][-1][0] == 470
+
+
+def test_the_y_axis_belongs_to_most_points_and_the_title_says_what_it_leaves_out():
+    losses = [9.0, 8.0, *(4.0 - update / 200 for update in range(200))]
+    whole, cut = (
+        draw(Chart("loss", [Curve(range(202), losses, "#123456")], may_cut=may_cut))
+        for may_cut in (False, True)
+    )
+    heights = [lines_of(svg)[0][2][1] - lines_of(svg)[0][-1][1] for svg in (whole, cut)]
+    assert abs(heights[0]) < 60 < 150 < abs(heights[1])
+    assert "outside" not in whole
+    assert "loss (cut: 2 of 202 points lie outside the axis, up to 9)</figcaption>" in cut
+    # A curve that falls all the time is shown whole.
+    even = draw(Chart("loss", [Curve(range(100), range(100, 0, -1), "#123456")], may_cut=True))
+    assert "outside" not in even
+
+
+def test_training_and_validation_share_a_chart(run):
+    (loss,) = re.findall(
+        r"<figure>(?:(?!</figure>).)*loss, nats per token</figcaption>", run_page([read_run(run)])
+    )
+    raw, smooth, validation = lines_of(loss)[:3]
+    assert raw[0] == smooth[0]  # the smoothed curve begins where the loss begins
+    assert validation[-1][0] == raw[-1][0]
+    for words in ("training", "training, smoothed", "validation"):
+        assert f">{words}</text>" in loss
 
 
 def test_long_curves_are_thinned_and_keep_their_end():
@@ -274,15 +315,17 @@ def test_long_curves_are_thinned_and_keep_their_end():
     assert len(points) < 500 and points[0] == (0, 0) and points[-1] == (10_000, 10_000)
 
 
-def test_smoothing_passes_over_what_is_missing():
-    assert smoothed([1.0, None, 3.0, 5.0], window=3) == [1.0, 2.0, 4.0, 4.0]
-    assert smoothed([None]) == [None]
-
-
-def test_the_average_is_centred_and_shorter_at_the_ends():
-    assert smoothed([1.0, 2.0, 6.0, 3.0], window=3) == pytest.approx([1.5, 3.0, 11 / 3, 4.5])
+def test_smoothing_begins_at_the_first_value_and_passes_over_what_is_missing():
     assert smoothed([5.0]) == [5.0]
+    assert smoothed([None]) == [None]
     assert smoothed([3.0] * 40) == pytest.approx([3.0] * 40)
+    # Weights 1 and 4/5 for the newest and the one before.
+    assert smoothed([None, 1.0, None, 2.0]) == [None, 1.0, None, pytest.approx((2 + 0.8 * 1) / 1.8)]
+
+
+def test_smoothing_has_no_kink():
+    steps = np.diff(smoothed([10 * 0.9**update for update in range(60)]))
+    assert (np.diff(steps[1:]) > 0).all()  # it falls less and less
 
 
 def test_a_version_that_nobody_knows_is_said_to_be_so(tmp_path, monkeypatch):
