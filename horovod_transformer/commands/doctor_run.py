@@ -54,9 +54,10 @@ def check_run(context: CheckContext) -> Row:
         updates = plan_batches(context.config.training, open_prepared_data(context.config).train, 1)
     except UserError:
         return Row("run", "warn", "not known before the data is there", "see dataset")
-    run = RunSummary.of(context.config.model, context.config.training, updates)
+    config = context.config
+    run = RunSummary.of(config.model, config.training, updates, Path(config.data.data_dir))
     warnings = run.warnings()
-    return Row("run", "warn" if warnings else "ok", run.describe(), "; ".join(warnings))
+    return Row("run", "warn" if warnings else "ok", "; ".join(filter(None, (run.describe(), run.expected))), "; ".join(warnings))
 
 
 def check_disk(context: CheckContext) -> Row:

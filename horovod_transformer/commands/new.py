@@ -7,18 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.commands.plan import (
-    absolute_source,
-    add_machine_options,
-    describe,
-    plan_for,
-    start_line,
-)
+from horovod_transformer.commands.plan import absolute_source, add_machine_options, plan_for
 from horovod_transformer.config import FOLDER_CONFIG
 from horovod_transformer.config_sections import DataConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.planning.config_file import config_text
 from horovod_transformer.planning.corpus import estimate_corpus
+from horovod_transformer.planning.words import describe, start_line
 from horovod_transformer.system.files import write_text
 from horovod_transformer.system.paths import path_of
 
@@ -59,9 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already, and not empty; choose another name")
     source = absolute_source(options.source if len(options.source) > 1 else options.source[0])
-    plan, measured = plan_for(
-        estimate_corpus(DataConfig(source=source)), options.gpu, options.gpus, options.hours
-    )
+    corpus = estimate_corpus(DataConfig(source=source))
+    plan, measured = plan_for(corpus, options.gpu, options.gpus, options.hours, None)
     describe(plan, measured)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / FOLDER_CONFIG, config_text(plan, DATA, source))

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.config import Config, load_config
+from horovod_transformer.config import load_config
+from horovod_transformer.data.manifest import MANIFEST
 from horovod_transformer.errors import UserError
-from horovod_transformer.model.size import count_parameters, flops_per_token
-from horovod_transformer.planning.config_file import config_text, describe_corpus
+from horovod_transformer.model.size import count_parameters
+from horovod_transformer.planning.config_file import config_text
 from horovod_transformer.planning.corpus import Corpus, estimate_corpus, prepared_corpus
-from horovod_transformer.planning.law import usual_law
-from horovod_transformer.planning.machine import Machine, gpus, modelled_speed
+from horovod_transformer.planning.law_file import keep_law, law_for
+from horovod_transformer.planning.machine import completed_speeds, gpus, modelled_speed
 from horovod_transformer.planning.plan import Plan, candidates, make_plan
 from horovod_transformer.planning.rates import DEVICES, find_device
-from horovod_transformer.reports.formats import byte_size, duration
-from horovod_transformer.system.console import tell
+from horovod_transformer.planning.words import describe, start_line
 from horovod_transformer.system.files import write_text
-from horovod_transformer.system.machine import memory_bytes, usable_cores
 from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
@@ -37,10 +34,8 @@ examples:
   horovod-transformer plan --data.data_dir data/quickstart --gpu h100 --gpus 4 --hours 8
 """
 
-# Together; and for one model, its first update apart.
-SECONDS_TO_MEASURE, SECONDS_EACH = 60.0, 3.0
+SECONDS_TO_MEASURE = 60.0
 HERE = "here"
-GPUS_OF_A_NODE = 4
 
 
 def make_parser() -> CommandParser:
@@ -49,6 +44,12 @@ def make_parser() -> CommandParser:
     add_machine_options(parser)
     parser.add_argument(
         "--write", type=path_of("--write"), metavar="FILE", help="write a config; never over one"
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=float,
+        metavar="MINUTES",
+        help="first train small models on the prepared data for so long, and fit what to expect to them",
     )
     return parser
 
@@ -69,27 +70,43 @@ def main(arguments: Sequence[str]) -> int:
     if options.write is not None and Path(options.write).exists():
         raise UserError(f"--write {options.write}: is there already; name another file")
     config = load_config(options.config, overrides)
-    prepared = "data.source" not in overrides and _is_prepared(config)
-    corpus = prepared_corpus(config.data.data_dir) if prepared else estimate_corpus(config.data)
-    plan, measured = plan_for(corpus, options.gpu, options.gpus, options.hours)
+    data_dir = Path(config.data.data_dir)
+    prepared = "data.source" not in overrides and (data_dir / MANIFEST).is_file()
+    if options.calibrate is not None:
+        if not prepared:
+            raise UserError(f"--calibrate: needs prepared data, and {data_dir} has none; run `prepare` first")
+        run_calibration(data_dir, options.calibrate)
+    corpus = prepared_corpus(data_dir) if prepared else estimate_corpus(config.data)
+    plan, measured = plan_for(
+        corpus, options.gpu, options.gpus, options.hours, data_dir if prepared else None
+    )
     describe(plan, measured)
     file = options.write or "FILE"
     if options.write is not None:
         source = None if prepared else absolute_source(config.data.source)
         known = prepared or "data.data_dir" in overrides
-        data_dir = config.data.data_dir if known else f"data/{Path(options.write).stem}"
-        write_text(Path(options.write), config_text(plan, data_dir, source))
+        folder = config.data.data_dir if known else f"data/{Path(options.write).stem}"
+        write_text(Path(options.write), config_text(plan, folder, source))
         print(f"\nwritten: {options.write}")
     else:
         print("\nadd --write FILE for its config, then:")
     if not prepared:
         print(f"next: horovod-transformer prepare --config {shlex.quote(file)}")
-    print(f"{'then' if not prepared else 'next'}: {start_line(plan, file)}")
+    print(f"{'next' if prepared else 'then'}: {start_line(plan, file)}")
     return 0
 
 
-def plan_for(corpus: Corpus, gpu: str, number: int | None, hours: float) -> tuple[Plan, set[int]]:
+def plan_for(
+    corpus: Corpus, gpu: str, number: int | None, hours: float, data_dir: Path | None
+) -> tuple[Plan, set[int]]:
     """Make a plan for GPUs by name, or for this machine, which is measured.
+
+    Args:
+        corpus: The books.
+        gpu: `here`, or a kind of GPU.
+        number: Of GPUs; None: those that are here, or one.
+        hours: For training.
+        data_dir: The prepared data, which may hold a law of its own.
 
     Returns:
         The plan, and the parameters of the models whose speed was measured.
@@ -101,7 +118,7 @@ def plan_for(corpus: Corpus, gpu: str, number: int | None, hours: float) -> tupl
         raise UserError(f"--hours {hours:g}: should be above 0 and below a year")
     if number is not None and not 1 <= number <= 4096:
         raise UserError(f"--gpus {number}: should be from 1 to 4096")
-    law = usual_law(corpus.tokens)
+    law = law_for(data_dir, corpus.tokens)
     if gpu != HERE:
         device = find_device(gpu)
         machine = gpus(device, number or 1)
@@ -110,141 +127,29 @@ def plan_for(corpus: Corpus, gpu: str, number: int | None, hours: float) -> tupl
             for model, training in candidates(corpus, machine)
         }
         return make_plan(corpus, machine, speeds, hours, law), set()
+    from horovod_transformer.training.speed import machine_here, measure_speeds
+
     machine = machine_here(number)
-    speeds, measured = measure(corpus, machine)
-    return make_plan(corpus, machine, speeds, hours, law), measured
+    cases = candidates(corpus, machine)
+    measured = measure_speeds(cases, SECONDS_TO_MEASURE)
+    speeds = completed_speeds(measured, [model for model, _ in cases], machine.processes)
+    return make_plan(corpus, machine, speeds, hours, law), set(measured)
 
 
-def machine_here(number: int | None) -> Machine:
-    """This machine: its GPUs if it has some, else its cores."""
-    from horovod_transformer.launch.gpus import GpuCount
+def run_calibration(data_dir: Path, minutes: float) -> None:
+    """Train a ladder of small models on prepared data, and keep the law that fits them in its folder."""
+    from horovod_transformer.planning.calibrate import calibrate, ladder, ladder_models
+    from horovod_transformer.planning.shapes import training_of
+    from horovod_transformer.training.speed import machine_here, measure_speeds
 
-    there = GpuCount().result()
-    if not there:
-        if number is not None:
-            raise UserError(f"--gpus {number}: this machine has none; name a kind, as --gpu h100")
-        return Machine(f"{usable_cores()} CPU cores here", 1, memory_bytes(), on_gpu=False, here=True)
-    if number is not None and number > there:
-        raise UserError(f"--gpus {number}: this machine has {there}")
-    import torch
-
-    card = torch.cuda.get_device_properties(0)
-    processes = number or there
-    return Machine(f"{processes} x {card.name} here", processes, card.total_memory, on_gpu=True, here=True)
-
-
-def measure(corpus: Corpus, machine: Machine) -> tuple[dict[int, float], set[int]]:
-    """Measure this machine's tokens/s, from small models to large ones, for about a minute.
-
-    What is too large for that is modelled: as many operations a second as the last one that was measured.
-
-    Returns:
-        Parameters -> tokens/s of all processes together, and the parameters of what was measured.
-    """
-    from horovod_transformer.training.speed import measure_tokens_per_second
-
-    speeds: dict[int, float] = {}
-    measured: set[int] = set()
-    began, operations, last = time.monotonic(), 0.0, 0.0
-    for model, training in candidates(corpus, machine):
-        parameters = count_parameters(model)
-        flops = flops_per_token(model, parameters, model.max_seq_len)
-        batch = (training.global_batch_size or 0) * model.max_seq_len
-        left = SECONDS_TO_MEASURE - (time.monotonic() - began)
-        expected = 3 * batch * flops / operations if operations else 0.0
-        if expected < left and (not operations or not last > SECONDS_TO_MEASURE / 2):
-            before = time.monotonic()
-            one = measure_tokens_per_second(model, training, SECONDS_EACH)
-            last = time.monotonic() - before
-            operations = one * flops
-            measured.add(parameters)
-            tell(f"measured: {parameters / 1e6:,.1f}M parameters, {one:,.0f} tokens/s")
-        else:
-            one = operations / flops
-        speeds[parameters] = one * machine.processes
-    return speeds, measured
-
-
-def describe(plan: Plan, measured: set[int]) -> None:
-    """Print the books, the machine, the table and what in it is measured, modelled and guessed."""
-    print(f"\nbooks:    {plan.corpus.source}: {describe_corpus(plan.corpus)}")
-    print(f"machine:  {plan.machine.name}, {byte_size(plan.machine.memory_bytes)} of memory each")
-    print(f"time:     {plan.hours:g} hours\n")
-    head = (
-        "",
-        "size",
-        "layers",
-        "width",
-        "tokens",
-        "epochs",
-        "tokens/s",
-        "time",
-        "memory",
-        "disk",
-        "bits per byte",
-    )
-    rows = [head, *(_row(plan, place, measured) for place in _worth_showing(plan))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
-    for row in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[-1]]))
-    print(f"\n* recommended: {plan.reason}.")
-    how = (
-        "measured here; with ~ modelled from the largest one measured"
-        if measured
-        else "~ modelled from one rate (docs/recipes.md)"
-    )
-    print(f"tokens/s: {how}. Memory and disk: reckoned. Bits per byte of held-out books:")
-    print(f"guessed, by a law {plan.law.source}; repeated tokens count as in arXiv:2305.16264.")
-
-
-def _worth_showing(plan: Plan) -> list[int]:
-    """All options that can be trained, and the first larger one that cannot, for its reason."""
-    places = [place for place, option in enumerate(plan.options) if not option.obstacle]
-    after = places[-1] + 1
-    return [*places, after] if after < len(plan.options) else places
-
-
-def _row(plan: Plan, place: int, measured: set[int]) -> tuple[str, ...]:
-    option = plan.options[place]
-    low, high = option.bits_per_byte - option.error, option.bits_per_byte + option.error
-    return (
-        "*" if place == plan.recommended else "",
-        f"{option.parameters / 1e6:,.1f}M",
-        str(option.model.n_layers),
-        str(option.model.d_model),
-        f"{option.tokens / 1e6:,.1f}M",
-        f"{option.epochs:.2g}",
-        ("" if option.parameters in measured else "~") + f"{option.tokens_per_second:,.0f}",
-        duration(option.seconds),
-        byte_size(option.device_bytes),
-        byte_size(option.disk_bytes),
-        option.obstacle or f"{option.bits_per_byte:.2f} ({low:.2f} to {high:.2f})",
-    )
-
-
-def start_line(plan: Plan, file: str) -> str:
-    """The command that starts the recommended run."""
-    config, machine = shlex.quote(file), plan.machine
-    train = f"horovod-transformer train --config {config}"
-    if machine.here:
-        return (
-            train
-            if machine.processes == 1
-            else f"horovod-transformer launch -np {machine.processes} -- {train}"
-        )
-    nodes = -(-machine.processes // GPUS_OF_A_NODE)
-    each = -(-machine.processes // nodes)
-    minutes = math.ceil(plan.choice.seconds / 60 * 1.1) + 10
-    kind = machine.name.rpartition(" ")[2].partition("-")[0]
-    where = f"--nodes={nodes} --ntasks-per-node={each} --gres=gpu:{kind}:{each}"
-    return (
-        f"sbatch {where} --time={minutes // 60:02d}:{minutes % 60:02d}:00 scripts/train_zaratan.sh {config}"
-    )
-
-
-def _is_prepared(config: Config) -> bool:
-    return (Path(config.data.data_dir) / "manifest.json").is_file()
+    if not 0 < minutes < 24 * 60:
+        raise UserError(f"--calibrate {minutes:g}: should be above 0 and below a day, in minutes")
+    corpus, machine = prepared_corpus(data_dir), machine_here(None)
+    models = ladder_models(corpus)
+    cases = [(model, training_of(model, corpus, corpus.tokens, machine.on_gpu, 1)) for model in models]
+    speeds = completed_speeds(measure_speeds(cases, SECONDS_TO_MEASURE), models, 1)
+    law, points = calibrate(corpus, str(data_dir), ladder(corpus, speeds, minutes, machine.on_gpu))
+    print(f"the law of these books: {law.formula()}; kept in {keep_law(data_dir, law, points)}")
 
 
 def absolute_source(source: str | list[str]) -> str | list[str]:

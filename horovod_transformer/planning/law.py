@@ -55,6 +55,11 @@ class Law:
     error: float
     source: str
 
+    def formula(self) -> str:
+        """The law with its numbers."""
+        terms = f"{self.a:.4g} / parameters^{self.p:g} + {self.b:.4g} / tokens^{self.q:g}"
+        return f"{self.floor:.3f} + {terms} bits per byte"
+
     def bits_per_byte(self, parameters: int, unique: int, tokens: int) -> float:
         """Expected bits per byte; the arguments are those of `Point`."""
         return (
@@ -64,9 +69,11 @@ class Law:
 
 # Fitted to ten runs of small models on the sample's plays (docs/log.md, 2026-11-29); it meets each within
 # 0.008. Of other books nothing is known, hence the wide range.
-OF_SMALL_CORPORA = Law(1.124, 9.197, 0.28, 26.32, 0.26, 0.25, "fitted to our own small models of 38 plays")
+OF_SMALL_CORPORA = Law(1.124, 9.197, 0.28, 26.32, 0.26, 0.25, "a guess: fitted to small models of 38 plays")
 # Hoffmann et al. 2022, section D.3, from nats per token to bits per byte with 4.4 bytes a token.
-OF_LARGE_CORPORA = Law(0.554, 133.3, 0.34, 134.7, 0.28, 0.15, "published, of web text: arXiv:2203.15556")
+OF_LARGE_CORPORA = Law(
+    0.554, 133.3, 0.34, 134.7, 0.28, 0.15, "a guess: as published for web text, arXiv:2203.15556"
+)
 # Tokens of a training split from which on the second one is taken.
 LARGE_CORPUS = 50_000_000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from horovod_transformer.config_sections import ModelConfig, TrainingConfig
@@ -43,6 +44,27 @@ def modelled_speed(device: Device, number: int, model: ModelConfig, training: Tr
     assert training.global_batch_size is not None
     seconds = training.global_batch_size * model.max_seq_len / number / of_one
     return number * of_one * device.efficiency(number, parameters, seconds)
+
+
+def completed_speeds(
+    measured: Mapping[int, float], models: Sequence[ModelConfig], processes: int
+) -> dict[int, float]:
+    """Tokens/s of all processes together for every model; those not measured compute as the largest that was.
+
+    Args:
+        measured: Parameters -> tokens/s of one process; not empty.
+        models: From small to large.
+        processes: That share the work, without a loss.
+    """
+    speeds = {}
+    operations = 0.0
+    for model in models:
+        parameters = count_parameters(model)
+        flops = flops_per_token(model, parameters, model.max_seq_len)
+        one = measured.get(parameters, operations / flops)
+        operations = one * flops
+        speeds[parameters] = one * processes
+    return speeds
 
 
 def device_bytes(model: ModelConfig, training: TrainingConfig, machine: Machine) -> int:

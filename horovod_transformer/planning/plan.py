@@ -9,6 +9,7 @@ from horovod_transformer.config_sections import ModelConfig, TrainingConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.model.size import count_parameters, run_bytes
 from horovod_transformer.planning.corpus import Corpus
+from horovod_transformer.planning.expectation import parameters_of_layers
 from horovod_transformer.planning.law import Law
 from horovod_transformer.planning.machine import Machine, device_bytes
 from horovod_transformer.planning.shapes import SHAPES, model_of, training_of
@@ -152,15 +153,10 @@ def _option(
         seconds=tokens / speed / SHARE_FOR_UPDATES,
         device_bytes=memory,
         disk_bytes=prepared + run_bytes(model, training.keep_checkpoints),
-        bits_per_byte=law.bits_per_byte(without_embedding(model), corpus.tokens, tokens),
+        bits_per_byte=law.bits_per_byte(parameters_of_layers(model), corpus.tokens, tokens),
         error=law.error,
         obstacle=obstacle,
     )
-
-
-def without_embedding(model: ModelConfig) -> int:
-    """Parameters that the law counts: those of the layers."""
-    return count_parameters(model) - model.vocab_size * model.d_model
 
 
 def _reason(choice: Option, options: list[Option], hours: float) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from horovod_transformer.config_sections import ModelConfig, TrainingConfig
 from horovod_transformer.model.size import count_parameters, run_bytes
+from horovod_transformer.planning.expectation import expectation
 from horovod_transformer.system.console import counted
 from horovod_transformer.training.optim.schedule import warmup_updates
 
@@ -36,6 +38,7 @@ class RunSummary:
         parameters: Of the model.
         warmup: Updates in which the learning rate rises.
         checkpoint_bytes: Disk that the run's checkpoints take.
+        expected: What to expect of it, a sentence; empty if it is too short to say.
         cut_short: `training.max_updates` ends it before its epochs: nobody expects it to learn much.
     """
 
@@ -45,21 +48,38 @@ class RunSummary:
     parameters: int
     warmup: int
     checkpoint_bytes: int
+    expected: str = ""
     cut_short: bool = False
 
     @classmethod
-    def of(cls, model: ModelConfig, training: TrainingConfig, plan: BatchPlan) -> RunSummary:
-        """Work a run out from its config and the blocks there are."""
+    def of(
+        cls, model: ModelConfig, training: TrainingConfig, plan: BatchPlan, data_dir: Path | None = None
+    ) -> RunSummary:
+        """Work a run out from its config and the blocks there are.
+
+        Args:
+            model, training: Sections of the config.
+            plan: Which blocks each update has.
+            data_dir: The prepared data, which may hold a law of its own.
+
+        Raises:
+            UserError: That law is damaged.
+        """
         updates = min(plan.total_updates, training.max_updates or plan.total_updates)
         blocks = min(updates * plan.global_batch_size, plan.blocks * plan.epochs)
         filling = blocks // plan.blocks * min(plan.padding, plan.block_size - 1)
+        tokens = blocks * (plan.block_size - 1) - filling
+        expected = ""
+        if updates >= FEW_UPDATES:
+            expected = expectation(model, data_dir, plan.blocks * plan.block_size, tokens)
         return cls(
             updates=updates,
             epochs=blocks / plan.blocks,
-            tokens=blocks * (plan.block_size - 1) - filling,
+            tokens=tokens,
             parameters=count_parameters(model),
             warmup=warmup_updates(training, training.lr_decay_updates or updates),
             checkpoint_bytes=run_bytes(model, training.keep_checkpoints),
+            expected=expected,
             cut_short=updates < plan.total_updates,
         )
 
@@ -85,7 +105,10 @@ class RunSummary:
                 f"{counted(plan.world_size, 'process', 'processes')}: "
                 "another number of them is another global batch and another curve"
             )
-        return [*lines, self.describe(), *(f"warning: {text}" for text in self.warnings())]
+        lines.append(self.describe())
+        if self.expected:
+            lines.append(self.expected)
+        return [*lines, *(f"warning: {text}" for text in self.warnings())]
 
     def warnings(self) -> list[str]:
         """What cannot go well, a line each, with what to change."""

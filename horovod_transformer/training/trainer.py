@@ -74,7 +74,9 @@ class Trainer:
         self.data = distributed.raise_on_all_ranks(lambda: open_prepared_data(config))
         exact = wants_exact(config.distributed, config.model.dropout, self.device)
         self.plan = plan_batches(training, self.data.train, distributed.get_world_size(), exact)
-        self.summary = RunSummary.of(config.model, training, self.plan)
+        self.summary = distributed.raise_on_all_ranks(
+            lambda: RunSummary.of(config.model, training, self.plan, self.data.folder)
+        )
         self.total = self.summary.updates
         self.decay_updates = training.lr_decay_updates or self.total
         self.workers = config.data.num_workers
