@@ -13,6 +13,7 @@ from horovod_transformer.errors import UserError
 # Subcommand -> what it does; its code is the module of that name in horovod_transformer.commands.
 SUBCOMMANDS = {
     "doctor": "what this machine has and lacks, and the command that fixes it",
+    "plan": "which model to train on your books, in your time, on this machine or on others",
     "prepare": "turn books into fixed blocks of tokens on disk",
     "data": "check prepared data, look into it, count what is there",
     "train": "train a model on prepared blocks, alone or on several processes",
