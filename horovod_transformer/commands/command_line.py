@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import time
@@ -87,6 +88,16 @@ def checkpoint_or_newest(given: str | None) -> str:
     if given is None and not os.path.lexists(wanted):
         raise UserError(f"{wanted}: no such checkpoint file; `horovod-transformer train` writes one")
     return str(wanted)
+
+
+def command_line(subcommand: str, config: str, overrides: Mapping[str, str]) -> str:
+    """A command to type next, as a shell takes it; a config that is taken anyway is not named."""
+    words = ["horovod-transformer", subcommand]
+    if config != default_config():
+        words += ["--config", config]
+    for key, value in overrides.items():
+        words += [f"--{key}", value]
+    return shlex.join(words)
 
 
 def check_overrides(overrides: Mapping[str, Any], *allowed: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from horovod_transformer.commands.command_line import config_parser, parse_options
+from horovod_transformer.commands.command_line import command_line, config_parser, parse_options
 from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.config import load_config
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.console import tell
 
 DESCRIPTION = """\
 Turn books into fixed blocks of tokens on disk, split by book into train and validation.
@@ -63,6 +65,9 @@ def main(arguments: Sequence[str]) -> int:
         )
 
     # Imported late: a mistake on the command line should not wait for these libraries.
+    from horovod_transformer.data.dataset import open_prepared_data
+    from horovod_transformer.data.held_out import held_out_warnings
+    from horovod_transformer.data.manifest import MANIFEST
     from horovod_transformer.prepare.prepare import assemble_shards, prepare, prepare_shards
 
     try:
@@ -73,6 +78,15 @@ def main(arguments: Sequence[str]) -> int:
             assemble_shards(config, force=options.force)
         else:
             prepare(config, force=options.force, workers=options.processes)
+        if not options.units and (Path(config.data.data_dir) / MANIFEST).is_file():
+            data = open_prepared_data(config)
+            for line in held_out_warnings(data.train, data.validation):
+                tell(f"warning: {line}", sys.stderr)
+            # What training reads otherwise is in the data now.
+            kept = {
+                key: value for key, value in overrides.items() if key == DATA_DIR or key.startswith("model.")
+            }
+            tell(f"next: {command_line('train', options.config, kept)}")
     except KeyboardInterrupt:
         print("stopped; run it again to go on with what is finished", file=sys.stderr)
         return 130

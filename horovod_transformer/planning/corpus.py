@@ -13,7 +13,7 @@ from horovod_transformer.books.sources import open_books
 from horovod_transformer.config_sections import DataConfig
 from horovod_transformer.data.manifest import read_manifest
 from horovod_transformer.errors import UserError
-from horovod_transformer.tokenizer import Tokenizer, gpt2_tokenizer, train_bpe
+from horovod_transformer.tokenizer import SMALLEST_VOCAB_SIZE, Tokenizer, gpt2_tokenizer, train_bpe
 
 # What is read of a source, at most, in this many places.
 SAMPLE_CHARACTERS = 4_000_000
@@ -125,10 +125,11 @@ def _tokenizer_for(text_bytes: int, texts: Sequence[str]) -> tuple[str, Tokenize
     if text_bytes >= BYTES_FOR_GPT2:
         return "gpt2", gpt2_tokenizer()
     size = min(max(2 ** (text_bytes // BYTES_PER_ENTRY).bit_length() // 2, SMALLEST), LARGEST)
-    while True:
+    # `prepare` makes it of the training books alone: let it be one that four fifths of the text can fill.
+    part = [text[: len(text) * 4 // 5] for text in texts]
+    while size > SMALLEST_VOCAB_SIZE:
         try:
-            return "bpe", train_bpe(texts, size)
-        except UserError:  # the sample is too small for so many
-            if size <= SMALLEST // 2:
-                raise
-            size //= 2
+            return "bpe", train_bpe(part, size)
+        except UserError:  # the text has too few pairs that come twice
+            size = max(size // 2, SMALLEST_VOCAB_SIZE)
+    return "bpe", train_bpe(part, size)

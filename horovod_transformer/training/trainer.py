@@ -17,6 +17,7 @@ from horovod_transformer.checkpoint.manager import Takeover
 from horovod_transformer.checkpoint.run_paths import LAST
 from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
+from horovod_transformer.data.held_out import held_out_warnings
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
 from horovod_transformer.data.page_cache import reading_ahead, worth_reading_ahead
 from horovod_transformer.data.sampler import cut_alike_up_to
@@ -381,6 +382,10 @@ class Trainer:
         )
         say(f"precision: {self.state.precision}, {self.precision_reason}")
         self._say(self.summary.introduction(self.training, self.plan))
+        if distributed.is_main_process():
+            self._say(
+                [f"warning: {line}" for line in held_out_warnings(self.data.train, self.data.validation)]
+            )
         self._say(about_sums(self.plan, self.state.exact_sums is not None, self.threads, self.step.at_once))
         if self.state.update >= self.total:
             say(f"all {self.total} updates are done already")
