@@ -8,6 +8,7 @@ from pathlib import Path
 
 from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.commands.parser import CommandParser
+from horovod_transformer.commands.plan_sweep import sweep
 from horovod_transformer.config import load_config
 from horovod_transformer.data.manifest import MANIFEST
 from horovod_transformer.errors import UserError
@@ -32,6 +33,7 @@ EXAMPLES = """\
 examples:
   horovod-transformer plan --data.source ~/books --hours 2 --write my.yaml
   horovod-transformer plan --data.data_dir data/quickstart --gpu h100 --gpus 4 --hours 8
+  horovod-transformer plan --config my.yaml --sweep training.learning_rate=2e-3,4e-3 --write sweep.sh
 """
 
 SECONDS_TO_MEASURE = 60.0
@@ -44,6 +46,13 @@ def make_parser() -> CommandParser:
     add_machine_options(parser)
     parser.add_argument(
         "--write", type=path_of("--write"), metavar="FILE", help="write a config; never over one"
+    )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        metavar="KEY=A,B,C",
+        help="no plan, but a run of --config for each value, of several keys each combination: here, one "
+        "after another, or with --write as a Slurm job array",
     )
     parser.add_argument(
         "--calibrate",
@@ -69,6 +78,11 @@ def main(arguments: Sequence[str]) -> int:
     options, overrides = parse_options(make_parser(), arguments)
     if options.write is not None and Path(options.write).exists():
         raise UserError(f"--write {options.write}: is there already; name another file")
+    if options.sweep:
+        if overrides:
+            raise UserError(f"--{next(iter(overrides))}: a sweep's runs share --config; write it there")
+        sweep(options.config, options.sweep, options.write)
+        return 0
     config = load_config(options.config, overrides)
     data_dir = Path(config.data.data_dir)
     prepared = "data.source" not in overrides and (data_dir / MANIFEST).is_file()

@@ -6,8 +6,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from horovod_transformer.commands.command_line import config_parser, parse_with_config, whole_number
+from horovod_transformer.checkpoint.run_paths import BEST, shown_checkpoints
+from horovod_transformer.commands.command_line import (
+    command_line,
+    config_parser,
+    parse_with_config,
+    whole_number,
+)
 from horovod_transformer.commands.parser import CommandParser
+from horovod_transformer.config import Config, default_config
+from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.launch_environment import launched_rank, start_timeout, this_process
@@ -41,9 +49,16 @@ def make_parser() -> CommandParser:
         metavar="PATH",
         help="start a fresh run with the weights of this checkpoint",
     )
-    parser.add_argument("--run_name", metavar="NAME", help="the run's folder is runs/NAME (default: the time)")
+    parser.add_argument(
+        "--run_name", metavar="NAME", help="the run's folder is runs/NAME (default: the time)"
+    )
     parser.add_output(
         "DIR", "put runs/, and the links in checkpoints/ and logs/, here", "--output_dir", dest="output_dir"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what the run would be, and how long it would take; no more",
     )
     parser.add_argument(
         "--profile",
@@ -66,6 +81,8 @@ def main(arguments: Sequence[str]) -> int:
     if window is not None:
         os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")  # read when Horovod starts
 
+    if options.dry_run:
+        return _dry_run(config)
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.distributed import run_on_rank0, setup_horovod
     from horovod_transformer.model.size import flops_per_update
@@ -103,11 +120,32 @@ def main(arguments: Sequence[str]) -> int:
         )
     if rank == 0:
         _report(Path(outcome["records_dir"]))
+        if outcome["finished"]:
+            _say_what_next(config.with_paths_in(options.output_dir or config.paths.output_dir).paths)
     if outcome["finished"] or this_process().launcher == "horovodrun":
         return 0  # of another code horovodrun would make a traceback
     # Launchers end all ranks once one has left with such a code: leave together, all files closed.
     run_on_rank0(lambda: None)
     return EXIT_START_AGAIN
+
+
+def _dry_run(config: Config) -> int:
+    """Say what the run would be; measured by one process, so it is refused to several."""
+    from horovod_transformer.data.dataset import open_prepared_data
+    from horovod_transformer.training.dry_run import describe_run
+
+    if this_process().size > 1:
+        raise UserError("--dry-run: is for one process; run it without a launcher")
+    data = open_prepared_data(config)
+    print("\n".join(describe_run(config.model, config.training, config.distributed, data)))
+    return 0
+
+
+def _say_what_next(paths: PathsConfig) -> None:
+    checkpoint = shown_checkpoints(paths) / BEST
+    named = {} if checkpoint == Path("checkpoints", BEST) else {"checkpoint": str(checkpoint)}
+    for command in ("generate", "evaluate"):
+        tell(f"next: {command_line(command, default_config(), named)}")
 
 
 def _report(run: Path) -> None:

@@ -81,3 +81,27 @@ def test_a_new_folder_never_takes_another_ones_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is there already, and not empty"):
         run("new", str(tmp_path / "tales"), "--source", "sample", "--gpu", "h100")
     assert [path.name for path in (tmp_path / "tales").iterdir()] == ["precious"]
+
+
+def test_a_sweep_becomes_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = tmp_path / "sweep.sh"
+    arguments = ("plan", "--config", "configs/quickstart.yaml", "--write", str(script))
+    assert (
+        run(*arguments, "--sweep", "training.learning_rate=1e-3,3e-3", "--sweep", "training.seed=1,2,3") == 0
+    )
+    assert "--array=0-5" in script.read_text() and "learning_rate-3e-3-seed-2" in script.read_text()
+    assert f"next: scripts/submit.sh {script}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("training.seed", "should be KEY=VALUE"),
+        ("training.sed=1,2", "no such key"),
+        ("training.seed=1,1", "the same run"),
+        ("training.seed=1,x", "training.seed"),
+    ],
+)
+def test_a_sweep_that_does_not_hold_is_one_line(text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        run("plan", "--config", "configs/quickstart.yaml", "--sweep", text)
