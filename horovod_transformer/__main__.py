@@ -72,7 +72,9 @@ def _dispatch(arguments: Sequence[str]) -> int:
     if name in HELP:
         load_subcommand(rest[0]).make_parser().print_help()
         return 0
-    if name in ("-q", "--quiet", "-v", "--verbose") and rest:  # before the subcommand, as other programs have it
+    if (
+        name in ("-q", "--quiet", "-v", "--verbose") and rest
+    ):  # before the subcommand, as other programs have it
         name, rest = rest[0], [name, *rest[1:]]
     return load_subcommand(name).main(rest)
 

@@ -269,7 +269,10 @@ def run_of_checkpoint(paths: PathsConfig, checkpoint: Path) -> str | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to write from of the run that wrote one last, in a folder that runs write to or in `demo`.
+    """The checkpoint to write text from of the run that wrote one last, runs of the demo among them.
+
+    Args:
+        folder: That runs write to.
 
     Returns:
         Its best_model.pt; without one last.pt, or the newest of the periodic ones; None if there is no run.

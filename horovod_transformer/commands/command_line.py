@@ -64,9 +64,7 @@ def checkpoint_parser(
     parser = CommandParser(prog, description, examples, keys=keys)
     parser.add_checkpoint()
     parser.add_argument("--config", type=path_of("--config"), metavar="FILE", help=config_help)
-    parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU, if any)"
-    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU, if any)")
     parser.add_argument("--seed", metavar="N", help="the same seed gives the same text")
     return parser
 
@@ -132,9 +130,7 @@ def whole_number(name: str, text: str, least: int = 0, most: int = 2**63 - 1) ->
     return number
 
 
-def parse_with_config(
-    parser: CommandParser, arguments: Sequence[str]
-) -> tuple[argparse.Namespace, Config]:
+def parse_with_config(parser: CommandParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     """Parse a command line that may end in dotted overrides, and load its config.
 
     Raises:

@@ -35,5 +35,7 @@ def commands() -> list[Command]:
     """Every subcommand, as its own parser describes it."""
     from horovod_transformer.__main__ import SUBCOMMANDS, load_subcommand
 
-    found = [command_of(name, what, load_subcommand(name).make_parser()) for name, what in SUBCOMMANDS.items()]
+    found = [
+        command_of(name, what, load_subcommand(name).make_parser()) for name, what in SUBCOMMANDS.items()
+    ]
     return [*found, Command("help", "what a subcommand does, and its options", words=tuple(SUBCOMMANDS))]

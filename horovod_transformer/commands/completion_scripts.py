@@ -84,7 +84,7 @@ def _option_of(action: argparse.Action) -> Option:
 def bash(commands: Sequence[Command]) -> str:
     """For bash, which completes files by itself where there is nothing else."""
     lines = [
-        f"# Completion of {PROGRAM}, for bash; in ~/.bashrc: eval \"$({PROGRAM} completion bash)\"",
+        f'# Completion of {PROGRAM}, for bash; in ~/.bashrc: eval "$({PROGRAM} completion bash)"',
         "_horovod_transformer() {",
         "  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} options= words=",
         "  COMPREPLY=()",
@@ -110,7 +110,7 @@ def bash(commands: Sequence[Command]) -> str:
     lines += [
         "    esac",
         "  fi",
-        '  case $word in -*) words=$options ;; esac',
+        "  case $word in -*) words=$options ;; esac",
         '  COMPREPLY=($(compgen -W "$words" -- "$word"))',
         "}",
         f"complete -o default -F _horovod_transformer {PROGRAM}",
@@ -122,7 +122,7 @@ def zsh(commands: Sequence[Command]) -> str:
     """For zsh, with what everything does beside it."""
     lines = [
         f"#compdef {PROGRAM}",
-        f"# Completion of {PROGRAM}, for zsh; in ~/.zshrc, below compinit: eval \"$({PROGRAM} completion zsh)\"",
+        f'# Completes {PROGRAM}, for zsh; in ~/.zshrc, after compinit: eval "$({PROGRAM} completion zsh)"',
         f"_{PROGRAM}() {{",
         "  local -a commands options",
         "  if (( CURRENT == 2 )); then",

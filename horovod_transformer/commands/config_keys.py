@@ -54,7 +54,9 @@ def config_keys() -> dict[str, ConfigKey]:
             default = value.default if isinstance(value.default, str) else json.dumps(value.default)
             limits = _limits(value.metadata) or _limits_of(value.annotation)
             kind = _type_words(value.annotation)
-            keys[name] = ConfigKey(name, f"{kind}, {limits}" if limits else kind, default, _choices(value.annotation))
+            keys[name] = ConfigKey(
+                name, f"{kind}, {limits}" if limits else kind, default, _choices(value.annotation)
+            )
     return keys
 
 

@@ -6,17 +6,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 from horovod_transformer.checkpoint.run_paths import BEST, run_paths, shown_checkpoints
 from horovod_transformer.commands.command_line import config_parser, parse_options
+from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.config import Config, load_config
-from horovod_transformer.distributed import horovod_is_installed, usual_processes
 from horovod_transformer.errors import StoppedError, UserError
-from horovod_transformer.launch.subcommand import run_subcommand
+from horovod_transformer.launch.subcommand import program_as_typed, run_subcommand
 from horovod_transformer.reports.formats import duration
-from horovod_transformer.system.console import counted, tell
+from horovod_transformer.system.console import counted, is_quiet, narrate, tell, telling_time
 
 DESCRIPTION = """\
 The whole path on the plays that come with the installation: prepare, train on two Horovod
@@ -30,6 +31,12 @@ RUN = FOLDER / "run"
 OURS = ("training.max_updates", "training.epochs")
 # Enough updates to be past the warm-up of caches and of Horovod's own.
 CALIBRATION_UPDATES = 12
+# Seconds beside --minutes that all else may take. Where it takes longer, on a slow or busy machine, training
+# gets what is left; but so many updates it gets.
+REST_S = 90.0
+FEWEST_UPDATES = 20
+# Curve, score, compressor and text together take about as long as so many updates.
+UPDATES_TIME_AFTERWARDS = 40
 PROMPTS = ("", "To be, or not to be", "Enter the KING and the CLOWN.")
 
 
@@ -62,7 +69,6 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--minutes {options.minutes:g}: should be above 0 and below a day")
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes {options.processes}: should be at least 1")
-    processes = options.processes or usual_processes(config.training.device)
     # What the training processes need to find the same config.
     shared = ["--config", options.config]
     for key, value in overrides.items():
@@ -74,27 +80,24 @@ def main(arguments: Sequence[str]) -> int:
 
     prepare(config)
 
+    processes = options.processes or _usual_processes(config)
     on_processes = f"on {counted(processes, 'process', 'processes')}"
     minutes = f"{options.minutes:g} minute{'' if options.minutes == 1 else 's'}"
     _heading(f"2/5  Training {on_processes}")
     if options.processes is None and processes == 1:
-        why, more = "There is one GPU here, which two processes cannot share", ""
-        if not horovod_is_installed():
-            why, more = (
-                "Horovod is not installed here",
-                " `horovod-transformer doctor` says what Horovod needs.",
-            )
-        print(
-            f"{why}, so one process trains. Left out: the second process, and the\n"
-            f"summing of gradients between the two.{more}"
-        )
-    print(
-        f"first a calibration: {CALIBRATION_UPDATES} updates, thrown away, to learn how many "
-        f"fit into {minutes} here",
-        flush=True,
+        narrate(_why_one_process())
+    narrate(
+        f"first a calibration: {CALIBRATION_UPDATES} updates, thrown away, to learn how many {minutes} take"
     )
-    updates = _affordable_updates(config, processes, options.minutes, shared)
-    print(f"about {updates:,} updates fit; now the run itself\n", flush=True)
+    started = time.monotonic()
+    with telling_time("calibrating"):
+        per_update = _seconds_per_update(config, processes, shared)
+    around = max(0.0, time.monotonic() - started - CALIBRATION_UPDATES * per_update)
+    left = 60 * options.minutes + REST_S - (time.monotonic() - began)
+    seconds = min(60 * options.minutes, left - around - UPDATES_TIME_AFTERWARDS * per_update)
+    updates = max(FEWEST_UPDATES, int(seconds / per_update))
+    busy = "" if seconds == 60 * options.minutes else ", with all else: the machine is slow or busy"
+    narrate(f"about {updates:,} updates fit{busy}; now the run itself\n")
     _train(processes, shared, RUN, updates)
     paths = config.with_paths_in(RUN).paths
     run = run_paths(paths, "demo").tables
@@ -104,8 +107,7 @@ def main(arguments: Sequence[str]) -> int:
 
     picture = FOLDER / "loss.png"
     draw_curve(run, picture, f"demo: {minutes} {on_processes}")
-    print(terminal_curve(run))
-    print(f"also in {picture}")
+    narrate(f"{terminal_curve(run)}\nalso in {picture}")
 
     _heading("4/5  Held-out plays, in bits per byte")
     checkpoint = shown_checkpoints(paths) / BEST
@@ -115,19 +117,41 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.generation import write_passages
 
     write_passages(checkpoint, config.generation, PROMPTS)
+    program = program_as_typed()
     took = duration(time.monotonic() - began)
     print(f"\nDone in {took}, of which the training was to take {minutes}.")
-    print(f"The run:    {run / 'report.html'} (open it in a browser)")
+    print(f"Its page:    {run / 'report.html'} (open it in a browser)")
     print(
-        f"More text:  .venv/bin/python -m src.generate --checkpoint {checkpoint} --config {options.config} \\"
+        f'More text:   {program} generate --checkpoint {checkpoint} --prompt "O Romeo" --max_new_tokens 200'
     )
-    print('              --prompt "O Romeo" --max_new_tokens 200')
-    print("Next:       the tour in README.md; your own books: horovod-transformer prepare --help")
+    print(f"Your books:  {program} demo --minutes 20 --data.source ~/books --data.data_dir data/books")
+    print("What else:   the tour in README.md")
     return 0
 
 
 def _heading(text: str) -> None:
-    print(f"\n=== {text} ===", flush=True)
+    narrate(f"\n=== {text} ===")
+
+
+def _usual_processes(config: Config) -> int:
+    from horovod_transformer.distributed import usual_processes
+
+    return usual_processes(config.training.device)
+
+
+def _why_one_process() -> str:
+    from horovod_transformer.distributed import horovod_is_installed
+
+    why, more = "There is one GPU here, which two processes cannot share", ""
+    if not horovod_is_installed():
+        why, more = (
+            "Horovod is not installed here",
+            " `horovod-transformer doctor` says what Horovod needs.",
+        )
+    return (
+        f"{why}, so one process trains. Left out: the second process, and the\n"
+        f"summing of gradients between the two.{more}"
+    )
 
 
 def _train(
@@ -138,7 +162,7 @@ def _train(
     *more: str,
     output: IO[bytes] | None = None,
 ) -> None:
-    arguments = [*shared, "--output_dir", str(folder), "--run_name", "demo"]
+    arguments = [*shared, "--output", str(folder), "--run_name", "demo", *(["--quiet"] if is_quiet() else [])]
     run_subcommand(
         processes,
         "train",
@@ -147,13 +171,13 @@ def _train(
     )
 
 
-def _affordable_updates(config: Config, processes: int, minutes: float, shared: list[str]) -> int:
-    """Measure the speed of this machine on a few updates, and work out how many fit."""
+def _seconds_per_update(config: Config, processes: int, shared: list[str]) -> float:
+    """Measure the speed of this machine on a few updates."""
     from horovod_transformer.reports.run_records import read_table
 
     with tempfile.TemporaryDirectory(prefix="horovod-transformer-demo-") as name:
         folder = Path(name)
-        few = ("--training.eval_blocks", "1", "--training.log_interval", "1")
+        few = ("--training.eval_blocks", "1", "--training.log_interval", "1", "--training.trackers", "[]")
         # Its warnings of a short run and the paths it names would mislead: only a failure is shown.
         with tempfile.TemporaryFile() as output:
             try:
@@ -166,21 +190,26 @@ def _affordable_updates(config: Config, processes: int, minutes: float, shared: 
         table = read_table(run_paths(config.with_paths_in(folder).paths, "demo").tables / "train.csv")
     seconds = [value for value in table["seconds"] if value is not None]
     middle = len(seconds) // 3
-    per_update = (seconds[-1] - seconds[middle]) / (len(seconds) - 1 - middle)
-    return max(20, int(minutes * 60 / per_update))
+    return (seconds[-1] - seconds[middle]) / (len(seconds) - 1 - middle)
 
 
 def _score(config: Config, checkpoint: Path) -> None:
     from horovod_transformer.data.dataset import open_prepared_data
     from horovod_transformer.evaluation.book_scores import books_of, score_books, xz_given_training_text
     from horovod_transformer.generation import load_model_for_generation
+    from horovod_transformer.precision import bf16_unit
 
     model, tokenizer, _ = load_model_for_generation(checkpoint)
     data = open_prepared_data(config)
     held_out = books_of(data.validation, tokenizer)
-    score = score_books(model, held_out, tokenizer, progress=True)
-    print("compressing them with xz -9, given the other plays", flush=True)
-    xz = xz_given_training_text(data.train, held_out, tokenizer)
+    precision = "bf16" if bf16_unit(model.token_embedding.weight.device) else "fp32"
+    # The compressor computes beside the model, on another core if there is one.
+    with ThreadPoolExecutor(1) as beside:
+        compressing = beside.submit(xz_given_training_text, data.train, held_out, tokenizer)
+        score = score_books(model, held_out, tokenizer, precision, progress=True)
+        narrate("compressing them with xz -9, given the other plays")
+        with telling_time("compressing"):
+            xz = compressing.result()
     titles = ", ".join(data.manifest.get("validation_books", []))
     print(f"held out: {counted(len(held_out), 'play')}, {score.bytes:,} bytes ({titles})")
     print(f"  this model                     {score.bits_per_byte:.3f}")

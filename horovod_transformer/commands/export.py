@@ -40,5 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     from horovod_transformer.export.checkpoints import export_checkpoint
 
     parameters, tokens = export_checkpoint(checkpoint_or_newest(options.checkpoint), options.output)
-    print(f"{Path(options.output)}: {parameters:,} parameters, {tokens:,} tokens; README.md has blanks for you")
+    print(
+        f"{Path(options.output)}: {parameters:,} parameters, {tokens:,} tokens; README.md has blanks for you"
+    )
     return 0

@@ -135,7 +135,8 @@ def make_parser() -> CommandParser:
         "--precision",
         choices=WRITING_PRECISIONS,
         default="fp32",
-        metavar="P", help="of the weights: fp32, or faster and less exact: bf16, fp16, int8",
+        metavar="P",
+        help="of the weights: fp32, or faster and less exact: bf16, fp16, int8",
     )
     helps = {
         "max_new_tokens": "write at most this many tokens",
@@ -150,7 +151,5 @@ def make_parser() -> CommandParser:
     )
     defaults = GenerationConfig()
     for key, text in helps.items():
-        parser.add_argument(
-            f"--{key}", metavar="N", help=f"{text} [{getattr(defaults, key)}]"
-        )
+        parser.add_argument(f"--{key}", metavar="N", help=f"{text} [{getattr(defaults, key)}]")
     return parser

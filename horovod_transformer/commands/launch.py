@@ -56,5 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.max_restarts < 0:
         raise UserError(f"--max-restarts {options.max_restarts}: should be at least 0")
     if not command:
-        raise UserError("no command to start: horovod-transformer launch -np 2 -- horovod-transformer train ...")
+        raise UserError(
+            "no command to start: horovod-transformer launch -np 2 -- horovod-transformer train ..."
+        )
     return Launcher(options.processes, command, options.max_restarts).run()

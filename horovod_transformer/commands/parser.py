@@ -1,4 +1,4 @@
-"""The parser of a subcommand: argparse with one-line complaints, short helps, and options under several names."""
+"""The parser of a subcommand: argparse with one-line complaints, short helps, options under old names, too."""
 
 from __future__ import annotations
 
@@ -60,7 +60,12 @@ class CommandParser(argparse.ArgumentParser):
         self, prog: str, description: str, epilog: str = "", usage: str = "", keys: Sequence[str] = ()
     ) -> None:
         self.keys = tuple(keys)
-        words = [prog, usage, "[options]" if "[options]" not in usage else "", "[--KEY VALUE ...]" if keys else ""]
+        words = [
+            prog,
+            usage,
+            "[options]" if "[options]" not in usage else "",
+            "[--KEY VALUE ...]" if keys else "",
+        ]
         super().__init__(
             prog=prog,
             description=description,
@@ -72,7 +77,10 @@ class CommandParser(argparse.ArgumentParser):
         )
         common = self.add_argument_group("with every subcommand")
         common.add_argument("-h", "--help", action="help", help="show this")
-        quiet, verbose = "results, warnings and errors only", "what else goes to the log, and where a mistake arose"
+        quiet, verbose = (
+            "results, warnings and errors only",
+            "what else goes to the log, and where a mistake arose",
+        )
         common.add_argument("-q", "--quiet", action=_Verbosity, nargs=0, const=QUIET, help=quiet)
         common.add_argument("-v", "--verbose", action=_Verbosity, nargs=0, const=VERBOSE, help=verbose)
 
@@ -130,10 +138,14 @@ class CommandParser(argparse.ArgumentParser):
         text = f"{text}; also --np, --workers"
         names = ("-np", "--processes")
         self.add_old_names(
-            self.add_argument(*names, type=read, required=required, metavar="N", help=text), "--np", "--workers"
+            self.add_argument(*names, type=read, required=required, metavar="N", help=text),
+            "--np",
+            "--workers",
         )
 
-    def add_output(self, metavar: str, text: str, *old: str, dest: str = "output", required: bool = False) -> None:
+    def add_output(
+        self, metavar: str, text: str, *old: str, dest: str = "output", required: bool = False
+    ) -> None:
         """Add `--output`, where to write, under its one name and those that it had before."""
         if old:
             text = f"{text}; also {', '.join(old)}"
@@ -151,7 +163,7 @@ class CommandParser(argparse.ArgumentParser):
             help="default: checkpoints/best_model.pt, else the newest one",
         )
 
-    def _add_action(self, action: argparse.Action) -> argparse.Action:
+    def _add_action(self, action: Any) -> Any:
         added = super()._add_action(action)
         self._take_both_spellings(action, action.option_strings)
         return added
@@ -159,7 +171,9 @@ class CommandParser(argparse.ArgumentParser):
     def _take_both_spellings(self, action: argparse.Action, names: Sequence[str]) -> None:
         for name in names:
             for old, new in (("-", "_"), ("_", "-")):
-                self._option_string_actions[f"--{name[2:].replace(old, new)}" if name[:2] == "--" else name] = action
+                self._option_string_actions[
+                    f"--{name[2:].replace(old, new)}" if name[:2] == "--" else name
+                ] = action
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

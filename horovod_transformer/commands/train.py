@@ -17,6 +17,7 @@ from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.config import Config, default_config
 from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
+from horovod_transformer.launch.resume_command import resume_command
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.launch_environment import launched_rank, start_timeout, this_process
 from horovod_transformer.system.paths import path_of
@@ -122,6 +123,8 @@ def main(arguments: Sequence[str]) -> int:
         _report(Path(outcome["records_dir"]))
         if outcome["finished"]:
             _say_what_next(config.with_paths_in(options.output_dir or config.paths.output_dir).paths)
+        else:
+            tell(f"resume with: {resume_command(outcome['run_name'])}")
     if outcome["finished"] or this_process().launcher == "horovodrun":
         return 0  # of another code horovodrun would make a traceback
     # Launchers end all ranks once one has left with such a code: leave together, all files closed.

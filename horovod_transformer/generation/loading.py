@@ -15,7 +15,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.generation.quantization import shrink_weights
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.model.weights import model_with_weights
-from horovod_transformer.system.console import counted
+from horovod_transformer.system.console import counted, tell
 from horovod_transformer.tokenizer import Tokenizer, gpt2_tokenizer, tokenizer_from_dict
 
 # A config file may differ from the checkpoint in these: no weight depends on them. The context
@@ -98,7 +98,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if target is None or target.type not in ("cpu", "cuda"):
         raise UserError(f"device: should be cpu, cuda or cuda:N, not {device}")
     if target.type == "cuda" and not available:
-        print("warning: torch sees no GPU here; writing on the CPU", file=sys.stderr)
+        tell("warning: torch sees no GPU here; writing on the CPU", sys.stderr)
         return torch.device("cpu")
     if target.type == "cuda" and (target.index or 0) >= available:
         seen = counted(available, "GPU")

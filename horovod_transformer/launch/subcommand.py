@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import IO
 
@@ -49,6 +53,16 @@ def run_subcommand(
             f"`{name}` on {counted(processes, 'process', 'processes')} ended with exit code {code}; "
             "its output tells why"
         )
+
+
+def program_as_typed() -> str:
+    """How a command to be copied names this program: by its name if $PATH finds it, else by its path."""
+    script = Path(sys.executable).with_name("horovod-transformer")
+    if shutil.which(script.name) == str(script):
+        return script.name
+    if script.is_file():
+        return shlex.quote(os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script))
+    return shlex.join([sys.executable, "-m", "horovod_transformer"])
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def prepare(
     work = Preparation(settings_of(config), progress, workers, executor, unit_bytes)
     existing = work.usable(force)
     if existing and not work.folder.exists():
-        work.say(f"{work.data_dir}: already prepared with these settings")
+        work.tell_result(f"{work.data_dir}: already prepared with these settings")
         return existing
     work.say_what_is_read()
     with lock_for(work.data_dir, "data.data_dir", work.say) as lock:
@@ -67,7 +67,7 @@ def prepare(
         existing = work.usable(force)
         if existing:
             shutil.rmtree(work.folder, ignore_errors=True)
-            work.say(f"{work.data_dir}: was prepared meanwhile")
+            work.tell_result(f"{work.data_dir}: was prepared meanwhile")
             return existing
         with work.shards_kept():
             work.check_disk()
@@ -78,7 +78,7 @@ def prepare(
             job = work.tokenizing(tokenizer)
             work.require_whole(work.build(job, work.shards), job)
             manifest = work.assemble(tokenizer, lock, started)
-    work.say(summary(manifest, work.data_dir))
+    work.tell_result(summary(manifest, work.data_dir))
     return manifest
 
 
@@ -109,7 +109,7 @@ def prepare_shards(
     """
     work = Preparation(settings_of(config), progress, workers, executor, unit_bytes)
     if work.is_prepared() and not force:
-        work.say(f"{work.data_dir}: already prepared with these settings")
+        work.tell_result(f"{work.data_dir}: already prepared with these settings")
         return
     work.say_what_is_read()
     with explained(work.data_dir, "data.data_dir"):
@@ -122,7 +122,7 @@ def prepare_shards(
         if busy:
             work.say(f"{work.folder}: another process is at {len(busy)} of these units")
         made = "read" if tokenizer is None else "tokenized"
-        work.say(f"{work.folder}: share {node} of {nodes}: {len(mine) - len(busy):,} units {made}")
+        work.tell_result(f"{work.folder}: share {node} of {nodes}: {len(mine) - len(busy):,} units {made}")
 
 
 def assemble_shards(
@@ -148,7 +148,7 @@ def assemble_shards(
         existing = work.usable(force)
         if existing:
             shutil.rmtree(work.folder, ignore_errors=True)  # of a try that was killed when all else was done
-            work.say(f"{work.data_dir}: already prepared with these settings")
+            work.tell_result(f"{work.data_dir}: already prepared with these settings")
             return existing
         with work.shards_kept():
             tokenizer = work.known_tokenizer()
@@ -161,7 +161,7 @@ def assemble_shards(
                 return None
             work.require_whole([], work.tokenizing(tokenizer))
             manifest = work.assemble(tokenizer, lock, started)
-    work.say(summary(manifest, work.data_dir))
+    work.tell_result(summary(manifest, work.data_dir))
     return manifest
 
 

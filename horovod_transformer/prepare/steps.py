@@ -26,7 +26,7 @@ from horovod_transformer.prepare.shards import Shard, plan_shards
 from horovod_transformer.prepare.tokenizer_choice import chosen_tokenizer
 from horovod_transformer.prepare.workers import Job, build_shards
 from horovod_transformer.prepare.writer import token_dtype
-from horovod_transformer.system.console import ProgressBar
+from horovod_transformer.system.console import ProgressBar, narrate, tell
 from horovod_transformer.system.files import write_text
 from horovod_transformer.system.folders import new_folder
 from horovod_transformer.system.locks import FolderLock
@@ -67,7 +67,8 @@ class Preparation:
         shard_bytes: int | None,
     ) -> None:
         self.settings = settings
-        self.say = _print if progress else _silence
+        self.say = narrate if progress else _silence
+        self.tell_result = tell if progress else _silence
         data = settings.data
         self.data_dir = user_path(data.data_dir, "data.data_dir")
         self.folder = shards_folder(self.data_dir)
@@ -249,10 +250,6 @@ class Preparation:
         finally:
             if bar:
                 bar.close()
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
 
 
 def _silence(text: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -94,6 +95,28 @@ class ProgressBar:
             with outliving_readers(sys.stderr):
                 self._bar.close()
             self._bar = None
+
+
+@contextmanager
+def telling_time(doing: str) -> Iterator[None]:
+    """Within this context, which says nothing itself, a line now and then shows that the work goes on.
+
+    Args:
+        doing: What is being done: `calibrating`.
+    """
+    began, over = time.monotonic(), threading.Event()
+
+    def tell_time() -> None:
+        while not over.wait(LINE_INTERVAL_S):
+            narrate(f"{doing}: {time.monotonic() - began:.0f} s so far", sys.stderr)
+
+    thread = threading.Thread(target=tell_time, daemon=True, name="telling time")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def counted(number: int, thing: str, plural: str = "") -> str:

@@ -131,6 +131,6 @@ class Checkpointer:
         if failure is None or not distributed.is_main_process():
             return
         text = f"a checkpoint could not be written: {failure}"
-        self._say(f"update {update}: {text}; earlier checkpoints are untouched")
+        self._say(f"warning: update {update}: {text}; earlier checkpoints are untouched")
         if self._stop_on_failure:
             self.reason_to_stop = text

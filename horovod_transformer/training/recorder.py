@@ -77,7 +77,9 @@ class UpdateRecorder:
         if self._every.is_due(update) or result.skipped:
             self._logger.log_update(self._row(finished))
         if result.skipped:
-            self._logger.say(f"update {update}: gradients were not finite, weights left as they were")
+            self._logger.say(
+                f"warning: update {update}: gradients were not finite, weights stay as they were"
+            )
         self._logger.advance(update, result.loss, self._throughput.tokens_per_second)
         if state.skipped_in_a_row >= self._max_skipped:
             saved = self._newest.is_file()

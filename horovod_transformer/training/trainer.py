@@ -404,9 +404,12 @@ class Trainer:
         )
         if state.update < self.total:
             why = ", ".join(sorted({reason for reason in reasons if reason}))
-            say(f"stopped after update {state.update} ({why}); --resume auto resumes there")
+            say(f"stopped after update {state.update} ({why}); --resume auto resumes there", always=True)
         else:
             distributed.run_on_rank0(self.folder.finish, self.watchdog.beat, "tidying up")
             best = state.best_validation_loss  # infinite if a signal came before any
             known = f"best validation loss {best:.4f}" if best < math.inf else "not validated"
-            say(f"done: {state.update} updates, {known}; checkpoints in {self.folder.checkpoints.folder}")
+            say(
+                f"done: {state.update} updates, {known}; checkpoints in {self.folder.checkpoints.folder}",
+                True,
+            )

@@ -42,9 +42,9 @@ def test_without_horovod_on_one_process_beside_files_of_others(root, run_python,
         "this model  ",
         "--- To be, or not to be ---",
         "Done in ",
-        "The run:    demo/run/there/structured/demo/report.html (open it in a browser)",
-        "More text:  .venv/bin/python -m src.generate",
-        "Next:       the tour in README.md",
+        "Its page:    demo/run/there/structured/demo/report.html (open it in a browser)",
+        "horovod-transformer generate --checkpoint demo/run/here/best_model.pt --prompt",
+        "horovod-transformer demo --minutes 20 --data.source ~/books",
     ]
     places = [done.stdout.find(text) for text in said]
     assert -1 not in places and places == sorted(places), dict(zip(said, places, strict=True))
@@ -82,5 +82,5 @@ def test_a_calibration_that_fails_shows_what_it_printed(root, monkeypatch, capsy
 
     monkeypatch.setattr(demo, "CALIBRATION_UPDATES", "many")
     with pytest.raises(UserError, match="`train` on 1 process ended with exit code 2"):
-        demo._affordable_updates(Config(), 1, 1.0, ["--config", str(root / "configs/quickstart.yaml")])
+        demo._seconds_per_update(Config(), 1, ["--config", str(root / "configs/quickstart.yaml")])
     assert "training.max_updates" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from horovod_transformer.training import dry_run
 from horovod_transformer.training.run_summary import RunSummary
 
 TINY = {
-    "model.vocab_size": "300",
+    "model.vocab_size": "280",
     "model.d_model": "16",
     "model.n_layers": "1",
     "model.n_heads": "2",

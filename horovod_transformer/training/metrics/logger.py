@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from horovod_transformer import distributed
 from horovod_transformer.checkpoint.run_paths import RunPaths
 from horovod_transformer.errors import UserError
-from horovod_transformer.system.console import ProgressBar
+from horovod_transformer.system.console import ProgressBar, is_verbose
 from horovod_transformer.training.metrics.tables import (
     RunTables,
     UpdateMetrics,
@@ -127,29 +127,27 @@ class MetricLogger:
             if "tensorboard" in self._trackers:
                 self._writers.append(TensorBoardTracker(paths.events, self._start, self._config))
 
-    def say(self, text: str) -> None:
-        """Log a line; rank 0 also prints it."""
+    def say(self, text: str, always: bool = False) -> None:
+        """Log a line; rank 0 also prints it, and even under `-q` if that should be always."""
         self._log.info(text)
         if self._bar is not None:
-            self._bar.message(text)
+            self._bar.message(text, always)
 
     def note(self, text: str) -> None:
-        """Log a line that nobody need see on the terminal."""
+        """Log a line that nobody need see on the terminal, unless `-v` asks for it."""
         self._log.info(text)
+        if self._bar is not None and is_verbose():
+            self._bar.message(text)
 
     def log_update(self, metrics: UpdateMetrics) -> None:
         """Record one update."""
         if not distributed.is_main_process():
             return
-        self._log.info(
-            "update %d: loss %.4f, accuracy %.4f, gradient norm %.3f, lr %.3g, %.0f tokens/s%s",
-            metrics.update,
-            metrics.loss,
-            metrics.accuracy,
-            metrics.gradient_norm,
-            metrics.learning_rate,
-            metrics.tokens_per_second,
-            "" if metrics.mfu is None else f", MFU {metrics.mfu:.1%}",
+        mfu = "" if metrics.mfu is None else f", MFU {metrics.mfu:.1%}"
+        self.note(
+            f"update {metrics.update}: loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.4f}, "
+            f"gradient norm {metrics.gradient_norm:.3f}, lr {metrics.learning_rate:.3g}, "
+            f"{metrics.tokens_per_second:.0f} tokens/s{mfu}"
         )
         self._write(lambda writer: writer.log("train", vars(metrics)))
 
@@ -191,7 +189,7 @@ class MetricLogger:
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            self.say(f"records are no longer complete, a file could not be written: {error}")
+            self.say(f"warning: records are no longer complete, a file could not be written: {error}")
 
 
 class _LogFile(logging.FileHandler):

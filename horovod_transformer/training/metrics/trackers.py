@@ -126,4 +126,4 @@ class WandbTracker:
         except Exception as error:  # the client's own kinds are many, and none is worth a run
             self._run = None
             reason = (str(error).splitlines() or [""])[0]
-            self._say(f"wandb failed, the run goes on without it: {type(error).__name__}: {reason}")
+            self._say(f"warning: wandb failed, the run goes on without it: {type(error).__name__}: {reason}")
