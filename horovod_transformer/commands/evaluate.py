@@ -26,6 +26,7 @@ from horovod_transformer.system.paths import path_of, readable, user_path
 if TYPE_CHECKING:
     from horovod_transformer.books.readers import ReadOptions
     from horovod_transformer.data.dataset import PreparedData
+    from horovod_transformer.evaluation.baselines import OtherModel
     from horovod_transformer.tokenizer import Tokenizer
 
 DESCRIPTION = """\
@@ -40,7 +41,8 @@ KEYS = ("generation.", "data.data_dir", "data.encoding", "data.clean")
 
 EXAMPLES = """\
 examples:
-  %(prog)s --samples 100 --generation.temperature 1 --xz
+  %(prog)s --samples 100 --generation.temperature 1 --no-xz
+  %(prog)s --beside checkpoints/gpt2.pt          # beside a model that `import` has made
   %(prog)s --text my_novel.txt --output evaluation/my_novel
   horovod-transformer launch -np 4 -- %(prog)s    # each process scores its share of the books
 
@@ -88,6 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         data = _open_data(config, tokenizer, options)
         books = books_of(data.validation, tokenizer)
+    others = _load_others(options.beside or [], options.device)
     if options.xz and data is None:
         raise UserError(f"--xz: {config.data.data_dir}: no training books here; set --data.data_dir")
     evaluation = evaluate(
@@ -99,6 +102,7 @@ def main(arguments: Sequence[str]) -> int:
         data=data,
         settings=EvaluationSettings(config.generation, samples, seed, limit, options.xz),
         folder=folder,
+        others=others,
     )
     if evaluation is not None:
         values = to_json(evaluation, tokenizer)
@@ -107,6 +111,23 @@ def main(arguments: Sequence[str]) -> int:
         _, page = write_report(values, folder)
         print(f"written to {page}")
     return 0
+
+
+def _load_others(checkpoints: Sequence[str], device: str | None) -> list[OtherModel]:
+    """The models that `--beside` names."""
+    from horovod_transformer.evaluation.baselines import OtherModel
+    from horovod_transformer.generation import load_model_for_generation
+
+    others = []
+    for path in checkpoints:
+        if Path(path).is_dir():
+            raise UserError(
+                f"--beside {path}: is a folder; `horovod-transformer import --from {path} --to FILE` makes a "
+                "checkpoint of a Hugging Face one, and that can be named here"
+            )
+        model, tokenizer, _ = load_model_for_generation(path, device=device)
+        others.append(OtherModel(path, model, tokenizer))
+    return others
 
 
 def _open_data_if_there(
@@ -182,7 +203,16 @@ def make_parser() -> CommandParser:
         "--books", metavar="N", help="score only N of the validation books, evenly spread (default: all)"
     )
     parser.add_argument(
-        "--xz", action="store_true", help="also compress the books with xz -9, given the training books"
+        "--xz",
+        action=argparse.BooleanOptionalAction,
+        help="also compress the books with xz -9, given the training books (default: if that takes minutes)",
+    )
+    parser.add_argument(
+        "--beside",
+        type=path_of("--beside"),
+        metavar="FILE",
+        action="append",
+        help="also score this checkpoint on the same books, such as an imported one; may be repeated",
     )
     parser.add_argument(
         "--text",

@@ -53,6 +53,18 @@ def read_manifest(data_dir: Path) -> dict[str, Any]:
     return manifest
 
 
+def facts_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a run records of its data, as far as a manifest says it: how much there is, and its digest."""
+    splits = manifest.get("splits", {})
+    train, validation = splits.get("train", {}), splits.get("validation", {})
+    return {
+        "books": train.get("books"),
+        "validation_books": validation.get("books"),
+        "training_tokens": train.get("tokens"),
+        "data_fingerprint": manifest.get("fingerprint"),
+    }
+
+
 def _counts_are_numbers(manifest: dict[str, Any]) -> bool:
     """Whether what is there of splits and sizes can be counted and divided with."""
     splits, sizes = manifest.get("splits", {}), manifest.get("sizes")

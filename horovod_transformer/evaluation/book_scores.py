@@ -6,6 +6,7 @@ from __future__ import annotations
 import lzma
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -223,7 +224,8 @@ def newest_text(blocks: BlockDataset, tokenizer: Tokenizer, size: int = XZ_DICTI
 
 def xz_bits_per_byte(known: bytes, new: bytes) -> float:
     """What `xz -9` needs for `new` when it has seen `known`, in bits per byte of `new`."""
-    without, together = (len(lzma.compress(data, preset=9)) for data in (known, known + new))
+    with ThreadPoolExecutor(2) as pool:  # lzma lets other threads run
+        without, together = pool.map(lambda text: len(lzma.compress(text, preset=9)), (known, known + new))
     return 8 * (together - without) / max(1, len(new))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,14 @@ from horovod_transformer.config_sections import GenerationConfig
 from horovod_transformer.data.dataset import PreparedData
 from horovod_transformer.distributed import common_precision, gather_objects, get_rank, get_world_size
 from horovod_transformer.errors import UserError
+from horovod_transformer.evaluation.baselines import (
+    OtherModel,
+    bits_of_frequencies,
+    bits_of_guessing,
+    score_with,
+)
 from horovod_transformer.evaluation.book_scores import (
+    XZ_DICTIONARY,
     BookScore,
     add_up,
     interval,
@@ -31,6 +39,7 @@ from horovod_transformer.evaluation.text_quality import (
     write_samples,
 )
 from horovod_transformer.model.transformer import TransformerLM
+from horovod_transformer.system.console import tell
 from horovod_transformer.system.files import make_writable
 from horovod_transformer.tokenizer import Tokenizer
 
@@ -38,6 +47,9 @@ from horovod_transformer.tokenizer import Tokenizer
 PROMPT_TOKENS = 32
 # Training blocks in which copies are looked for: 100 million tokens of 512 each, 0.8 GB in memory.
 COPY_BLOCKS = 200_000
+# `xz -9` takes some 0.8 to 1.3 MB of text a second; what would take longer is only done if it is asked for.
+XZ_BYTES_PER_SECOND = 1_000_000
+XZ_SECONDS_UNASKED = 600
 
 
 @dataclass(frozen=True)
@@ -49,14 +61,14 @@ class EvaluationSettings:
         samples: Prompts to continue: none, or two at least.
         seed: Decides which prompts, and the draws.
         most_books: Score only this many of the books, evenly spread; None scores all.
-        xz: Also compress the books, given the training text.
+        xz: Also compress the books, given the training text; None does so where it takes minutes at most.
     """
 
     generation: GenerationConfig
     samples: int = 20
     seed: int = 0
     most_books: int | None = None
-    xz: bool = False
+    xz: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -68,25 +80,33 @@ class Evaluation:
         settings: What decided the result: sampling, seed, numbers of books and samples.
         books: How many books were scored.
         score: Their score.
-        xz_bits_per_byte: What `xz -9` needs for them, if that was asked for.
+        guessing: Bits per byte of whoever gives each token the same chance.
+        frequencies: Bits per byte of whoever knows only how often each token comes.
+        counted_in: Where that was counted: `training blocks`, or `the books themselves` without any.
+        xz_bits_per_byte: What `xz -9` needs for them; None if it was left out.
         quality: From `measure_samples`; empty if there are no samples.
         samples: The samples.
         interval: Ends of the 95 % interval of the bits per byte over books, see `interval`.
         extremes: Bits per byte of the book predicted best and of the one predicted worst.
         copies: For each sample the longest run of tokens copied from the training text, and where
             in the sample it begins; None if there was no training text to look in.
+        others: Checkpoints of other models, and their scores on the same books.
     """
 
     model: dict[str, Any]
     settings: dict[str, Any]
     books: int
     score: BookScore
+    guessing: float
+    frequencies: float
+    counted_in: str
     xz_bits_per_byte: float | None
     quality: dict[str, dict[str, Value]]
     samples: Sequence[Sample]
     interval: tuple[float, float] | None = None
     extremes: tuple[float, float] | None = None
     copies: Sequence[tuple[int, int]] | None = None
+    others: Sequence[tuple[str, BookScore]] = ()
 
 
 def evaluate(
@@ -98,6 +118,7 @@ def evaluate(
     data: PreparedData | None,
     settings: EvaluationSettings,
     folder: Path,
+    others: Sequence[OtherModel] = (),
 ) -> Evaluation | None:
     """Measure a model on books; *collective*: each rank scores its share of them, rank 0 does the rest.
 
@@ -111,6 +132,7 @@ def evaluate(
             needs, too.
         settings: What decides the result.
         folder: Where the report will go; that it can be written to is seen to before anything is scored.
+        others: Other models, which are scored on the same books.
 
     Returns:
         What was found; None on ranks other than 0.
@@ -126,7 +148,7 @@ def evaluate(
     passages = []
     if settings.samples:
         passages = draw_passages(
-            books, settings.samples, prompt_tokens, generation.max_new_tokens, settings.seed
+            books, settings.samples, prompt_tokens, generation.max_new_tokens, settings.seed, tokenizer
         )
     if rank == 0:
         try:
@@ -137,11 +159,23 @@ def evaluate(
     device = model.token_embedding.weight.device
     # A score is the same on every CPU, whether or not it has units for bf16.
     precision = common_precision("fp32" if device.type == "cpu" else "auto", device).name
-    mine = score_each(model, books[rank::world_size], tokenizer, precision, progress=rank == 0)
-    shares = gather_objects(mine, "scores", known=(BookScore,))
+    mine = books[rank::world_size]
+    shares = gather_objects(
+        [
+            score_each(model, mine, tokenizer, precision, progress=rank == 0),
+            *(score_with(other, mine, tokenizer, precision) for other in others),
+        ],
+        "scores",
+        known=(BookScore,),
+    )
     if rank > 0:
         return None
-    scores = [shares[place % world_size][place // world_size] for place in range(len(books))]
+    of_models = [
+        [shares[place % world_size][which][place // world_size] for place in range(len(books))]
+        for which in range(1 + len(others))
+    ]
+    scores = of_models[0]
+    score = add_up(scores)
     facts = _facts(checkpoint, model)
     written: Sequence[Sample] = []
     quality: dict[str, dict[str, Value]] = {}
@@ -153,7 +187,10 @@ def evaluate(
         longest = max(len(sample.model) for sample in written)
         blocks = data.train.rows(range(min(len(data.train), COPY_BLOCKS)))
         copies = longest_copies([s.model for s in written], overlapping_chunks(blocks, longest))
-    xz = xz_given_training_text(data.train, books, tokenizer) if settings.xz and data is not None else None
+    training = None if data is None else data.train
+    xz = None
+    if data is not None and _is_worth_compressing(settings.xz, data, score):
+        xz = xz_given_training_text(data.train, books, tokenizer)
     return Evaluation(
         model=facts,
         settings={
@@ -167,14 +204,40 @@ def evaluate(
             "seed": settings.seed,
         },
         books=len(books),
-        score=add_up(scores),
+        score=score,
+        guessing=bits_of_guessing(score, tokenizer.vocab_size),
+        frequencies=bits_of_frequencies(books, tokenizer, score, training),
+        counted_in="the books themselves" if training is None else "training blocks",
         xz_bits_per_byte=xz,
         quality=quality,
         samples=written,
         interval=interval(scores),
         extremes=lowest_and_highest(scores),
         copies=copies,
+        others=[
+            (other.checkpoint, add_up(found)) for other, found in zip(others, of_models[1:], strict=True)
+        ],
     )
+
+
+def _is_worth_compressing(asked: bool | None, data: PreparedData, score: BookScore) -> bool:
+    """Whether to compress the books; how long that will take is said beforehand."""
+    if asked is False:
+        return False
+    known = data.manifest.get("splits", {}).get("train", {}).get("bytes")
+    # The training text is compressed alone and with the books after it, on two cores at once.
+    size = min(XZ_DICTIONARY, XZ_DICTIONARY if known is None else known) + score.bytes
+    seconds = size / XZ_BYTES_PER_SECOND
+    about = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
+    if asked is None and seconds > XZ_SECONDS_UNASKED:
+        tell(f"without xz -9, which would take some {about} here: --xz", sys.stderr)
+        return False
+    if seconds >= 5:
+        tell(
+            f"compressing the books with xz -9, given the training books: some {about} (--no-xz: without)",
+            sys.stderr,
+        )
+    return True
 
 
 def _may_be_trained_on(data: PreparedData, trained_on: str | None) -> bool:

@@ -27,6 +27,8 @@ from horovod_transformer.tokenizer import Tokenizer
 BATCH = 16
 # Passages of the books from which the rarity of words is taken.
 REFERENCE_PASSAGES = 1000
+# How far the end of a prompt is moved to the end of a word.
+WORD_TOKENS = 16
 
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 
@@ -162,7 +164,12 @@ class Sample:
 
 
 def draw_passages(
-    books: Sequence[np.ndarray], number: int, prompt_tokens: int, new_tokens: int, seed: int
+    books: Sequence[np.ndarray],
+    number: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    seed: int,
+    tokenizer: Tokenizer | None = None,
 ) -> list[tuple[list[int], list[int], bool]]:
     """Cut prompts and what follows them out of books, one from each of `number` equal stretches.
 
@@ -172,6 +179,7 @@ def draw_passages(
         prompt_tokens: Length of each prompt.
         new_tokens: Most tokens to take after it; fewer where the book ends, at least one.
         seed: The same seed gives the same passages.
+        tokenizer: Prompts then end where a word does, if one does within `WORD_TOKENS` tokens.
 
     Returns:
         For each passage the prompt, the continuation, and whether the book ends within it.
@@ -192,13 +200,22 @@ def draw_passages(
     edges = np.linspace(0, starts[-1], number + 1).astype(int)
     drawn = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
     passages = []
-    for place in drawn:
+    for place, edge in zip(drawn, edges[1:], strict=True):
         index = int(np.searchsorted(starts, place, side="right")) - 1
         book, start = books[index], int(place - starts[index]) + prompt_tokens
+        if tokenizer is not None:
+            last = min(int(edge - starts[index]) + prompt_tokens, len(book), start + WORD_TOKENS)
+            start = next((end for end in range(start, last) if _word_ends(book, end, tokenizer)), start)
         following = book[start : start + new_tokens].tolist()
         ended = len(following) < new_tokens
         passages.append((book[start - prompt_tokens : start].tolist(), following, ended))
     return passages
+
+
+def _word_ends(book: np.ndarray, end: int, tokenizer: Tokenizer) -> bool:
+    """Whether there is white space just before or just after this place between two tokens of a book."""
+    before, after = (tokenizer.decode_bytes([token]) for token in book[end - 1 : end + 1])
+    return before[-1:].isspace() or after[:1].isspace()
 
 
 def write_samples(

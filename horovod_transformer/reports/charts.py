@@ -262,9 +262,9 @@ def figure(title: str, height: int, parts: Sequence[str]) -> Markup:
 def smoothed(values: Sequence[float | None]) -> list[float | None]:
     """Exponential moving average that starts at the first value; None where there is none.
 
-    The average of what has come so far, in which a value counts the less the older it is. Divided by the sum
-    of its weights (Kingma and Ba 2015, arXiv:1412.6980, section 3), it is not drawn towards 0 at its start. It
-    reaches back over a hundredth of the values, five at least.
+    The older a value, the less it counts. The sum is divided by its weights, so that it is not drawn towards
+    0 at its start (Kingma and Ba 2015, arXiv:1412.6980, section 3). It reaches back over a hundredth of the
+    values, five at least.
     """
     decay = 1 - 1 / max(5, len(values) / 100)
     result: list[float | None] = []

@@ -19,6 +19,7 @@ from horovod_transformer.evaluation.evaluate import Evaluation
 from horovod_transformer.evaluation.text_quality import MEASURES, Measure
 from horovod_transformer.reports.formats import any_value, number
 from horovod_transformer.reports.html import PAGE_BEGINS, render
+from horovod_transformer.reports.verdict import compared, trend_of, verdict_of
 from horovod_transformer.system.console import counted
 from horovod_transformer.system.files import may_be_replaced, write_text
 from horovod_transformer.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
     """The report as plain JSON values; what is not a finite number is None."""
     score = evaluation.score
     copies: Sequence[tuple[int, int] | None] = evaluation.copies or [None] * len(evaluation.samples)
-    return {
+    values: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "model": evaluation.model,
         "settings": evaluation.settings,
@@ -49,6 +50,13 @@ def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
             "bits_per_byte_interval": _finite_pair(evaluation.interval),
             "bits_per_byte_extremes": _finite_pair(evaluation.extremes),
             "xz_bits_per_byte": evaluation.xz_bits_per_byte,
+            "token_frequencies_bits_per_byte": evaluation.frequencies,
+            "token_frequencies_counted_in": evaluation.counted_in,
+            "guessing_bits_per_byte": evaluation.guessing,
+            "beside": [
+                {"checkpoint": name, "bits_per_byte": _finite(score.bits_per_byte)}
+                for name, score in evaluation.others
+            ],
         },
         "quality": {
             writer: {measure.key: asdict(values[measure.key]) for measure in MEASURES}
@@ -71,6 +79,9 @@ def to_json(evaluation: Evaluation, tokenizer: Tokenizer) -> dict[str, Any]:
             for sample, copy in zip(evaluation.samples, copies, strict=True)
         ],
     }
+    run_trend = trend_of(evaluation.model["checkpoint"])
+    values["verdict"] = verdict_of(values["prediction"], run_trend)
+    return values
 
 
 def require_ours(folder: Path) -> None:
@@ -110,13 +121,13 @@ def write_report(values: dict[str, Any], folder: Path) -> tuple[Path, Path]:
 
 def summary_lines(evaluation: Evaluation, values: dict[str, Any]) -> list[str]:
     """An evaluation, and what `to_json` made of it, as lines for a terminal."""
-    score, settings, xz = evaluation.score, evaluation.settings, evaluation.xz_bits_per_byte
-    beside = "" if xz is None else f"; xz -9, given the training books: {xz:.3f}"
+    score, settings = evaluation.score, evaluation.settings
     lines = [
         f"{counted(evaluation.books, 'held-out book')}, {score.tokens:,} tokens, {score.bytes:,} bytes",
         f"  loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.2f}, "
         f"accuracy {100 * score.accuracy:.1f} %",
-        f"  {score.bits_per_byte:.3f} bits per byte{interval_text(values['prediction'])}{beside}",
+        f"  {score.bits_per_byte:.3f} bits per byte{interval_text(values['prediction'])}",
+        *(f"    {bits:.3f} {name}" for name, bits in compared_with(values["prediction"])),
     ]
     if evaluation.samples:
         lines.append(
@@ -125,7 +136,22 @@ def summary_lines(evaluation: Evaluation, values: dict[str, Any]) -> list[str]:
         )
         lines += [f"  {line}" for line in table_lines(values)]
     copied = copy_line(values)
-    return [*lines, f"  {copied}"] if copied else lines
+    return [*lines, *([f"  {copied}"] if copied else []), values["verdict"]]
+
+
+def compared_with(prediction: dict[str, Any]) -> list[tuple[str, float]]:
+    """What the model's bits per byte stand beside, the fewest bits first: names, and the bits of each."""
+    counted_in = prediction["token_frequencies_counted_in"]
+    rows = [
+        ("xz -9, given the training books", prediction["xz_bits_per_byte"]),
+        (
+            f"knowing only how often each token comes, counted in {counted_in}",
+            prediction["token_frequencies_bits_per_byte"],
+        ),
+        ("giving every token the same chance", prediction["guessing_bits_per_byte"]),
+        *((other["checkpoint"], other["bits_per_byte"]) for other in prediction["beside"]),
+    ]
+    return sorted(((name, bits) for name, bits in rows if bits), key=lambda row: row[1])
 
 
 def interval_text(prediction: dict[str, Any]) -> str:
@@ -168,7 +194,9 @@ def to_html(values: dict[str, Any]) -> str:
         title=f"Evaluation of {values['model']['checkpoint']}",
         model=values["model"],
         prediction=values["prediction"],
+        verdict=values["verdict"],
         scores=_scores(values["prediction"]),
+        beside=_beside(values["prediction"]),
         groups=[(name, list(group)) for name, group in groupby(MEASURES, key=lambda m: m.quality)],
         writers=("model", "human"),
         quality=values["quality"],
@@ -181,15 +209,25 @@ def to_html(values: dict[str, Any]) -> str:
 
 def _scores(prediction: dict[str, Any]) -> list[tuple[str, str]]:
     """The numbers in large print, each with what it is."""
-    scores = [
+    return [
         (number(prediction["bits_per_byte"], 3), "bits per byte" + interval_text(prediction)),
         (number(prediction["perplexity"], 1), "perplexity"),
         (number(prediction["loss"], 3), "loss, nats per token"),
         (number(100 * prediction["accuracy"], 1) + " %", "accuracy"),
     ]
-    if prediction["xz_bits_per_byte"] is not None:
-        scores.insert(1, (number(prediction["xz_bits_per_byte"], 3), "bits per byte of xz -9"))
-    return scores
+
+
+def _beside(prediction: dict[str, Any]) -> list[tuple[str, str, float, str]]:
+    """Name, bits per byte, those as a share of the most, and how the model's are beside them."""
+    own = prediction["bits_per_byte"]
+    if own is None:
+        return []
+    rows = [*compared_with(prediction), ("this model", own)]
+    most = max(bits for _, bits in rows)
+    return [
+        (name, number(bits, 3), bits / most, "" if name == "this model" else compared(own, bits))
+        for name, bits in sorted(rows, key=lambda row: row[1])
+    ]
 
 
 def _plain(value: dict[str, Any], measure: Measure) -> str:

@@ -46,6 +46,8 @@ def any_value(value: Any, digits: int | None = 4) -> str:
         digits: Significant digits of a float; None shows all.
     """
     if isinstance(value, float):
+        if value.is_integer() and 1000 <= abs(value) < 1e9:
+            return f"{value:,.0f}"  # 10,000 rather than 1e+04
         return str(value) if digits is None else f"{value:,.{digits}g}"
     if value is None or isinstance(value, bool | list):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from horovod_transformer.checkpoint.run_paths import RECORD, RUNS
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.yaml_text import read_yaml
 
+EVALUATION = "evaluation.json"
 _SAMPLE = re.compile(r"^=== update (\d{1,18}), prompt (.*) ===$", re.M)
 _STARTED = re.compile(r" run (.+): [\d,]+ parameters\b")
 _STALL = re.compile(r"checkpoints held training up for (\d{1,18}(?:\.\d+)?) s of (\d{1,18}(?:\.\d+)?) s")
@@ -34,6 +36,7 @@ class RunRecords:
         samples: Update, prompt and text of each sample.
         stall: Seconds that checkpoints held training up, and of how many; None if not known.
         evaluation: The numbers of `evaluation.json`, if the run was evaluated.
+        evaluation_file: Where that lies.
     """
 
     name: str
@@ -44,6 +47,7 @@ class RunRecords:
     samples: list[tuple[int, str, str]] = field(default_factory=list)
     stall: tuple[float, float] | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluation_file: Path | None = None
 
     @property
     def restarts(self) -> list[float]:
@@ -93,7 +97,10 @@ def read_run(path: str | Path) -> RunRecords:
     Raises:
         UserError: There is no run, there are several, or its table cannot be read.
     """
-    folder = _find(Path(path))
+    found = find_runs(Path(path))
+    if len(found) > 1:
+        raise UserError(f"{path}: holds {len(found)} runs; name one, such as {found[-1]}")
+    folder = found[0]
     own = _own_folder(folder)
     config = _flat(_read(folder / "config.yaml", read_yaml))
     run = RunRecords(
@@ -111,13 +118,68 @@ def read_run(path: str | Path) -> RunRecords:
     logs, checkpoints = config.get("paths.log_dir"), config.get("paths.checkpoint_dir")
     log = _text((output / str(logs) if logs else (own or output) / "logs") / "train_rank0.log")
     run.stall = _stall_in(log, run.name, is_own=own is not None and not logs)
-    for beside in ((output / str(checkpoints)).parent if checkpoints else output, own):
-        evaluation = _read(beside / "evaluation" / "evaluation.json", json.loads) if beside else {}
-        # A shared folder may have the evaluations of several runs in turn; a run's own may have been renamed.
+    shared = output / str(checkpoints) if checkpoints else output / "checkpoints"
+    for file, is_own in _evaluations(own, [shared.parent, shared, output]):
+        evaluation = _read(file, json.loads)
+        # Elsewhere lie those of several runs; a run's own folder may have been renamed.
         model = evaluation.get("model")
-        if isinstance(model, dict) and (beside == own or _ends_with(str(model.get("run")), run.name)):
-            run.evaluation = evaluation
+        if isinstance(model, dict) and (is_own or _ends_with(str(model.get("run")), run.name)):
+            run.evaluation, run.evaluation_file = evaluation, file
+            break
     return run
+
+
+def read_runs(paths: Sequence[str | Path], say: Callable[[str], None]) -> list[RunRecords]:
+    """Read the records of all runs in some folders.
+
+    Args:
+        paths: See `read_run`; a folder may hold several runs, of which those without an update are left out.
+        say: Told which are left out.
+
+    Raises:
+        UserError: There is no run in one of them, or none that has begun.
+    """
+    runs: dict[Path, RunRecords] = {}
+    for path in map(Path, paths):
+        found = find_runs(path)
+        for folder in found:
+            try:
+                runs.setdefault(folder.resolve(), read_run(folder))
+            except UserError as error:
+                if len(found) == 1:
+                    raise
+                say(f"left out: {error}")
+    if not runs:
+        raise UserError(f"{paths[0]}: none of its runs has made an update yet")
+    return list(runs.values())
+
+
+def last_known(column: Sequence[float | None] | None) -> float | None:
+    """The last value of a column that is a number."""
+    return next((value for value in reversed(column or []) if value is not None), None)
+
+
+def best_validation(run: RunRecords) -> tuple[float | None, float | None]:
+    """Lowest validation loss, and its update."""
+    pairs = zip(run.validation.get("loss", []), run.validation.get("update", []), strict=False)
+    known = [(loss, update) for loss, update in pairs if loss is not None and update is not None]
+    return min(known, default=(None, None))
+
+
+def _evaluations(own: Path | None, folders: Sequence[Path]) -> list[tuple[Path, bool]]:
+    """Where a run's evaluation may lie, the likeliest first, and whether that folder is the run's own.
+
+    `evaluate` writes beside the checkpoint's folder, wherever that has been moved to, or where it is told to.
+    """
+    files = [] if own is None else [(own / "evaluation" / EVALUATION, True)]
+    for folder in ([] if own is None else [own]) + list(folders):
+        beside = folder / "evaluation"
+        try:
+            others = sorted(beside.glob(f"*/{EVALUATION}"), key=lambda file: -file.stat().st_mtime)
+        except (OSError, ValueError):  # a config's path may have a NUL character
+            others = []
+        files += [(file, False) for file in (beside / EVALUATION, *others)]
+    return files
 
 
 def _stall_in(log: str, name: str, is_own: bool) -> tuple[float, float] | None:
@@ -144,22 +206,26 @@ def _own_folder(tables: Path) -> Path | None:
     return own if (own / RECORD).is_file() else None
 
 
-def _find(path: Path) -> Path:
+def find_runs(path: Path) -> list[Path]:
+    """The folders of tables of all runs in a folder, or of the one run that it belongs to.
+
+    Raises:
+        UserError: There is none.
+    """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; a run's records are in runs/structured/NAME")
     for folder in (path, path / "tables"):
         if (folder / "train.csv").is_file():
-            return folder
+            return [folder]
     patterns = ("*/train.csv", "structured/**/train.csv", "runs/structured/**/train.csv")
     tables = [table.parent for pattern in patterns for table in path.glob(pattern)]
-    runs = path if path.resolve().name == RUNS else path / RUNS
-    tables += [own / "tables" for own in own_folders(runs) if (own / "tables/train.csv").is_file()]
+    # `runs` itself, the folder that holds it, or one below it, as runs called `sweep/a` and `sweep/b` have.
+    for runs in (path / RUNS, path):
+        tables += [own / "tables" for own in own_folders(runs) if (own / "tables/train.csv").is_file()]
     found = sorted({folder.resolve(): folder for folder in tables}.values())
     if not found:
         raise UserError(f"{path}: holds no run; name a folder with train.csv, such as runs/structured/NAME")
-    if len(found) > 1:
-        raise UserError(f"{path}: holds {len(found)} runs; name one, such as {found[-1]}")
-    return found[0]
+    return found
 
 
 def _read_validations(path: Path) -> dict[str, list[float | None]]:

@@ -19,13 +19,14 @@ from horovod_transformer.config import Config
 from horovod_transformer.data.dataset import open_prepared_data
 from horovod_transformer.data.held_out import held_out_warnings
 from horovod_transformer.data.loader import iterate_batches, plan_batches, training_loader, validation_loader
+from horovod_transformer.data.manifest import facts_of
 from horovod_transformer.data.page_cache import reading_ahead, worth_reading_ahead
 from horovod_transformer.data.sampler import cut_alike_up_to
 from horovod_transformer.model.size import flops_per_token
 from horovod_transformer.precision import PrecisionChoice
 from horovod_transformer.reports.waiting import about_waiting
 from horovod_transformer.system.console import counted
-from horovod_transformer.system.machine import return_large_blocks
+from horovod_transformer.system.machine import cpu_field, return_large_blocks
 from horovod_transformer.system.signals import StopRequest
 from horovod_transformer.training.checkpointing import Checkpointer
 from horovod_transformer.training.due import Every
@@ -241,6 +242,10 @@ class Trainer:
             "precision_reason": self.precision_reason,
             "cards": cards,
             "threads_per_rank": self.threads,
+            "cpu": cpu_field("model name"),
+            "parameters": self.summary.parameters,
+            "warmup_updates": self.summary.warmup,
+            **facts_of(self.data.manifest),
         }
         return distributed.raise_on_all_ranks(
             lambda: MetricLogger(

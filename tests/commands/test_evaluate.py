@@ -76,7 +76,9 @@ def test_command(run_folder, run_python):
     done = run_python("-m", "horovod_transformer", "evaluate", *command(run_folder, "--xz"))
     assert done.returncode == 0, done.stderr
     result = json.loads((run_folder / "evaluation" / "evaluation.json").read_text())
-    assert set(result) == {"format_version", "model", "settings", "prediction", "quality", "samples"}
+    assert set(result) == {
+        *("format_version", "model", "settings", "prediction", "quality", "samples", "verdict")
+    }
     prediction = result["prediction"]
     assert prediction["books"] == 2 and prediction["xz_bits_per_byte"] > 0
     assert prediction["perplexity"] == pytest.approx(math.exp(prediction["loss"]))
@@ -124,11 +126,15 @@ def test_text_files_instead_of_books(run_folder, tmp_path, capsys):
     told = capsys.readouterr().out
     assert f" bits per byte, range over 2 books: {low:.3f} to {high:.3f}\n" in told
     assert "longest exact copy from the training text: median" in told
-    # Without any prepared data it goes as well, but for the copies.
+    assert prediction["xz_bits_per_byte"] > 0 and told.splitlines()[-2] == result["verdict"]
+    # Without any prepared data it goes as well, but for the copies and the compressor.
     more += ["--data.data_dir", str(tmp_path / "nowhere")]
     assert evaluate.main(command(run_folder, *more)) == 0
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert result["samples"][0]["longest_copy"] is None and result["prediction"] == prediction
+    alone = result["prediction"]
+    assert result["samples"][0]["longest_copy"] is None and alone["xz_bits_per_byte"] is None
+    assert alone["token_frequencies_counted_in"] == "the books themselves"
+    assert all(alone[key] == prediction[key] for key in ("bits_per_byte", "loss", "tokens", "beside"))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +211,17 @@ def test_overrides_and_fewer_books(run_folder, tmp_path, capsys):
     assert result["settings"]["max_new_tokens"] == 3
 
 
+def test_beside_another_model_and_without_the_compressor(run_folder, tmp_path, capsys):
+    checkpoint = str(run_folder / "checkpoints" / "best_model.pt")
+    more = ["--beside", checkpoint, "--no-xz", "--output", str(tmp_path)]
+    assert evaluate.main(command(run_folder, *more)) == 0
+    prediction = json.loads((tmp_path / "evaluation.json").read_text())["prediction"]
+    own = prediction["bits_per_byte"]
+    assert prediction["beside"] == [{"checkpoint": checkpoint, "bits_per_byte": pytest.approx(own)}]
+    assert prediction["xz_bits_per_byte"] is None
+    assert f"as many as {checkpoint}" in capsys.readouterr().out
+
+
 def test_without_samples_the_scores_alone(run_folder, tmp_path, capsys):
     """So has a text a score that is too short for prompts."""
     short = tmp_path / "short.txt"
@@ -236,6 +253,8 @@ def test_without_samples_the_scores_alone(run_folder, tmp_path, capsys):
         (["--generation.top_p", "2"], "top_p"),
         (["--data.data_dir", "absent"], "absent"),
         (["--output", __file__], "is a file"),
+        (["--beside", "absent.pt"], "absent.pt"),
+        (["--beside", "."], "--beside .: is a folder; .*import --from"),
         (["--output", ""], "--output: is empty"),
         (["--device", "tpu"], "tpu"),
     ],

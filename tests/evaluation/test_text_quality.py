@@ -120,6 +120,34 @@ def test_every_place_can_be_drawn():
     assert drawn == {(k, k + 1, k + 2) for k in range(5)}
 
 
+def test_prompts_end_where_words_do(tiny_tokenizer):
+    text = "Yesterday ordinary readers wondered everywhere. " * 40
+    book = tiny_tokenizer.encode_array(text).astype("int64")
+    cut = draw_passages([book], 12, 8, 10, 0)
+    whole = draw_passages([book], 12, 8, 10, 0, tiny_tokenizer)
+    assert len(whole) == 12 and cut != whole
+
+    def ends_in_a_word(passage):
+        prompt, following, _ = (
+            tiny_tokenizer.decode(ids) if isinstance(ids, list) else ids for ids in passage
+        )
+        return not prompt[-1].isspace() and not following[0].isspace()
+
+    assert any(map(ends_in_a_word, cut)) and not any(map(ends_in_a_word, whole))
+    # Each is still one stretch of the book, and none reaches into the next one's place.
+    starts = [_place_of(passage, book) for passage in whole]
+    assert None not in starts and len(whole[0][0]) == 8
+    # Where no word ends, they end where they were drawn.
+    book = np.full(400, tiny_tokenizer.encode("a")[0])
+    assert draw_passages([book], 4, 8, 10, 0, tiny_tokenizer) == draw_passages([book], 4, 8, 10, 0)
+
+
+def _place_of(passage, book):
+    ids = np.array(passage[0] + passage[1])
+    found = (start for start in range(len(book)) if (book[start : start + len(ids)] == ids).all())
+    return next(found, None)
+
+
 def test_too_few_places():
     with pytest.raises(UserError, match="only 5 places"):
         draw_passages([np.arange(8), np.arange(2)], 6, 3, 2, 0)

@@ -27,6 +27,9 @@ def hostile_evaluation(tokenizer) -> Evaluation:
         settings={HOSTILE: HOSTILE, "samples": 12, "prompt_tokens": 4},
         books=1,
         score=BookScore(nats=math.nan, tokens=10, bytes=20, correct=5),
+        guessing=4.5,
+        frequencies=3.0,
+        counted_in="training blocks",
         xz_bits_per_byte=None,
         quality={"model": values, "human": values},
         samples=[sample] * 12,
@@ -89,17 +92,55 @@ def test_summary_for_the_terminal(tiny_tokenizer):
     assert lines[0] == "1 held-out book, 10 tokens, 20 bytes"
     assert lines[1] == "  loss nan nats per token, perplexity inf, accuracy 50.0 %"
     assert lines[2] == "  nan bits per byte"
-    assert lines[3] == "12 continuations of prompts of 4 tokens, ± one standard error"
-    assert len(lines) == 5 + len(MEASURES)
+    assert lines[3:5] == [
+        "    3.000 knowing only how often each token comes, counted in training blocks",
+        "    4.500 giving every token the same chance",
+    ]
+    assert lines[5] == "12 continuations of prompts of 4 tokens, ± one standard error"
+    assert lines[-1].startswith("The loss is no finite number") and len(lines) == 8 + len(MEASURES)
     evaluation = replace(
         evaluation, xz_bits_per_byte=2.25, interval=(1.0, 2.0), copies=[(n, 0) for n in range(12)]
     )
     lines = summary_lines(evaluation, to_json(evaluation, tiny_tokenizer))
-    assert lines[2] == (
-        "  nan bits per byte, 95 % over books: 1.000 to 2.000; xz -9, given the training books: 2.250"
-    )
-    assert lines[-1] == "  longest exact copy from the training text: median 6 tokens, most 11"
+    assert lines[2] == "  nan bits per byte, 95 % over books: 1.000 to 2.000"
+    assert lines[3] == "    2.250 xz -9, given the training books"
+    assert lines[-2] == "  longest exact copy from the training text: median 6 tokens, most 11"
     few = replace(evaluation, books=3, interval=None, extremes=(0.5, 2.5), xz_bits_per_byte=None)
     values = to_json(few, tiny_tokenizer)
     assert summary_lines(few, values)[2] == "  nan bits per byte, range over 3 books: 0.500 to 2.500"
     assert "bits per byte, range over 3 books: 0.500 to 2.500" in to_html(values)
+
+
+def test_the_same_verdict_everywhere_and_what_else_there_is_sorted(tiny_tokenizer):
+    evaluation = replace(
+        hostile_evaluation(tiny_tokenizer),
+        books=2,
+        score=BookScore(nats=20 * 1.5 * math.log(2), tokens=10, bytes=20),
+        xz_bits_per_byte=2.0,
+        others=[("other.pt", BookScore(nats=20 * math.log(2), tokens=30, bytes=20))],
+    )
+    values = to_json(evaluation, tiny_tokenizer)
+    said = (
+        "1.50 bits per byte on 2 held-out books: 25 % fewer than xz needs, 50 % fewer than knowing only how "
+        "often each token comes, 50 % more than other.pt."
+    )
+    assert values["verdict"] == summary_lines(evaluation, values)[-1] == said
+    page = to_html(values)
+    assert f'<p class="verdict">{said}</p>' in page
+    (table,) = re.findall(r'<table class="figures bars">.*?</table>', page, re.S)
+    rows = re.findall(r"<tr(?: class=.own.)?><th>([^<]+)</th><td>([\d.]+)</td>", table)
+    assert [name.partition(",")[0] for name, _ in rows] == [
+        "other.pt",
+        "this model",
+        "xz -9",
+        "knowing only how often each token comes",
+        "giving every token the same chance",
+    ]
+    assert [bits for _, bits in rows] == ["1.000", "1.500", "2.000", "3.000", "4.500"]
+
+
+def test_the_human_column_needs_no_wide_screen(tiny_tokenizer):
+    """Names of groups are rows, so that three columns are left."""
+    page = to_html(to_json(hostile_evaluation(tiny_tokenizer), tiny_tokenizer))
+    (table,) = re.findall(r'<table class="quality">.*?</table>', page, re.S)
+    assert max(row.count("<td>") + row.count("<th") for row in table.split("<tr>")) == 3

@@ -16,6 +16,7 @@ import yaml
 from horovod_transformer.__main__ import _dispatch
 from horovod_transformer.commands.command_line import run_command
 from horovod_transformer.errors import UserError
+from horovod_transformer.reports import methods
 from horovod_transformer.reports import runs as run_report
 from horovod_transformer.reports.charts import Chart, Curve, draw, nice_ticks, smoothed
 from horovod_transformer.reports.run_records import read_run
@@ -114,7 +115,7 @@ def test_the_page_tells_the_run(run, tmp_path):
         "<th>started again</th><td>once</td>",
         "<th>skipped updates</th><td>1</td>",
         "<td>2.125</td>",
-        "version 9.9, commit abc",
+        "Version 9.9, commit abc",
         "Dashed: the run was started again",
     ):
         assert words in page, words
@@ -209,10 +210,10 @@ def test_what_is_no_page_is_not_replaced_by_one(kind, run, tmp_path, capfd):
 
 
 def test_a_run_that_may_not_be_read_is_not_blamed_on_the_page(run, tmp_path, monkeypatch, capfd):
-    def refuse(_):
+    def refuse(*_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/else/where")
 
-    monkeypatch.setattr(run_report, "read_run", refuse)
+    monkeypatch.setattr(run_report, "read_runs", refuse)
     assert run_command(_dispatch, ["report", str(run), "--output", str(tmp_path / "x.html")]) == 2
     assert capfd.readouterr().err.startswith("error: /else/where: Permission denied; ")
 
@@ -251,6 +252,54 @@ def test_which_of_several_runs(run, tmp_path):
     write_run(tmp_path, name="second")
     with pytest.raises(UserError, match="holds 2 runs; name one, such as .*second"):
         read_run(tmp_path)
+
+
+def test_a_folder_of_runs_is_sorted_by_their_results_and_the_best_marked(run, tmp_path, capsys):
+    for name, bits in (("worst", 3.5), ("best", 1.5), ("without", None)):
+        made = write_run(tmp_path, rate=bits, name=name)
+        rows = [] if bits is None else [[4, 2 * bits, bits, 0.5]]
+        write_table(made / "val.csv", ["update", "loss", "bits_per_byte", "seconds"], rows)
+    (tmp_path / "runs/structured/empty").mkdir()
+    (tmp_path / "runs/structured/empty/train.csv").write_text("update,loss\n")
+    page = write_run_report([tmp_path / "runs", run], tmp_path / "page.html").read_text()  # one of them twice
+    assert "<h1>4 training runs</h1>" in page and "Best: best, 1.500 bits per byte" in page
+    assert "next: first, 2.250" in page
+    (ranking,) = re.findall(r'<table class="figures">.*?</table>', page, re.S)
+    assert re.findall(r"<tr><th>([^<]+)", ranking)[1:] == ["★ best", "first", "worst", "without"]
+    assert "<th>learning_rate</th>" in ranking and "<td>1.5</td>" in ranking
+    assert "empty/train.csv: holds no updates yet" in capsys.readouterr().out
+
+
+def test_of_many_runs_the_best_are_drawn(tmp_path):
+    for place in range(10):
+        write_run(tmp_path, rate=place, name=f"run-{place}")
+    page = write_run_report([tmp_path], tmp_path / "page.html").read_text()
+    assert "10 training runs" in page and "Below the table are the best 8." in page
+    (ranking,) = re.findall(r'<table class="figures">.*?</table>', page, re.S)
+    assert ranking.count("<tr>") == 11 and page.count("<section>") == 8  # each run's last sample
+
+
+def test_runs_on_different_data_are_said_not_to_compare(run, tmp_path):
+    second = write_run(tmp_path, name="second")
+    pages = []
+    for digest in ("abc", "other"):
+        for folder, own in ((run, "abc"), (second, digest)):
+            (folder / "environment.json").write_text(json.dumps({"data_fingerprint": own}))
+        pages.append(run_page([read_run(run), read_run(second)]))
+    assert ["on different data" in page for page in pages] == [False, True]
+
+
+@pytest.mark.parametrize("place", ["evaluation", "evaluation/novel", "checkpoints/evaluation"])
+def test_the_evaluation_of_a_checkpoint_that_was_moved_is_found_and_named(run, tmp_path, place):
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "evaluation.json").write_text(
+        '{"model": {"run": "first", "checkpoint": "kept/best.pt", "updates": 8}, '
+        '"prediction": {"bits_per_byte": 2.125, "books": 3}}'
+    )
+    page = write_run_report([run], tmp_path / "page.html").read_text()
+    assert "<td>kept/best.pt, after 8 updates</td>" in page
+    assert f"<td>{tmp_path}/{place}/evaluation.json</td>" in page
+    assert '<p class="verdict">2.12 bits per byte on 3 held-out books' in page
 
 
 # --- charts
@@ -332,6 +381,6 @@ def test_a_version_that_nobody_knows_is_said_to_be_so(tmp_path, monkeypatch):
     """As where the sources were never installed."""
     run = write_run(tmp_path)
     (run / "environment.json").write_text(json.dumps({"packages": {"horovod_transformer": None}}))
-    monkeypatch.setattr(run_report, "installed_version", lambda name: None)
+    monkeypatch.setattr(methods, "installed_version", lambda name: None)
     page = write_run_report([run], tmp_path / "page.html").read_text()
-    assert "note = {version not known}" in page
+    assert "note = {Version not known}" in page
