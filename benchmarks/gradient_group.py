@@ -21,7 +21,7 @@ import sys
 import time
 
 import torch
-from scaling import SHAPE, shape_link, start_on_two_hosts
+from scaling import SHAPE, shape_link, start_on_hosts
 
 from horovod_transformer import distributed
 from horovod_transformer.config import load_config
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--link", type=int, metavar="MBIT", help="two hosts with a link of so many Mbit/s")
     options = parser.parse_args()
     if options.link and "RANK" not in os.environ:
-        sys.exit(start_on_two_hosts())
+        sys.exit(start_on_hosts())
     world_size, rank, _, _ = distributed.setup_horovod(require_distributed=True)
     if options.link:
         shape_link(options.link)

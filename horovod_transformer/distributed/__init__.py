@@ -37,7 +37,7 @@ from horovod_transformer.distributed.devices import (
 )
 from horovod_transformer.distributed.equal_weights import require_equal_weights, weights_digest
 from horovod_transformer.distributed.exchange import broadcast, gather_objects
-from horovod_transformer.distributed.gradients import distribute_optimizer, error_feedback
+from horovod_transformer.distributed.gradients import distribute_optimizer, error_feedback, send_embedding
 from horovod_transformer.distributed.threads import set_threads
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "raise_on_all_ranks",
     "require_equal_weights",
     "run_on_rank0",
+    "send_embedding",
     "set_threads",
     "setup_horovod",
     "skip_synchronize",

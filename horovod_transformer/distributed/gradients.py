@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from horovod_transformer.distributed import shared_memory
+from horovod_transformer.distributed import embedding_rows, shared_memory
 from horovod_transformer.distributed.collectives import (
     HostSets,
+    allgather_bytes,
     get_host_sets,
     get_hvd,
     get_local_rank,
+    get_local_size,
     get_rank,
     wait,
 )
@@ -51,6 +53,7 @@ def distribute_optimizer(
     compression: str = "none",
     gradient_groups: int | None = 1,
     whole_numbers: bool = False,
+    late_tokens: int = 0,
 ) -> Optimizer:
     """Make the optimizer sum gradients over ranks during the last of `backward_passes`. *Collective.*
 
@@ -67,10 +70,12 @@ def distribute_optimizer(
         gradient_groups: See `group_parameters`. None leaves it to Horovod, and gives up
             repeatable sums; `benchmarks/gradient_group.py` measures the difference.
         whole_numbers: Gradients hold the bits of int32 numbers, see `training.exact_sums`.
+        late_tokens: In this rank's last backward pass, at most. Where they are few, the gradient of the first
+            parameter, the tied embedding, leaves in two parts: see `embedding_rows`. 0: as a whole.
 
     Returns:
         The optimizer with Horovod's methods `synchronize` and `skip_synchronize`; the given one in a lone
-        process.
+        process. Where the embedding's gradient leaves in two parts it has `send_embedding` as well.
 
     Raises:
         UserError: The ranks of a host cannot share memory.
@@ -81,8 +86,11 @@ def distribute_optimizer(
     named = list(named_parameters)
     parameters = [parameter for _, parameter in named]
     groups = gradient_groups and group_parameters(parameters, gradient_groups)
+    in_two = late_tokens > 0 and groups and len(groups) > 1 and leaves_in_two_parts(parameters[0], late_tokens)
+    if in_two and not sets:
+        sets = HostSets(None, hvd.global_process_set, 1, hvd.size())
     if sets and groups:
-        return _sum_by_hosts(optimizer, groups, backward_passes, compression, whole_numbers, sets)
+        return _sum_by_hosts(optimizer, groups, backward_passes, compression, whole_numbers, sets, in_two)
     # On a single host bfloat16 would save nothing.
     kind = WholeNumbers if whole_numbers else getattr(hvd.Compression, compression.replace("bf16", "none"))
     return hvd.DistributedOptimizer(
@@ -93,6 +101,20 @@ def distribute_optimizer(
         op=hvd.Sum,
         groups=groups,
     )
+
+
+def leaves_in_two_parts(embedding: nn.Parameter, tokens: int) -> bool:
+    """Whether the embedding's gradient does: between CPUs of several hosts, for few tokens in a pass."""
+    return (
+        embedding.device.type == "cpu"
+        and get_local_size() < get_hvd().size()
+        and embedding_rows.are_few(get_hvd().size(), tokens, len(embedding))
+    )
+
+
+def send_embedding(optimizer: Optimizer) -> Callable[[Tensor, Tensor], None] | None:
+    """What sends the first part of the embedding's gradient, see `HostSums.send_embedding`; None: nothing."""
+    return getattr(optimizer, "send_embedding", None)
 
 
 def error_feedback(optimizer: Optimizer) -> ErrorFeedback | None:
@@ -137,7 +159,11 @@ def _sum_by_hosts(
     compression: str,
     whole_numbers: bool,
     sets: HostSets,
+    in_two: bool,
 ) -> Optimizer:
+    if in_two:
+        *others, embedding = groups
+        groups = [embedding, *others]
     dtype = torch.int32 if whole_numbers else torch.float32
     # Every share can be cut into a piece for each host.
     pieces = sets.ranks * sets.hosts
@@ -164,7 +190,8 @@ def _sum_by_hosts(
         between = partial(_sum_halved, sets.likes)
     else:
         between = partial(_sum, sets.likes)
-    return HostSums(groups, passes, host, between).attach_to(optimizer)
+    gather = _gather_rows if in_two else None
+    return HostSums(groups, passes, host, between, gather).attach_to(optimizer)
 
 
 def share_memory(sizes: Sequence[int], dtype: torch.dtype, sets: HostSets) -> Host:
@@ -226,6 +253,11 @@ def _reduce_scatter(ranks: Any, flat: Tensor, name: str) -> Tensor:
 def _all_gather(ranks: Any, flat: Tensor, name: str) -> Tensor:
     handle = get_hvd().allgather_async(flat.view(torch.uint8), name=name, process_set=ranks)
     return wait(handle, flat.device).view(flat.dtype)
+
+
+def _gather_rows(rows: Tensor) -> Tensor:
+    gathered = allgather_bytes(rows.view(torch.uint8), "embedding rows")
+    return gathered.view(torch.int32)
 
 
 def _exchange(sets: HostSets, flat: Tensor, name: str) -> Tensor:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from horovod_transformer.distributed import embedding_rows
+
 
 class Host(Protocol):
     """How the ranks of a host add up: for each group of gradients `put`, then `share`, then `join`."""
@@ -45,6 +47,9 @@ class HostSums:
         host: Adds up within the host.
         between_hosts: Adds this rank's share of a group, told by its number, up over hosts. May work in
             place.
+        gather_rows: Puts the rows of all ranks, int32 (rows, numbers), behind one another, by rank.
+            *Collective.* If given, the first group is the tied embedding alone, and leaves in two parts: see
+            `send_embedding`.
     """
 
     def __init__(
@@ -53,11 +58,13 @@ class HostSums:
         passes: int,
         host: Host,
         between_hosts: Callable[[Tensor, int], Tensor],
+        gather_rows: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._groups = [list(group) for group in groups]
         self._passes = passes
         self._host = host
         self._between_hosts = between_hosts
+        self._gather_rows = gather_rows
         self._thread = ThreadPoolExecutor(1, "sums")
         self._begin_update()
         for number, group in enumerate(self._groups):
@@ -68,12 +75,26 @@ class HostSums:
         """Give a plain optimizer two methods of Horovod's: `synchronize` and `skip_synchronize`."""
         optimizer.synchronize = self.synchronize  # type: ignore[attr-defined]
         optimizer.skip_synchronize = contextlib.nullcontext  # type: ignore[attr-defined]
+        if self._gather_rows:
+            optimizer.send_embedding = self.send_embedding  # type: ignore[attr-defined]
         return optimizer
+
+    def send_embedding(self, gradient: Tensor, tokens: Tensor) -> None:
+        """Send the embedding's gradient but for the rows of some tokens; `synchronize` sends those.
+
+        Args:
+            gradient: All that is going to be in `grad` at the end, but for the rows of `tokens`.
+            tokens: Int64, each once.
+        """
+        with embedding_rows.without(gradient, tokens):
+            self._send(0, [gradient])
+        self._late_tokens = tokens
 
     def synchronize(self) -> None:
         """Wait for the sums; then each gradient holds that of all ranks. *Collective.*"""
         for number in range(len(self._sums), len(self._groups)):  # a parameter had no gradient in some pass
             self._send(number)
+        late_rows = self._send_rows() if self._gather_rows else None
         for group, future in zip(self._groups, self._sums, strict=True):
             summed = future.result()
             sizes = [parameter.numel() for parameter in group]
@@ -81,11 +102,16 @@ class HostSums:
                 if parameter.grad is None:
                     parameter.grad = torch.empty_like(parameter)
                 bits_of(parameter.grad, summed.dtype).copy_(numbers)
+        if late_rows:
+            (embedding,) = self._groups[0]
+            assert embedding.grad is not None
+            embedding_rows.add(embedding.grad.view(summed.dtype), late_rows.result())
         self._begin_update()
 
     def _begin_update(self) -> None:
         self._left = [len(group) * self._passes for group in self._groups]
         self._sums: list[Future[Tensor]] = []
+        self._late_tokens: Tensor | None = None
 
     def _count(self, number: int) -> None:
         self._left[number] -= 1
@@ -93,10 +119,20 @@ class HostSums:
         while len(self._sums) < len(self._groups) and self._left[len(self._sums)] == 0:
             self._send(len(self._sums))
 
-    def _send(self, number: int) -> None:
-        group = self._groups[number]
-        self._host.put(number, [torch.zeros_like(each) if each.grad is None else each.grad for each in group])
+    def _send(self, number: int, gradients: Sequence[Tensor] | None = None) -> None:
+        if gradients is None:
+            group = self._groups[number]
+            gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in group]
+        self._host.put(number, gradients)
         self._sums.append(self._thread.submit(self._sum, number))
+
+    def _send_rows(self) -> Future[Tensor]:
+        (embedding,) = self._groups[0]
+        assert self._gather_rows and embedding.grad is not None
+        tokens = self._late_tokens
+        if tokens is None:  # all of it has left
+            tokens = torch.empty(0, dtype=torch.int64)
+        return self._thread.submit(self._gather_rows, embedding_rows.pack(embedding.grad, tokens))
 
     def _sum(self, number: int) -> Tensor:
         return self._host.join(number, self._between_hosts(self._host.share(number), number))

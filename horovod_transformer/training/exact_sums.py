@@ -146,6 +146,19 @@ class ExactSums:
         for parameter in self._parameters:
             parameter.grad = None
 
+    def sum_with(self, number: int, gradient: Tensor) -> Tensor:
+        """What `parameter.grad` of a parameter, told by its place, holds once this gradient is added.
+
+        Nothing is added: the next pass does that. Only without copies of the model.
+        """
+        values, total = gradient.view(-1), self._totals[number]
+        wholes = torch.empty_like(values, dtype=torch.int32)
+        for some in _slices(values):
+            wholes[some].copy_(values[some] * self._per_unit32[number])
+            if total is not None:
+                wholes[some].add_(total[some])
+        return wholes.view(torch.float32).view_as(gradient)
+
     def _add_own(self, number: int, parameter: Tensor) -> None:
         """Add a gradient of the model to the sum, which takes its place as `parameter.grad`."""
         self._add(number, parameter)

@@ -87,6 +87,8 @@ def build_step(
         settings.compression,
         settings.gradient_groups,
         whole_numbers=exact is not None,
+        # Passes side by side end together: nothing could leave before.
+        late_tokens=0 if twins else plan.piece_size * plan.block_size,
     )
     step = UpdateStep(
         model,

@@ -81,6 +81,7 @@ class UpdateStep:
         self.uses_dropout = uses_dropout
         self.exact = exact
         self.feedback = distributed.error_feedback(optimizer)
+        self._send_embedding = distributed.send_embedding(optimizer)
         self.workers = workers or Workers()
         self._twins = twins
         self.at_once = len(twins) + 1
@@ -202,7 +203,7 @@ class UpdateStep:
                 done += 1
                 if self.exact:
                     self.exact.begin_micro_batch(is_last=done == passes)
-                totals += self._pass(self.model, batch, tokens, self.timer)
+                totals += self._pass(self.model, batch, tokens, self.timer, is_last=done == passes)
                 self.timer.enter("data")
         finally:
             # What has failed in another thread says more than what came of it here.
@@ -212,7 +213,12 @@ class UpdateStep:
         return totals
 
     def _pass(
-        self, model: TransformerLM, batch: dict[str, Tensor], tokens: int, timer: PhaseTimer | None = None
+        self,
+        model: TransformerLM,
+        batch: dict[str, Tensor],
+        tokens: int,
+        timer: PhaseTimer | None = None,
+        is_last: bool = False,
     ) -> Tensor:
         """One forward and backward pass: loss and right predictions, float64 (3,), the third for others."""
         input_ids = batch["input_ids"].to(self.device, non_blocking=True)
@@ -226,8 +232,23 @@ class UpdateStep:
             loss, _, correct = model.loss_sums(input_ids, labels, ahead)
         if timer:
             timer.enter("backward")
+        if is_last and self._send_embedding:
+            # Called as soon as the gradients of `chunked_cross_entropy`'s arguments are there.
+            loss.grad_fn.register_hook(lambda grads, _: self._send_first_part(grads[1], input_ids))
         (loss * scale).backward()
         return torch.stack([exactly(loss.detach()), correct.double(), torch.zeros_like(loss).double()])
+
+    def _send_first_part(self, projection_grad: Tensor, input_ids: Tensor) -> None:
+        """Send the embedding's gradient, all but the rows that the lookup is going to change."""
+        embedding = self.model.token_embedding.weight
+        if self.exact:
+            gradient = self.exact.sum_with(0, projection_grad)
+        elif embedding.grad is None:
+            gradient = projection_grad
+        else:
+            gradient = embedding.grad + projection_grad
+        assert self._send_embedding
+        self._send_embedding(gradient, input_ids.unique())
 
     def _passes_of_twin(self, model: TransformerLM, batches: list[dict[str, Tensor]], tokens: int) -> Tensor:
         """Passes of another thread."""
