@@ -57,7 +57,8 @@ def check_run(context: CheckContext) -> Row:
     config = context.config
     run = RunSummary.of(config.model, config.training, updates, Path(config.data.data_dir))
     warnings = run.warnings()
-    return Row("run", "warn" if warnings else "ok", "; ".join(filter(None, (run.describe(), run.expected))), "; ".join(warnings))
+    found = "; ".join(filter(None, (run.describe(), run.expected)))
+    return Row("run", "warn" if warnings else "ok", found, "; ".join(warnings))
 
 
 def check_disk(context: CheckContext) -> Row:
