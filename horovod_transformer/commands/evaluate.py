@@ -70,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
     # Imported late: a mistake on the command line should not wait for torch.
     from horovod_transformer.books.readers import ReadOptions
+    from horovod_transformer.data.held_out import held_out_warnings
     from horovod_transformer.distributed import setup_horovod
     from horovod_transformer.evaluation.book_scores import books_of
     from horovod_transformer.evaluation.evaluate import EvaluationSettings, evaluate
@@ -110,6 +111,10 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(summary_lines(evaluation, values)), flush=True)
         _, page = write_report(values, folder)
         print(f"written to {page}")
+        if data is not None and not options.text:
+            for line in held_out_warnings(data.train, data.validation):
+                tell(f"warning: {line}", sys.stderr)
+        tell("next: horovod-transformer report")
     return 0
 
 

@@ -77,6 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     seconds = time.perf_counter() - began
     device = model.token_embedding.weight.device.type
     narrate(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s on {device}", sys.stderr)
+    narrate("next: horovod-transformer evaluate", sys.stderr)
     return 0
 
 

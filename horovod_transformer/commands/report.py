@@ -8,6 +8,7 @@ from pathlib import Path
 from horovod_transformer.commands.command_line import parse_options
 from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.errors import UserError
+from horovod_transformer.system.console import tell
 from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
@@ -17,22 +18,25 @@ skipped updates, figures, differences of configs, samples, environment. It can b
 
 EXAMPLES = """\
 examples:
-  %(prog)s runs/structured/first --output report.html
+  %(prog)s                                            # all runs here, the best first
+  %(prog)s runs/structured/first --output first.html
   %(prog)s runs/structured/first runs/structured/second --output both.html
 """
 
 
 def make_parser() -> CommandParser:
     """The arguments."""
-    parser = CommandParser("horovod-transformer report", DESCRIPTION, EXAMPLES, "RUN [RUN ...] --output FILE")
+    parser = CommandParser("horovod-transformer report", DESCRIPTION, EXAMPLES, "[RUN ...]")
     parser.add_argument(
         "runs",
-        nargs="+",
+        nargs="*",
+        default=["runs"],
         type=path_of("RUN"),
         metavar="RUN",
-        help="runs/structured/NAME, or an output folder that holds one run",
+        help="runs/structured/NAME, or a folder of runs (default: runs)",
     )
-    parser.add_output("FILE", "the page; replaced if it is there", required=True)
+    parser.add_output("FILE", "the page; replaced if it is there (default: report.html)")
+    parser.set_defaults(output="report.html")
     return parser
 
 
@@ -46,5 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from horovod_transformer.reports.runs import write_run_report
 
-    print(f"written to {write_run_report(options.runs, options.output)}")
+    page = write_run_report(options.runs, options.output)
+    print(f"written to {page}")
+    tell(f"next: open {page} in a browser")
     return 0
