@@ -61,5 +61,10 @@ def main(arguments: Sequence[str]) -> int:
     write_text(folder / FOLDER_CONFIG, config_text(plan, DATA, source))
     print(f"\nwritten: {folder / FOLDER_CONFIG}")
     print(f"next: cd {shlex.quote(str(folder))} && horovod-transformer prepare")
-    print(f"then: {start_line(plan, FOLDER_CONFIG)}")
+    if plan.machine.here:
+        print(f"then: {start_line(plan, FOLDER_CONFIG)}")
+    else:  # submitted from the repository, where paths of the config would count from
+        place = folder.absolute()
+        paths = shlex.join(["--data.data_dir", str(place / DATA), "--output", str(place)])
+        print(f"then, from the repository: {start_line(plan, str(place / FOLDER_CONFIG))} {paths}")
     return 0

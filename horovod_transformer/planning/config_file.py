@@ -70,6 +70,10 @@ def config_text(plan: Plan, data_dir: str, source: str | list[str] | None = None
     ]
     if source is not None:
         lines.append(_row("source", source, "the books"))
+    if corpus.encoding is not None:
+        lines.append(
+            _row("encoding", corpus.encoding, "some books are not UTF-8: a guess, look into the report")
+        )
     lines.append(_row("tokenizer", corpus.tokenizer, ""))
     lines.append(_row("data_dir", data_dir, "where `prepare` puts the blocks"))
     return "\n".join(lines) + "\n"

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from horovod_transformer.books.ranges import FileRange, read_range
-from horovod_transformer.books.readers import Book, ReadOptions
+from horovod_transformer.books.readers import ReadOptions, Unreadable
 from horovod_transformer.books.sources import open_books
 from horovod_transformer.config_sections import DataConfig
 from horovod_transformer.data.manifest import read_manifest
 from horovod_transformer.errors import UserError
 from horovod_transformer.tokenizer import SMALLEST_VOCAB_SIZE, Tokenizer, gpt2_tokenizer, train_bpe
 
-# What is read of a source, at most, in this many places.
+# What is read of a source, about, in so many places.
 SAMPLE_CHARACTERS = 4_000_000
-SAMPLED_PLACES = 64
+FEWEST_PLACES, MOST_PLACES = 64, 4_000
+# What text that is not UTF-8 is taken for: of western books most are.
+OTHER_ENCODING = "cp1252"
 # Above this much text GPT-2's vocabulary is taken: its rows are seen often enough to be learned.
 BYTES_FOR_GPT2 = 200_000_000
 # A vocabulary of the books' own has an entry for each so many bytes of text, within these bounds.
@@ -35,6 +37,7 @@ class Corpus:
         tokens: Of the training split.
         vocab_size: Ids of the tokenizer.
         tokenizer: As `data.tokenizer`.
+        encoding: As `data.encoding`: what some books are taken for; None: all in the sample are UTF-8.
         block_size: Tokens of a block if they are prepared, else None: a plan may choose.
         counted: Whether these figures were counted, rather than estimated from a sample.
     """
@@ -47,6 +50,7 @@ class Corpus:
     tokenizer: str
     block_size: int | None
     counted: bool
+    encoding: str | None = None
 
 
 def prepared_corpus(data_dir: str | Path) -> Corpus:
@@ -84,8 +88,12 @@ def estimate_corpus(data: DataConfig) -> Corpus:
     Raises:
         UserError: There are no books there, or none that can be read.
     """
-    books = open_books(data.source, ReadOptions.of(data))
-    texts = _sample(books.ranges, books.options)
+    books = open_books(data.source, replace(ReadOptions.of(data), skip_bad=True))
+    options = books.options
+    texts, bad = _sample(books.ranges, options)
+    if options.encoding is None and any("UTF-8" in book.reason for book in bad):
+        options = replace(options, encoding=OTHER_ENCODING)
+        texts, bad = _sample(books.ranges, options)
     size = sum(len(text.encode()) for text in texts)
     if not size:
         raise UserError(f"data.source = {data.source}: a sample of it has no text that can be read")
@@ -103,22 +111,28 @@ def estimate_corpus(data: DataConfig) -> Corpus:
         tokenizer=name,
         block_size=None,
         counted=False,
+        encoding=options.encoding,
     )
 
 
-def _sample(ranges: Sequence[FileRange], options: ReadOptions) -> list[str]:
-    """The beginnings of ranges that lie evenly over the source."""
-    chosen = ranges[:: max(1, len(ranges) // SAMPLED_PLACES)]
-    texts = []
+def _sample(ranges: Sequence[FileRange], options: ReadOptions) -> tuple[list[str], list[Unreadable]]:
+    """The beginnings of ranges that lie evenly over the source, and what of it cannot be read."""
+    whole = sum(each.text_bytes for each in ranges)
+    places = len(ranges) * SAMPLE_CHARACTERS // max(whole, 1)
+    places = min(max(places, FEWEST_PLACES), MOST_PLACES)
+    chosen = ranges[:: max(1, len(ranges) // places)]
+    texts, bad = [], []
     for place in chosen:
         left = SAMPLE_CHARACTERS // len(chosen)
         for book in read_range(place, options):
-            if isinstance(book, Book):
-                texts.append(book.text[:left])
-                left -= len(texts[-1])
+            if isinstance(book, Unreadable):
+                bad.append(book)
+                continue
+            texts.append(book.text[:left])
+            left -= len(texts[-1])
             if left <= 0:
                 break
-    return texts
+    return texts, bad
 
 
 def _tokenizer_for(text_bytes: int, texts: Sequence[str]) -> tuple[str, Tokenizer]:

@@ -55,6 +55,21 @@ def test_little_text_gets_a_small_vocabulary_and_much_text_gpt2s(
     assert large.tokenizer == "gpt2" and large.vocab_size == 50257
 
 
+def test_books_that_are_not_utf8_are_seen_and_the_config_says_how_to_read_them(tmp_path: Path) -> None:
+    write_books(tmp_path / "books", 10, 100)
+    assert estimate_corpus(DataConfig(source=str(tmp_path / "books"))).encoding is None
+    (tmp_path / "books" / "x.txt").write_bytes(("café " * 3000).encode("cp1252"))
+    found = estimate_corpus(DataConfig(source=str(tmp_path / "books")))
+    assert found.encoding == "cp1252" and found.books == 11
+
+
+def test_many_small_files_give_as_much_of_a_sample_as_few_large_ones(tmp_path: Path) -> None:
+    write_books(tmp_path / "few", 4, 500)
+    write_books(tmp_path / "many", 500, 4)
+    few, many = (estimate_corpus(DataConfig(source=str(tmp_path / name))) for name in ("few", "many"))
+    assert many.vocab_size == few.vocab_size
+
+
 def test_a_source_without_text_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(UserError, match="no text that can be read"):
