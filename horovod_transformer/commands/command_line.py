@@ -208,7 +208,6 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
     With several ranks every one meets the same mistake: rank 0 tells it, all leave.
     """
     make_streams_take_all()
-    set_verbosity(USUAL)
     try:
         _require_working_folder()
         code = main(sys.argv[1:] if arguments is None else arguments)
@@ -253,3 +252,5 @@ def run_command(main: Callable[[Sequence[str]], int], arguments: Sequence[str] |
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
         return 130
+    finally:
+        set_verbosity(USUAL)

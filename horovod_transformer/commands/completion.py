@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from horovod_transformer.commands.completion_scripts import SCRIPTS, Command, command_of
 from horovod_transformer.commands.parser import CommandParser
+from horovod_transformer.commands.table import SUBCOMMANDS, load_subcommand
 
 DESCRIPTION = """\
 Print a script that completes subcommands, options, keys of the config, their values, and files."""
@@ -33,8 +34,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def commands() -> list[Command]:
     """Every subcommand, as its own parser describes it."""
-    from horovod_transformer.__main__ import SUBCOMMANDS, load_subcommand
-
     found = [
         command_of(name, what, load_subcommand(name).make_parser()) for name, what in SUBCOMMANDS.items()
     ]

@@ -36,7 +36,7 @@ CALIBRATION_UPDATES = 12
 REST_S = 90.0
 FEWEST_UPDATES = 20
 # Curve, score, compressor and text together take about as long as so many updates.
-UPDATES_TIME_AFTERWARDS = 40
+UPDATES_TIME_AFTERWARDS = 60
 PROMPTS = ("", "To be, or not to be", "Enter the KING and the CLOWN.")
 
 

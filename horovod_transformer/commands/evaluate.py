@@ -44,7 +44,7 @@ examples:
   %(prog)s --samples 100 --generation.temperature 1 --no-xz
   %(prog)s --beside checkpoints/gpt2.pt          # beside a model that `import` has made
   %(prog)s --text my_novel.txt --output evaluation/my_novel
-  horovod-transformer launch -np 4 -- %(prog)s    # each process scores its share of the books
+  horovod-transformer launch -np 4 -- %(prog)s    # each scores its share of the books
 
 --generation.*, --data.data_dir, --data.encoding and --data.clean override the config
 (`horovod-transformer config explain generation`); a --text is read and cleaned as `prepare` reads books.

@@ -1,4 +1,4 @@
-"""The parser of a subcommand: argparse with one-line complaints, short helps, options under old names, too."""
+"""The parser of a subcommand: argparse with one-line complaints, short helps, options by several names."""
 
 from __future__ import annotations
 

@@ -10,15 +10,16 @@ import pytest
 from horovod_transformer.__main__ import _dispatch
 from horovod_transformer.commands import command_line
 from horovod_transformer.commands.command_line import (
-    CommandParser,
-    config_keys,
+    checkpoint_or_newest,
     config_parser,
     parse_options,
     parse_with_config,
     run_command,
 )
 from horovod_transformer.commands.generate import main as generate
-from horovod_transformer.config import Config, load_config
+from horovod_transformer.commands.parser import CommandParser
+from horovod_transformer.commands.table import load_subcommand
+from horovod_transformer.config import Config
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import path_of
 
@@ -74,8 +75,10 @@ PATHS = [
     ("train", "--config"),
     ("train", "--resume"),
     ("train", "--init_from"),
-    ("train", "--output_dir"),
-    ("doctor", "--output_dir"),
+    ("train", "--output"),
+    ("doctor", "--output"),
+    ("runs", "--output"),
+    ("prepare", "--output"),
     ("generate", "--checkpoint"),
     ("generate", "--config"),
     ("generate", "--prompt_file"),
@@ -85,9 +88,9 @@ PATHS = [
     ("evaluate", "--text"),
     ("evaluate", "--output"),
     ("export", "--checkpoint"),
-    ("export", "--to"),
+    ("export", "--output"),
     ("import", "--from"),
-    ("import", "--to"),
+    ("import", "--output"),
     ("report", "--output"),
     ("report", "RUN"),
     ("data verify", "DIR"),
@@ -183,30 +186,9 @@ def test_a_command_is_one_line_and_code_2_for_the_shell(run_python):
 def test_help_teaches_the_overrides(run_python):
     done = run_python("-m", "src.train", "--help")
     assert done.returncode == 0
-    for word in ("--resume", "--run_name", "--output_dir", "--training.learning_rate 1e-4"):
+    for word in ("--resume", "--run_name", "--output_dir", "--training.learning_rate 1e-4", "config explain"):
         assert word in done.stdout
-
-
-def test_help_lists_every_key_with_its_default(root):
-    _, _, table = config_parser("test", "A test.").format_help().partition("The keys, ")
-    lines = table.splitlines()
-    for section, values in Config().to_dict().items():
-        for key in values:
-            assert sum(line.split()[:1] == [f"--{section}.{key}"] for line in lines) == 1, key
-    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  --") and "." in line}
-    assert rows["--training.precision"] == ["auto|fp32|bf16|fp16", "auto"]
-    assert rows["--training.max_updates"] == ["int|null", "null"]
-    assert rows["--model.gradient_checkpointing"] == ["true|false", "false"]
-    assert max(map(len, lines)) <= 110
-
-
-def test_a_default_in_the_help_is_one_that_can_be_given(root):
-    config = load_config(root / "configs" / "modern.yaml")
-    for key, (_, default) in config_keys().items():
-        section, _, name = key.partition(".")
-        if name != "gradient_accumulation_steps":  # null beside it the global batch
-            given = config.with_overrides({key: default}).to_dict()[section][name]
-            assert given == Config().to_dict()[section][name], key
+    assert done.stdout.startswith("usage: horovod-transformer train ") and "src.train" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -216,6 +198,7 @@ def test_a_default_in_the_help_is_one_that_can_be_given(root):
         ("--learning-rate=1", "did you mean --training.learning_rate?"),
         ("--max_updats", "did you mean --training.max_updates?"),
         ("--resum", "did you mean --resume?"),
+        ("--no-sleap", "did you mean --no-sleep?"),
         ("--wat", "--help lists what there is"),
         ("seed", "--help lists what there is"),
     ],
@@ -223,6 +206,7 @@ def test_a_default_in_the_help_is_one_that_can_be_given(root):
 def test_an_unknown_argument_gets_a_suggestion(word, advice):
     parser = config_parser("test", "A test.")
     parser.add_argument("--resume")
+    parser.add_argument("--no-sleep")
     with pytest.raises(UserError) as error:
         parse_options(parser, [word, "1"])
     assert str(error.value) == f"unknown argument {word}; {advice}"
@@ -242,3 +226,88 @@ def test_a_list_given_twice_is_refused_and_else_the_last_counts(key):
 def test_a_key_in_the_wrong_section_is_found_in_its_own():
     with pytest.raises(UserError, match=r"model\.seed: no such key; did you mean training\.seed\?"):
         Config().with_overrides({"model.seed": "1"})
+
+
+@pytest.mark.parametrize("word", ["--max_restarts", "--max-restarts"])
+def test_hyphens_and_underscores_mean_the_same(word):
+    parser = config_parser("test", "A test.")
+    parser.add_argument("--max-restarts")
+    parser.add_argument("--run_name")
+    run_name = "--run-name" if "-r" in word else "--run_name"
+    options, keys = parse_options(parser, [word, "3", f"{run_name}=a-b_c", "--training.max-updates", "4-x_y"])
+    assert (options.max_restarts, options.run_name) == ("3", "a-b_c")
+    assert keys == {"training.max_updates": "4-x_y"}
+    assert "--max_restarts" not in parser.format_help()
+
+
+@pytest.mark.parametrize("name", ["-np", "--processes", "--np", "--workers"])
+@pytest.mark.parametrize("command", ["launch", "prepare", "demo"])
+def test_one_name_for_how_many_processes(command, name):
+    arguments = [name, "3", "--", "x"] if command == "launch" else [name, "3"]
+    options, _ = load_subcommand(command).make_parser().parse_known_args(arguments)
+    assert options.processes == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (["train"], ["--output", "--output_dir", "--output-dir"]),
+        (["doctor"], ["--output", "--output_dir"]),
+        (["runs"], ["--output", "--output_dir"]),
+        (["export"], ["--output", "--to"]),
+        (["import", "--from", "x"], ["--output", "--to"]),
+        (["prepare"], ["--output"]),
+        (["evaluate"], ["--output"]),
+        (["generate"], ["--output"]),
+        (["report", "run"], ["--output"]),
+    ],
+)
+def test_one_name_for_where_to_write(command, names):
+    parser = load_subcommand(command[0]).make_parser()
+    found = [vars(parser.parse_known_args([*command[1:], name, "there"])[0]) for name in names]
+    assert all("there" in options.values() for options in found) and found.count(found[0]) == len(found)
+    assert all(name in parser.format_help() for name in names if name != "--output-dir")
+
+
+def test_the_folder_of_prepared_data_is_said_once(capsys):
+    assert run_command(_dispatch, ["prepare", "--output", "a", "--data.data-dir", "b"]) == 2
+    assert "--output: --data.data_dir says the same" in capsys.readouterr().err
+
+
+def test_without_a_checkpoint_the_newest_is_taken_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such checkpoint file; `horovod-transformer train` writes one"):
+        checkpoint_or_newest(None)
+    files = [
+        "runs/old/checkpoints/best_model.pt",
+        "runs/new/checkpoints/last.pt",
+        "demo/run/runs/d/checkpoints/last.pt",
+    ]
+    for age, name in zip((30, 10, 20), files, strict=True):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert checkpoint_or_newest(None) == files[1]
+    assert capsys.readouterr().err == (
+        f"checkpoints/best_model.pt is not there: taking {files[1]}, the newest checkpoint\n"
+    )
+    with pytest.raises(UserError) as error:
+        checkpoint_or_newest("gone.pt")
+    assert str(error.value) == f"gone.pt: no such checkpoint file; the newest one here is {files[1]}"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/best_model.pt").touch()
+    assert checkpoint_or_newest(None) == "checkpoints/best_model.pt"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mistake_is_told_with_where_it_arose_if_asked(capsys):
+    def wrong(arguments):
+        CommandParser("program", "").parse_args(arguments)
+        fail(arguments)
+
+    assert run_command(wrong, ["-v"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("Traceback") and told[-1] == "error: x: is wrong; do y"
+    assert run_command(wrong, ["-q"]) == 2  # and the next command in this process starts anew
+    assert capsys.readouterr().err == "error: x: is wrong; do y\n"

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from horovod_transformer.__main__ import SUBCOMMANDS
+from horovod_transformer.commands.table import SUBCOMMANDS
 from horovod_transformer.config import Config
 from tests.conftest import PATIENCE_S
 
