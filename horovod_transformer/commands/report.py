@@ -10,14 +10,15 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
-Write one self-contained HTML page of a training run, or of several side by side: curves, restarts and
-skipped updates, figures, differences of configs, samples, environment. It can be mailed and printed.
+Write one self-contained HTML page of a training run, or of several side by side, the best first: a
+verdict, curves, figures, differences of configs, samples, environment, methods for a paper. It can be
+mailed and printed.
 `train` writes the page of its own run, runs/structured/NAME/report.html, when it ends."""
 
 EXAMPLES = """\
 examples:
   %(prog)s runs/structured/first --output report.html
-  %(prog)s runs/structured/first runs/structured/second --output both.html
+  %(prog)s runs --output all.html          # all runs there, sorted by their result
 """
 
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         nargs="+",
         type=path_of("RUN"),
         metavar="RUN",
-        help="runs/structured/NAME, or an output folder that holds one run",
+        help="runs/structured/NAME, or a folder that holds runs",
     )
     parser.add_argument(
         "--output",
