@@ -12,8 +12,9 @@ from horovod_transformer.system.console import tell
 from horovod_transformer.system.paths import path_of
 
 DESCRIPTION = """\
-Write one self-contained HTML page of a training run, or of several side by side: curves, restarts and
-skipped updates, figures, differences of configs, samples, environment. It can be mailed and printed.
+Write one self-contained HTML page of a training run, or of several side by side, the best first: a
+verdict, curves, figures, differences of configs, samples, environment, methods for a paper. It can be
+mailed and printed.
 `train` writes the page of its own run, runs/structured/NAME/report.html, when it ends."""
 
 EXAMPLES = """\

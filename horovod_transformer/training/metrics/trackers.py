@@ -16,6 +16,14 @@ import yaml
 from horovod_transformer import distributed
 from horovod_transformer.errors import UserError
 
+# TensorBoard sorts its groups and cards by name: these figures come first, once more under names that do.
+OVERVIEW = {
+    "train/loss": "overview/1_training_loss",
+    "validation/loss": "overview/2_validation_loss",
+    "train/learning_rate": "overview/3_learning_rate",
+    "train/tokens_per_second": "overview/4_tokens_per_second",
+}
+
 
 class TensorBoardTracker:
     """Writes TensorBoard events, on rank 0; a `MetricWriter`.
@@ -45,7 +53,9 @@ class TensorBoardTracker:
         """Add a scalar for each figure of a row of `train` or `validation`."""
         for name, value in row.items():
             if name not in ("update", "seconds") and isinstance(value, int | float):
-                self._events.add_scalar(f"{group}/{name}", value, row["update"])
+                tag = f"{group}/{name}"
+                for shown in (tag, OVERVIEW[tag]) if tag in OVERVIEW else (tag,):
+                    self._events.add_scalar(shown, value, row["update"])
 
     def log_text(self, update: int, prompt: str, text: str) -> None:
         """Add a text that the model wrote."""

@@ -12,7 +12,7 @@ from horovod_transformer.config import config_from_dict
 from horovod_transformer.errors import UserError
 from horovod_transformer.training.metrics.logger import MetricLogger
 from horovod_transformer.training.metrics.tables import ValidationMetrics
-from horovod_transformer.training.metrics.trackers import WandbTracker
+from horovod_transformer.training.metrics.trackers import TensorBoardTracker, WandbTracker
 
 ROW = ValidationMetrics(
     update=5, loss=2.0, perplexity=7.4, bits_per_byte=None, accuracy=0.5, tokens=9, seconds=1
@@ -95,3 +95,29 @@ def test_it_has_to_be_installed(install, tmp_path):
     install(None)
     with pytest.raises(UserError, match="wandb is not installed; run `pip install wandb`"):
         WandbTracker(tmp_path, "run", {}, print)
+
+
+def test_tensorboard_sorts_what_matters_first(monkeypatch, tmp_path):
+    class Events:
+        def __init__(self, *_, **__):
+            self.scalars = {}
+
+        def add_scalar(self, tag, value, update):
+            self.scalars[tag] = (value, update)
+
+        def add_text(self, *_):
+            pass
+
+    monkeypatch.setattr(TensorBoardTracker, "load", staticmethod(lambda: Events))
+    monkeypatch.setattr(TensorBoardTracker, "_add_hyperparameters", lambda *_: None)
+    tracker = TensorBoardTracker(tmp_path, 0, {})
+    names = ("tokens_per_second", "accuracy", "learning_rate", "loss")
+    tracker.log("train", {"update": 5, **{name: place for place, name in enumerate(names)}})
+    tracker.log("validation", vars(ROW))
+    first = [tag.partition("_")[2] for tag in sorted(tracker._events.scalars)[:4]]
+    assert first == ["training_loss", "validation_loss", "learning_rate", "tokens_per_second"]
+    # The names that were promised stay.
+    assert (
+        tracker._events.scalars["train/loss"] == tracker._events.scalars["overview/1_training_loss"] == (3, 5)
+    )
+    assert {"train/accuracy", "validation/loss", "validation/perplexity"} <= set(tracker._events.scalars)
