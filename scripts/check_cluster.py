@@ -1,4 +1,4 @@
-"""The Python half of check_zaratan.sh: what the ranks of the check do, and the report on it.
+"""The Python half of check_slurm.sh: what the ranks of the check do, and the report on it.
 
 check_cluster.py config FOLDER [--cpu]    write FOLDER/config.yaml, the small run of the check
 check_cluster.py ranks FOLDER [--cpu]     on all ranks: devices, a sum, all-reduce rates, bf16

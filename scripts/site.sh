@@ -25,8 +25,10 @@ site_file=$SITE
 site_name=$SITE gpu_partition='' cpu_partition='' gpu_type='' cores_per_gpu=8 memory_per_gpu_gb=32 \
   train_time=08:00:00 account='' more_options='' modules='' local_disk='' nodes_have_internet=no about_storage=''
 gpus_per_node=''
+set +u # one may name variables that only a job has
 # shellcheck source=sites/zaratan.sh
 source "$site_file"
+set -u
 for name in gpus_per_node cores_per_gpu memory_per_gpu_gb; do
   [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "$site_file: $name should be a whole number, not '${!name}'"
 done

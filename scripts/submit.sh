@@ -34,6 +34,8 @@ $site_name: partitions ${gpu_partition:-(default)} and ${cpu_partition:-(default
 $about_storage}"
 [[ $what != *.sh || -f $what ]] || fail "there is no file $what; $usage"
 
+command -v sbatch >/dev/null || fail "there is no sbatch here; call this on a login node of $site_name"
+
 # option NAME VALUE VARIABLE: what the site says, unless it says nothing or the user's variable does.
 options=()
 option() {

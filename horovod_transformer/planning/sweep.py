@@ -62,7 +62,7 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-        name: For `--run_name`, made of the keys and the values.
+        name: For `--run_name`, made of the keys that have several values, and this run's values.
         overrides: Dotted keys of the config and their values, as text.
     """
 
@@ -94,10 +94,11 @@ def sweep_runs(config: str | Path, values: Mapping[str, Sequence[Any]]) -> list[
     number = math.prod(len(some) for some in texts.values())
     if number > MOST_RUNS:
         raise UserError(f"a sweep of {number:,} runs is more than a job array takes, {MOST_RUNS:,}")
+    varied = [key for key, some in texts.items() if len(some) > 1] or list(texts)
     runs: dict[str, SweepRun] = {}
     for combination in itertools.product(*texts.values()):
         overrides = dict(zip(texts, combination, strict=True))
-        run = SweepRun(_name(overrides), overrides)
+        run = SweepRun(_name({key: overrides[key] for key in varied}), overrides)
         result = load_config(config, overrides).model_dump_json()
         if result in runs:
             raise UserError(f"{run.name} and {runs[result].name} are the same run; name each value once")

@@ -42,7 +42,12 @@ def test_other_kinds_of_values(config: Path) -> None:
         "training.max_updates": [None],
         "data.clean": [[]],
     }
-    assert sweep_runs(config, values)[0].name == "gradient_checkpointing-true-max_updates-null-clean-_"
+    run = sweep_runs(config, values)[0]
+    assert run.name == "gradient_checkpointing-true"  # of what has one value the name says nothing
+    assert run.arguments()[4:] == (
+        ["--model.gradient_checkpointing", "true", "--training.max_updates", "null", "--data.clean", "[]"]
+    )
+    assert sweep_runs(config, {"data.clean": [[]], "training.seed": [1]})[0].name == "clean-_-seed-1"
 
 
 @pytest.mark.parametrize(
