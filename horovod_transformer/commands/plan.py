@@ -163,7 +163,8 @@ def run_calibration(data_dir: Path, minutes: float) -> None:
     cases = [(model, training_of(model, corpus, corpus.tokens, machine.on_gpu, 1)) for model in models]
     speeds = completed_speeds(measure_speeds(cases, SECONDS_TO_MEASURE), models, 1)
     law, points = calibrate(corpus, str(data_dir), ladder(corpus, speeds, minutes, machine.on_gpu))
-    print(f"the law of these books: {law.formula()}; kept in {keep_law(data_dir, law, points)}")
+    page = keep_law(data_dir, law, points)
+    print(f"the law of these books: {law.formula()}, give or take {law.error:.2f}; its page: {page}")
 
 
 def absolute_source(source: str | list[str]) -> str | list[str]:

@@ -10,19 +10,34 @@ from pathlib import Path
 
 from horovod_transformer.errors import UserError
 from horovod_transformer.planning.law import Law, Point, usual_law
+from horovod_transformer.reports.ladder import LadderRun, ladder_page
 from horovod_transformer.system.files import write_text
 from horovod_transformer.system.paths import readable
 
-LAW_FILE = "law.json"
+LAW_FILE, LAW_PAGE = "law.json", "law.html"
 _NUMBERS = [field.name for field in fields(Law) if field.name != "source"]
 
 
 def keep_law(data_dir: Path, law: Law, points: Sequence[Point]) -> Path:
-    """Write a law and the runs that it was fitted to; `prepare --force` removes it with the data."""
-    path = data_dir / LAW_FILE
+    """Write a law, the runs that it was fitted to, and their page; `prepare --force` removes all of it.
+
+    Returns:
+        The page.
+    """
+    path, page = data_dir / LAW_FILE, data_dir / LAW_PAGE
+    runs = [
+        LadderRun(
+            point.parameters,
+            point.tokens,
+            point.bits_per_byte,
+            law.bits_per_byte(point.parameters, point.unique, point.tokens),
+        )
+        for point in points
+    ]
+    write_text(page, ladder_page(readable(data_dir), law.formula(), law.error, runs))
     content = {"law": asdict(law), "points": [asdict(point) for point in points]}
     write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    return path
+    return page
 
 
 def law_for(data_dir: Path | None, unique: int) -> Law:

@@ -19,8 +19,10 @@ LAW = Law(1.0, 2.0, 0.3, 4.0, 0.2, 0.05, "fitted to 8 small models of these book
 def test_a_kept_law_is_the_one_that_is_taken(tmp_path: Path) -> None:
     assert law_for(tmp_path, 10**6) is usual_law(10**6)
     assert law_for(None, 10**9) is usual_law(10**9)
-    keep_law(tmp_path, LAW, [Point(10, 20, 30, 2.0)])
+    page = keep_law(tmp_path, LAW, [Point(10, 20, 30, 2.0), Point(40, 20, 30, 1.9), Point(40, 20, 60, 1.8)])
     assert law_for(tmp_path, 10**6) == LAW
+    text = page.read_text()
+    assert "3 small models" in text and "1.800" in text and "<svg" in text and "<script" not in text
 
 
 def test_what_a_run_says_of_its_end_follows_the_kept_law(tmp_path: Path) -> None:
