@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from horovod_transformer.reports.charts import COLOURS, Chart, Curve, draw
-from horovod_transformer.reports.formats import short_number
 from horovod_transformer.reports.html import render
 
 
@@ -41,7 +40,7 @@ def ladder_page(books: str, formula: str, error: float, runs: Sequence[LadderRun
     for size, colour in zip(sizes, COLOURS * len(sizes), strict=False):
         mine = sorted((run for run in runs if run.parameters == size), key=lambda run: run.tokens)
         tokens = [run.tokens for run in mine]
-        label = f"{short_number(size)} parameters"
+        label = f"{size / 1e6:.2g}M"
         curves.append(Curve(tokens, [run.measured for run in mine], colour, dots=True, label=label))
         curves.append(Curve(tokens, [run.expected for run in mine], colour, css="dashed"))
     rows = [
@@ -54,7 +53,7 @@ def ladder_page(books: str, formula: str, error: float, runs: Sequence[LadderRun
         )
         for run in runs
     ]
-    title = "bits per byte of held-out text over tokens read; dashed: the law"
+    title = "bits per byte of held-out text over tokens read, for each number of parameters; dashed: the law"
     return render(
         "ladder.html.j2",
         title=f"What to expect of {books}",
