@@ -86,9 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     _heading(f"2/5  Training {on_processes}")
     if options.processes is None and processes == 1:
         narrate(_why_one_process())
-    narrate(
-        f"first a calibration: {CALIBRATION_UPDATES} updates, thrown away, to learn how many {minutes} take"
-    )
+    narrate(f"first a calibration: {CALIBRATION_UPDATES} updates, thrown away: how many fit into {minutes}?")
     started = time.monotonic()
     with telling_time("calibrating"):
         per_update = _seconds_per_update(config, processes, shared)

@@ -46,7 +46,7 @@ def _started_as() -> list[str]:
     if launch.size == 1 and launch.launcher == "none":
         return _as_typed(own)
     step = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    srun = ["srun", f"--ntasks={step}"] if int(step) > 1 else []
+    srun = ["srun", f"--ntasks={step}"] if step.isdigit() and int(step) > 1 else []
     for ancestor in psutil.Process().parents():
         try:
             words = _as_typed(ancestor.cmdline())

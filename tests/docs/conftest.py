@@ -292,7 +292,7 @@ RUN_BY = {
     "python horovod_transformer.example.py": "tests/docs/test_example_document.py",
     "python -m src.generate --checkpoint checkpoints/best_model.pt --config configs/config.yaml "
     '--prompt "Once upon a time" --max_new_tokens 100': "tests/docs/test_example_document.py",
-    "horovod-transformer export --checkpoint checkpoints/best_model.pt --to exported/plays": (
+    "horovod-transformer export --checkpoint checkpoints/best_model.pt --output exported/plays": (
         "tests/docs/test_guides.py"
     ),
     "horovod-transformer report runs/structured/first --output report.html": "tests/docs/test_guides.py",

@@ -61,6 +61,9 @@ def test_a_stop_is_left_to_the_training_which_saves(
             job.process.send_signal(getattr(signal, name))
         assert job.wait() == 75, job.stderr
     assert "--resume auto resumes there" in job.stdout
+    (line,) = [line for line in job.stdout.splitlines() if line.startswith("resume with: ")]
+    assert (" launch -np 2 -- " in line) == (processes == 2)
+    assert line.endswith(" --resume auto --run_name run") and line.count("--run_name") == 1
     assert job.stderr.splitlines()[-1] == "`train` was stopped" and "Traceback" not in job.stderr
     outcome = outcome_of(tmp_path)
     assert int(outcome.rows[-1]["update"]) == outcome.state["progress"]["update"] < 5000

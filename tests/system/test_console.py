@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import signal
@@ -10,12 +11,13 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
 from horovod_transformer.system import console as progress_bar
-from horovod_transformer.system.console import ProgressBar, counted
+from horovod_transformer.system.console import ProgressBar, counted, narrate, tell, telling_time
 
 PROGRAM = """
 from horovod_transformer.system.console import ProgressBar
@@ -57,6 +59,67 @@ def test_the_last_step_is_always_told(clock, capsys):
 def test_a_message_goes_to_stdout(capsys):
     ProgressBar("training", 3).message("done")
     assert capsys.readouterr().out == "done\n"
+
+
+@pytest.fixture
+def verbosity():
+    yield progress_bar.set_verbosity
+    progress_bar.set_verbosity(progress_bar.USUAL)
+
+
+def test_quiet_leaves_results_warnings_and_errors(capsys, verbosity):
+    verbosity(progress_bar.QUIET)
+    bar = ProgressBar("reading", 1)
+    bar.advance(1)
+    for say in (bar.message, narrate):
+        for text in ("going on", "warning: no room", "error: gone"):
+            say(text)
+    bar.message("a result", always=True)
+    tell("another")
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [*(["warning: no room", "error: gone"] * 2), "a result", "another"]
+    assert captured.err == ""
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.isatty = lambda: terminal  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "shows"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"TERM": "dumb"}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (False, {"FORCE_COLOR": "1"}, True),
+        (True, {"FORCE_COLOR": "0"}, False),
+        (False, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_colours_where_they_are_wanted(monkeypatch, terminal, variables, shows):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stream = Stream(terminal)
+    for text in ("error: x", "warning: y", "a warning: z"):
+        tell(text, stream)
+    plain = "error: x\nwarning: y\na warning: z\n"
+    coloured = "\x1b[1;31merror:\x1b[0m x\n\x1b[1;33mwarning:\x1b[0m y\na warning: z\n"
+    assert stream.getvalue() == (coloured if shows else plain)
+
+
+def test_work_that_says_nothing_shows_that_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setattr(progress_bar, "LINE_INTERVAL_S", 0.01)
+    with telling_time("compressing"):
+        while not (said := capsys.readouterr().err):
+            time.sleep(0.005)
+    assert said.startswith("compressing: 0 s so far\n")
 
 
 SPEAKING = """
