@@ -47,8 +47,8 @@ from horovod_transformer.tokenizer import Tokenizer
 PROMPT_TOKENS = 32
 # Training blocks in which copies are looked for: 100 million tokens of 512 each, 0.8 GB in memory.
 COPY_BLOCKS = 200_000
-# `xz -9` takes some 0.8 to 1.3 MB of text a second; what would take longer is only done if it is asked for.
-XZ_BYTES_PER_SECOND = 1_000_000
+# What `xz -9` takes of books, roughly; what would take longer than this is only done if it is asked for.
+XZ_BYTES_PER_SECOND = 500_000
 XZ_SECONDS_UNASKED = 600
 
 

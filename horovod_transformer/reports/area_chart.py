@@ -13,7 +13,7 @@ from horovod_transformer.reports.formats import short_number
 COLOURS = ("#2f6f9f", "#a8cbe6", "#3a9d5d", "#f2c14e", "#d9782d", "#a04fb0", "#b9c0c7")
 # Rows are added up to at most this many steps: single updates are too restless to be read.
 MOST_STEPS = 60
-LEGEND_ROW, LEGEND_COLUMNS = 18, 3
+LEGEND_ROW, LEGEND_COLUMNS = 18, 2
 
 
 def draw_shares(

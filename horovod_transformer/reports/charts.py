@@ -166,7 +166,7 @@ def _legend(curves: Sequence[Curve]) -> list[str]:
         if curve.dots:
             parts.append(f'<circle cx="{x + 10:.1f}" cy="{y}" r="2.6" fill="{curve.colour}"/>')
         parts.append(f'<text x="{x + 26:.1f}" y="{y + 4}">{escape(curve.label)}</text>')
-        x += 36 + 7 * len(curve.label)
+        x += 36 + 8 * len(curve.label)
     return parts
 
 
