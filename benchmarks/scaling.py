@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -163,8 +162,8 @@ def run_rank(options: argparse.Namespace) -> None:
 
     rates, compression, updates = options.rates, options.compression, options.updates
     ranks = options.ranks_per_host * options.hosts
-    shape = SHAPE | {"training.global_batch_size": max(4, ranks)}
-    config = load_config("configs/config.yaml", {key: str(value) for key, value in shape.items()})
+    settings = SHAPE | {"training.global_batch_size": max(4, ranks)}
+    config = load_config("configs/config.yaml", {key: str(value) for key, value in settings.items()})
     world_size, rank, local_rank, _ = distributed.setup_horovod(
         require_distributed=True,
         device="cpu",
@@ -177,7 +176,8 @@ def run_rank(options: argparse.Namespace) -> None:
     plan = plan_batches(config.training, data.train, world_size, exact=False)
     torch.manual_seed(0)
     vocab_size, layers = MODELS[options.model]
-    model = build_model(replace(config.model, vocab_size=vocab_size, n_layers=layers))
+    shape = config.model.model_copy(update={"vocab_size": vocab_size, "n_layers": layers})
+    model = build_model(shape)
     optimizer = distributed.distribute_optimizer(
         build_optimizer(model, config.training),
         model.named_parameters(),

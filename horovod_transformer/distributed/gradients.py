@@ -86,7 +86,7 @@ def distribute_optimizer(
     named = list(named_parameters)
     parameters = [parameter for _, parameter in named]
     groups = gradient_groups and group_parameters(parameters, gradient_groups)
-    in_two = late_tokens > 0 and groups and len(groups) > 1 and leaves_in_two_parts(parameters[0], late_tokens)
+    in_two = bool(groups and len(groups) > 1) and leaves_in_two_parts(parameters[0], late_tokens)
     if in_two and not sets:
         sets = HostSets(None, hvd.global_process_set, 1, hvd.size())
     if sets and groups:
@@ -104,9 +104,10 @@ def distribute_optimizer(
 
 
 def leaves_in_two_parts(embedding: nn.Parameter, tokens: int) -> bool:
-    """Whether the embedding's gradient does: between CPUs of several hosts, for few tokens in a pass."""
+    """Whether the embedding's gradient does: between CPUs of several hosts, if few tokens are in a pass."""
     return (
-        embedding.device.type == "cpu"
+        tokens > 0
+        and embedding.device.type == "cpu"
         and get_local_size() < get_hvd().size()
         and embedding_rows.are_few(get_hvd().size(), tokens, len(embedding))
     )
@@ -242,7 +243,7 @@ def _sum(ranks: Any, flat: Tensor, name: str | int) -> Tensor:
 
 
 def _sum_halved(ranks: Any, flat: Tensor, name: str | int) -> Tensor:
-    return _sum(ranks, flat.half(), name).float()
+    return flat.copy_(_sum(ranks, flat.half(), name))
 
 
 def _reduce_scatter(ranks: Any, flat: Tensor, name: str) -> Tensor:

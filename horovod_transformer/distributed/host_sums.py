@@ -163,13 +163,16 @@ class HostThroughHorovod:
 
     def put(self, group: int, gradients: Sequence[Tensor]) -> None:
         """Copy them in a row, and zeros behind them."""
-        rest = self._sizes[group] - sum(gradient.numel() for gradient in gradients)
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients] + [gradients[0].new_zeros(rest)])
-        self._flat[group] = bits_of(flat, self._dtype)
+        if group not in self._flat:  # new memory each time would cost more than the copy
+            self._flat[group] = gradients[0].new_zeros(self._sizes[group]).view(self._dtype)
+        start = 0
+        for gradient in gradients:
+            some = self._flat[group][start : start + gradient.numel()]
+            start += len(some.copy_(bits_of(gradient, self._dtype)))
 
     def share(self, group: int) -> Tensor:
         """See `Host`."""
-        flat = self._flat.pop(group)
+        flat = self._flat[group]
         return flat if self._ranks == 1 else self._reduce_scatter(flat, f"share.{group}")
 
     def join(self, group: int, share: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ from tests.conftest import PATIENCE_S
 from tests.distributed.conftest import job_environment
 
 HOROVOD_SAID = "join.0"
+ROWS_APART = "embedding rows"
+# So many tokens that those of a pass are few: the embedding's gradient leaves in two parts.
+LARGE_VOCABULARY = {"model__vocab_size": 2000}
 BFLOAT16 = {"distributed__compression": "bf16"}
 
 
@@ -54,6 +57,7 @@ def train(root, write_config, outcome_of, tmp_path):
         assert [rank.returncode for rank in ranks] == [0] * len(ranks), told[0][-3000:]
         outcome = outcome_of(folder)
         outcome.in_two_steps, outcome.folder = HOROVOD_SAID in told[0], folder
+        outcome.in_two_parts = ROWS_APART in told[0]
         return outcome
 
     return run
@@ -74,10 +78,33 @@ more = pytest.mark.more
     ],
 )
 def test_exact_sums_stay_exact(train, assert_same_run, hosts, in_two_steps):
-    changes = {"distributed__sums": "exact", "training__optimizer": "muon"}
+    changes = {"distributed__sums": "exact", "training__optimizer": "muon", **LARGE_VOCABULARY}
     several = train(hosts, distributed__hierarchical="on", **changes)
     assert_same_run(train("a", **changes), several)
     assert several.in_two_steps == in_two_steps
+    assert several.in_two_parts
+
+
+@more
+@pytest.mark.distributed
+@pytest.mark.parametrize("hosts", ["aabb", "abb"])
+@pytest.mark.parametrize("compression", ["none", "fp16"])
+def test_the_embedding_in_two_parts_is_the_same_but_for_rounding(train, assert_same_run, hosts, compression):
+    changes = {"distributed__sums": "fast", "distributed__compression": compression}
+    changes |= {"training__per_gpu_batch_size": 1, **LARGE_VOCABULARY}  # several passes an update
+    first, again = (train(hosts, distributed__hierarchical="on", **changes) for _ in range(2))
+    assert_same_run(first, again)
+    whole = train(hosts, distributed__gradient_groups=1, **changes)
+    assert first.in_two_parts and not whole.in_two_parts
+    for name, weights in whole.state["model"].items():
+        close = torch.isclose(first.state["model"][name], weights, rtol=0, atol=1e-4)
+        assert close.float().mean() > 0.99, name
+
+
+@more
+@pytest.mark.distributed
+def test_on_one_host_the_embedding_leaves_as_a_whole(train):
+    assert not train("aa", **LARGE_VOCABULARY).in_two_parts
 
 
 @more
