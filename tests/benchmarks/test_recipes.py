@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from horovod_transformer.commands.command_line import parse_with_config
-from horovod_transformer.commands.train import train_parser
+from horovod_transformer.commands.train import make_parser
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_the_arguments_of_a_size_make_it(recipes, root, capsys):
     for size in recipes.SIZES:
         assert recipes.main([size.name.lower()]) == 0
         words = capsys.readouterr().out.split()
-        _, config = parse_with_config(train_parser(), ["--config", str(root / "configs/config.yaml"), *words])
+        _, config = parse_with_config(make_parser(), ["--config", str(root / "configs/config.yaml"), *words])
         assert config.model == size.model
         assert config.training == size.training(1).model_copy(
             update={"global_batch_size": size.batch // size.context}
@@ -46,7 +46,7 @@ def test_every_size_fits_and_has_the_parameters_of_its_name(recipes):
 
 def test_124m_is_the_default_config(recipes, root):
     size = next(size for size in recipes.SIZES if size.name == "124M")
-    _, config = parse_with_config(train_parser(), ["--config", str(root / "configs/config.yaml")])
+    _, config = parse_with_config(make_parser(), ["--config", str(root / "configs/config.yaml")])
     assert config.model == size.model
     for key in ("learning_rate", "global_batch_size", "per_gpu_batch_size"):
         assert getattr(config.training, key) == getattr(size.training(1), key)
