@@ -302,6 +302,18 @@ def test_the_evaluation_of_a_checkpoint_that_was_moved_is_found_and_named(run, t
     assert '<p class="verdict">2.12 bits per byte on 3 held-out books' in page
 
 
+def test_of_several_evaluations_the_one_on_the_runs_own_books_is_shown(run, tmp_path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "data": {"data_dir": "data/plays"}}))
+    for place, data in (("evaluation", "novel.txt"), ("evaluation/whole", "data/plays")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "evaluation.json").write_text(
+            json.dumps({"model": {"run": "first"}, "settings": {"data": data}, "prediction": {}})
+        )
+    page = write_run_report([run], tmp_path / "page.html").read_text()
+    assert "<th>on</th><td>data/plays</td>" in page and "novel.txt" not in page
+
+
 # --- charts
 
 
