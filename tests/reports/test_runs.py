@@ -354,7 +354,7 @@ def test_the_y_axis_belongs_to_most_points_and_the_title_says_what_it_leaves_out
     heights = [lines_of(svg)[0][2][1] - lines_of(svg)[0][-1][1] for svg in (whole, cut)]
     assert abs(heights[0]) < 60 < 150 < abs(heights[1])
     assert "outside" not in whole
-    assert "loss (cut: 2 of 202 points lie outside the axis, up to 9)</figcaption>" in cut
+    assert "loss (cut: 1 % of the points lie outside the axis, up to 9)</figcaption>" in cut
     # A curve that falls all the time is shown whole.
     even = draw(Chart("loss", [Curve(range(100), range(100, 0, -1), "#123456")], may_cut=True))
     assert "outside" not in even
