@@ -11,6 +11,7 @@ It needs Chromium (Debian: `apt install chromium`). `scaling.png` is made by `be
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import socket
 import subprocess
@@ -51,6 +52,7 @@ def main() -> int:
         folder = (options.keep or Path(scratch) / "run").absolute()
         if not (folder / "runs/first/evaluation").is_dir():
             make_run(folder)
+        write_pages(folder)
         for name, (page, width, height) in PAGES.items():
             photograph(browser, Path(scratch), (folder / page).as_uri(), name, width, height)
         photograph_tensorboard(browser, Path(scratch), folder / "runs")
@@ -72,6 +74,19 @@ def make_run(folder: Path) -> None:
         ["evaluate", "--checkpoint", "runs/first/checkpoints/best_model.pt", "--samples", "8"],
     ):
         subprocess.run([sys.executable, "-m", "horovod_transformer", *command], cwd=folder, check=True)
+
+
+def write_pages(folder: Path) -> None:
+    """Write the pages again, as the code is now."""
+    from horovod_transformer.reports.evaluation import to_html
+    from horovod_transformer.reports.prepared_data import report_page
+    from horovod_transformer.reports.runs import write_run_report
+
+    for page, write in (("prepared-data.png", report_page), ("evaluation.png", to_html)):
+        path = folder / PAGES[page][0]
+        values = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        path.write_text(write(values), encoding="utf-8")
+    write_run_report([folder / "runs/first"], folder / PAGES["run-report.png"][0])
 
 
 def photograph(

@@ -140,7 +140,7 @@ def _range_of_values(values: Sequence[float], may_cut: bool) -> tuple[float, flo
             high = upper + core / 10
         if core > 0 and lower - low > whole / 3:
             low = lower - core / 10
-    outside = [value for value in values if not low <= value <= high]
+    outside = sum(not low <= value <= high for value in values)
     said = ""
     if outside:
         reach = " and ".join(
@@ -148,7 +148,8 @@ def _range_of_values(values: Sequence[float], may_cut: bool) -> tuple[float, flo
             for word, extreme, beyond in (("down", min, min(values) < low), ("up", max, max(values) > high))
             if beyond
         )
-        said = f" (cut: {len(outside)} of {len(values)} points lie outside the axis, {reach})"
+        share = max(1, round(100 * outside / len(values)))
+        said = f" (cut: {share} % of the points lie outside the axis, {reach})"
     if high <= low:  # a single value: it lies in the middle
         return low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10, said
     margin = (high - low) * MARGIN

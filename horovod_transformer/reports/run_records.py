@@ -119,14 +119,24 @@ def read_run(path: str | Path) -> RunRecords:
     log = _text((output / str(logs) if logs else (own or output) / "logs") / "train_rank0.log")
     run.stall = _stall_in(log, run.name, is_own=own is not None and not logs)
     shared = output / str(checkpoints) if checkpoints else output / "checkpoints"
+    evaluations = []
     for file, is_own in _evaluations(own, [shared.parent, shared, output]):
         evaluation = _read(file, json.loads)
         # Elsewhere lie those of several runs; a run's own folder may have been renamed.
         model = evaluation.get("model")
         if isinstance(model, dict) and (is_own or _ends_with(str(model.get("run")), run.name)):
-            run.evaluation, run.evaluation_file = evaluation, file
-            break
+            evaluations.append((file, evaluation))
+    # One on the run's own held-out books says more of it than one on another text.
+    evaluations.sort(key=lambda pair: evaluated_on(pair[1]) != str(config.get("data.data_dir")))
+    if evaluations:
+        run.evaluation_file, run.evaluation = evaluations[0]
     return run
+
+
+def evaluated_on(evaluation: dict[str, Any]) -> str | None:
+    """The data or the texts of an evaluation, as it names them."""
+    settings = evaluation.get("settings")
+    return str(settings.get("data")) if isinstance(settings, dict) else None
 
 
 def read_runs(paths: Sequence[str | Path], say: Callable[[str], None]) -> list[RunRecords]:

@@ -15,7 +15,13 @@ from horovod_transformer.reports.charts import COLOURS, Chart, Curve, draw, smoo
 from horovod_transformer.reports.formats import any_value, duration, number, seconds_and_share
 from horovod_transformer.reports.html import PAGE_BEGINS, render
 from horovod_transformer.reports.methods import bibtex, methods
-from horovod_transformer.reports.run_records import RunRecords, best_validation, last_known, read_runs
+from horovod_transformer.reports.run_records import (
+    RunRecords,
+    best_validation,
+    evaluated_on,
+    last_known,
+    read_runs,
+)
 from horovod_transformer.reports.verdict import verdict_of_run
 from horovod_transformer.reports.waiting import about_waiting
 from horovod_transformer.system.console import tell
@@ -264,13 +270,14 @@ def what_it_waited(run: RunRecords) -> str:
     return about_waiting(share, hosts, processes, *settings)
 
 
-def _evaluated(run: RunRecords) -> dict[str, str]:
+def _evaluated(run: RunRecords) -> dict[str, Any]:
     prediction, model = run.evaluation.get("prediction"), run.evaluation.get("model")
     if not isinstance(prediction, dict) or not isinstance(model, dict):
         return {}
     keys = ("bits_per_byte", "loss", "perplexity", "accuracy", "xz_bits_per_byte", "books", "bytes")
     of = f"{model.get('checkpoint')}, after {any_value(model.get('updates'))} updates"
-    return {"evaluation": str(run.evaluation_file), "of checkpoint": of} | {
+    where = {"evaluation": str(run.evaluation_file), "of checkpoint": of, "on": evaluated_on(run.evaluation)}
+    return where | {
         key.replace("_", " "): any_value(prediction.get(key))
         for key in keys
         if prediction.get(key) is not None

@@ -302,6 +302,18 @@ def test_the_evaluation_of_a_checkpoint_that_was_moved_is_found_and_named(run, t
     assert '<p class="verdict">2.12 bits per byte on 3 held-out books' in page
 
 
+def test_of_several_evaluations_the_one_on_the_runs_own_books_is_shown(run, tmp_path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "data": {"data_dir": "data/plays"}}))
+    for place, data in (("evaluation", "novel.txt"), ("evaluation/whole", "data/plays")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "evaluation.json").write_text(
+            json.dumps({"model": {"run": "first"}, "settings": {"data": data}, "prediction": {}})
+        )
+    page = write_run_report([run], tmp_path / "page.html").read_text()
+    assert "<th>on</th><td>data/plays</td>" in page and "novel.txt" not in page
+
+
 # --- charts
 
 
@@ -342,7 +354,7 @@ def test_the_y_axis_belongs_to_most_points_and_the_title_says_what_it_leaves_out
     heights = [lines_of(svg)[0][2][1] - lines_of(svg)[0][-1][1] for svg in (whole, cut)]
     assert abs(heights[0]) < 60 < 150 < abs(heights[1])
     assert "outside" not in whole
-    assert "loss (cut: 2 of 202 points lie outside the axis, up to 9)</figcaption>" in cut
+    assert "loss (cut: 1 % of the points lie outside the axis, up to 9)</figcaption>" in cut
     # A curve that falls all the time is shown whole.
     even = draw(Chart("loss", [Curve(range(100), range(100, 0, -1), "#123456")], may_cut=True))
     assert "outside" not in even
