@@ -9,7 +9,6 @@ from pathlib import Path
 from horovod_transformer.commands.command_line import config_parser, parse_with_config, whole_number
 from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
-from horovod_transformer.launch.resume_command import resume_command
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.launch_environment import launched_rank, start_timeout, this_process
 from horovod_transformer.system.paths import path_of
@@ -107,6 +106,8 @@ def main(arguments: Sequence[str]) -> int:
     if rank == 0:
         _report(Path(outcome["records_dir"]))
         if not outcome["finished"]:
+            from horovod_transformer.launch.resume_command import resume_command
+
             tell(f"resume with: {resume_command(outcome['run_name'])}")
     if outcome["finished"] or this_process().launcher == "horovodrun":
         return 0  # of another code horovodrun would make a traceback
