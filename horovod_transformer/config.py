@@ -30,12 +30,9 @@ from horovod_transformer.config_sections import (
 )
 from horovod_transformer.errors import UserError, no_such
 from horovod_transformer.system.files import read_at_most
-from horovod_transformer.system.paths import user_path
+from horovod_transformer.system.paths import DEFAULT_CONFIG, user_path
 from horovod_transformer.system.yaml_text import read_yaml
 
-DEFAULT_CONFIG = "configs/config.yaml"
-# In a folder that `horovod-transformer new` has made, its own config comes first.
-FOLDER_CONFIG = "config.yaml"
 _LARGEST_FILE = 1 << 20
 # In a clone, and so wherever the package is installed from one.
 OUR_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -83,11 +80,6 @@ class Config(Section):
         values = self.model_dump(mode="json", exclude_unset=True)
         _apply_overrides(values, overrides, where)
         return config_from_dict(values, where)
-
-
-def default_config() -> str:
-    """The config that a command takes where none is named: the working folder's own, else the default one."""
-    return FOLDER_CONFIG if Path(FOLDER_CONFIG).is_file() else DEFAULT_CONFIG
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -12,13 +12,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from horovod_transformer.checkpoint.run_folders import newest_checkpoint
-from horovod_transformer.checkpoint.run_paths import BEST
-from horovod_transformer.commands.config_keys import config_keys
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.config import Config, default_config, load_config
 from horovod_transformer.errors import LostRankError, StoppedError, UserError
 from horovod_transformer.system.console import (
     USUAL,
@@ -31,7 +27,10 @@ from horovod_transformer.system.console import (
 )
 from horovod_transformer.system.files import read_at_most
 from horovod_transformer.system.launch_environment import launched_rank
-from horovod_transformer.system.paths import path_of, readable
+from horovod_transformer.system.paths import default_config, path_of, readable
+
+if TYPE_CHECKING:
+    from horovod_transformer.config import Config
 
 RANK_0_SPEAKS_FIRST_S = 5.0
 LOST_RANK_LEAVES_LAST_S = 2.0
@@ -75,7 +74,9 @@ def checkpoint_or_newest(given: str | None) -> str:
     Raises:
         UserError: There is no such file, but a newer one, which it names; or no checkpoint at all.
     """
-    wanted = Path("checkpoints", BEST) if given is None else Path(given)
+    from horovod_transformer.checkpoint.run_folders import newest_checkpoint
+
+    wanted = Path("checkpoints/best_model.pt") if given is None else Path(given)
     newest = None if os.path.lexists(wanted) else newest_checkpoint(Path())
     if given is None and newest is not None:
         if launched_rank() == 0:
@@ -108,6 +109,8 @@ def check_overrides(overrides: Mapping[str, Any], *allowed: str) -> None:
     Raises:
         UserError: A key is not among them, or its value is not allowed.
     """
+    from horovod_transformer.config import Config
+
     for key in overrides:
         if key not in allowed and f"{key.partition('.')[0]}." not in allowed:
             names = " and ".join(f"--{name}*" if name.endswith(".") else f"--{name}" for name in allowed)
@@ -137,6 +140,9 @@ def parse_with_config(parser: CommandParser, arguments: Sequence[str]) -> tuple[
         UserError: An argument is unknown, or the config does not hold.
     """
     options, overrides = parse_options(parser, arguments)
+
+    from horovod_transformer.config import load_config  # no `--help` should wait for it
+
     return options, load_config(options.config, overrides)
 
 
@@ -165,11 +171,17 @@ def _read_overrides(rest: Sequence[str], parser: CommandParser) -> dict[str, str
             if following is None:
                 raise UserError(f"--{key} needs a value, as --{key} VALUE")
             value = following
-        known = config_keys().get(key)
-        if key in overrides and known is not None and "list" in known.kind:
+        if key in overrides and _takes_list(key):
             raise UserError(f"--{key} is given twice; a list is one value: --{key} '[first, second]'")
         overrides[key] = value
     return overrides
+
+
+def _takes_list(key: str) -> bool:
+    from horovod_transformer.commands.config_keys import config_keys
+
+    known = config_keys().get(key)
+    return known is not None and "list" in known.kind
 
 
 def read_text(option: str, path: str) -> str:

@@ -8,16 +8,17 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from horovod_transformer.checkpoint.run_paths import BEST, run_paths, shown_checkpoints
 from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import StoppedError, UserError
 from horovod_transformer.launch.subcommand import program_as_typed, run_subcommand
 from horovod_transformer.reports.formats import duration
 from horovod_transformer.system.console import counted, is_quiet, narrate, tell, telling_time
+
+if TYPE_CHECKING:
+    from horovod_transformer.config import Config
 
 DESCRIPTION = """\
 The whole path on the plays that come with the installation: prepare, train on two Horovod
@@ -61,6 +62,10 @@ def make_parser() -> CommandParser:
 def main(arguments: Sequence[str]) -> int:
     """Run the demo."""
     options, overrides = parse_options(make_parser(), arguments)
+
+    from horovod_transformer.checkpoint.run_paths import BEST, run_paths, shown_checkpoints
+    from horovod_transformer.config import load_config
+
     config = load_config(options.config, overrides)
     for key in OURS:
         if key in overrides:
@@ -171,6 +176,7 @@ def _train(
 
 def _seconds_per_update(config: Config, processes: int, shared: list[str]) -> float:
     """Measure the speed of this machine on a few updates."""
+    from horovod_transformer.checkpoint.run_paths import run_paths
     from horovod_transformer.reports.run_records import read_table
 
     with tempfile.TemporaryDirectory(prefix="horovod-transformer-demo-") as name:

@@ -8,10 +8,10 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from horovod_transformer.checkpoint.run_paths import RUNS, explicit
-from horovod_transformer.config import Config
+if TYPE_CHECKING:
+    from horovod_transformer.config import Config
 
 State = Literal["ok", "warn", "fail"]
 
@@ -55,6 +55,8 @@ class CheckContext:
     @property
     def checkpoint_dir(self) -> Path:
         """Where checkpoints will go."""
+        from horovod_transformer.checkpoint.run_paths import RUNS, explicit
+
         paths = self.config.paths
         if self.output_dir is not None:
             paths = self.config.with_paths_in(self.output_dir).paths

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from horovod_transformer.checkpoint.run_links import is_our_link
 from horovod_transformer.commands.command_line import (
     check_overrides,
     checkpoint_or_newest,
@@ -17,7 +16,6 @@ from horovod_transformer.commands.command_line import (
     whole_number,
 )
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.config import Config, load_config
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.launch_environment import launched_rank
@@ -25,6 +23,7 @@ from horovod_transformer.system.paths import path_of, readable, user_path
 
 if TYPE_CHECKING:
     from horovod_transformer.books.readers import ReadOptions
+    from horovod_transformer.config import Config
     from horovod_transformer.data.dataset import PreparedData
     from horovod_transformer.evaluation.baselines import OtherModel
     from horovod_transformer.tokenizer import Tokenizer
@@ -54,6 +53,9 @@ examples:
 def main(arguments: Sequence[str]) -> int:
     """Evaluate as the command line says."""
     options, overrides = parse_options(make_parser(), arguments)
+
+    from horovod_transformer.config import load_config  # no `--help` should wait for it
+
     check_overrides(overrides, *KEYS)
     samples = whole_number("--samples", options.samples, 0, 100_000)
     if samples == 1:
@@ -183,6 +185,8 @@ def _read_texts(path: str, options: ReadOptions) -> list[str]:
 
 def _beside(checkpoint: Path) -> Path:
     """`runs/first/checkpoints/best_model.pt` -> `runs/first/evaluation`, by whatever link it is named."""
+    from horovod_transformer.checkpoint.run_links import is_our_link
+
     if is_our_link(checkpoint):
         checkpoint = checkpoint.resolve()
     return checkpoint.absolute().parent.parent / "evaluation"

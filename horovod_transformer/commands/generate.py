@@ -17,7 +17,6 @@ from horovod_transformer.commands.command_line import (
     whole_number,
 )
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.config_sections import WRITING_PRECISIONS, GenerationConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import narrate
 from horovod_transformer.system.paths import path_of
@@ -30,7 +29,8 @@ examples:
   %(prog)s --prompts prompts.jsonl --output texts.jsonl --num_samples 4 --probabilities
     reads a line {"prompt": "..."} each, other keys are handed on; writes the same lines with "samples"
 
-In brackets: what holds where neither the command line nor the config's section `generation` says more.
+What the command line leaves open the config's section `generation` decides, else the checkpoint's;
+`horovod-transformer config explain generation` has the defaults.
 """
 
 
@@ -84,6 +84,9 @@ def main(arguments: Sequence[str]) -> int:
 def _read_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The options, and the settings among them as config overrides."""
     options, overrides = parse_options(make_parser(), arguments)
+
+    from horovod_transformer.config_sections import GenerationConfig  # no `--help` should wait for it
+
     if options.prompt and len(options.prompt) > 1:
         raise UserError("--prompt is given twice; --prompts FILE continues many")
     options.prompt = options.prompt[0] if options.prompt else ""
@@ -134,7 +137,7 @@ def make_parser() -> CommandParser:
     )
     parser.add_argument(
         "--precision",
-        choices=WRITING_PRECISIONS,
+        choices=("fp32", "bf16", "fp16", "int8"),
         default="fp32",
         metavar="P",
         help="of the weights: fp32, or faster and less exact: bf16, fp16, int8",
@@ -150,7 +153,6 @@ def make_parser() -> CommandParser:
     parser.add_argument(
         "--stop", metavar="TEXT", action="append", help="end before this string; may be repeated"
     )
-    defaults = GenerationConfig()
     for key, text in helps.items():
-        parser.add_argument(f"--{key}", metavar="N", help=f"{text} [{getattr(defaults, key)}]")
+        parser.add_argument(f"--{key}", metavar="N", help=text)
     return parser

@@ -8,14 +8,8 @@ from pathlib import Path
 
 from horovod_transformer.commands.parser import CommandParser
 from horovod_transformer.commands.plan import absolute_source, add_machine_options, plan_for
-from horovod_transformer.config import FOLDER_CONFIG
-from horovod_transformer.config_sections import DataConfig
 from horovod_transformer.errors import UserError
-from horovod_transformer.planning.config_file import config_text
-from horovod_transformer.planning.corpus import estimate_corpus
-from horovod_transformer.planning.words import describe, start_line
-from horovod_transformer.system.files import write_text
-from horovod_transformer.system.paths import path_of
+from horovod_transformer.system.paths import FOLDER_CONFIG, path_of
 
 DESCRIPTION = """\
 Make a folder with a config.yaml that fits your books, this machine and your time; `plan` decides what is
@@ -53,6 +47,14 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(options.name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already, and not empty; choose another name")
+
+    # Imported late: `--help` should not wait for it.
+    from horovod_transformer.config_sections import DataConfig
+    from horovod_transformer.planning.config_file import config_text
+    from horovod_transformer.planning.corpus import estimate_corpus
+    from horovod_transformer.planning.words import describe, start_line
+    from horovod_transformer.system.files import write_text
+
     source = absolute_source(options.source if len(options.source) > 1 else options.source[0])
     corpus = estimate_corpus(DataConfig(source=source))
     plan, measured = plan_for(corpus, options.gpu, options.gpus, options.hours, None)

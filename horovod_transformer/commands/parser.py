@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from horovod_transformer.commands.config_keys import config_keys
 from horovod_transformer.errors import UserError, no_such
 from horovod_transformer.system.console import QUIET, VERBOSE, set_verbosity
 from horovod_transformer.system.paths import path_of
@@ -125,6 +124,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def config_keys(self) -> list[str]:
         """The dotted keys of the config that this command takes."""
+        from horovod_transformer.commands.config_keys import config_keys  # no `--help` should wait for it
+
         return [key for key in config_keys() if key.startswith(self.keys)] if self.keys else []
 
     def add_old_names(self, action: argparse.Action, *names: str) -> None:

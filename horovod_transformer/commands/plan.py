@@ -5,23 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from horovod_transformer.commands.command_line import config_parser, parse_options
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.commands.plan_sweep import sweep
-from horovod_transformer.config import load_config
-from horovod_transformer.data.manifest import MANIFEST
 from horovod_transformer.errors import UserError
-from horovod_transformer.model.size import count_parameters
-from horovod_transformer.planning.config_file import config_text
-from horovod_transformer.planning.corpus import Corpus, estimate_corpus, prepared_corpus
-from horovod_transformer.planning.law_file import keep_law, law_for
-from horovod_transformer.planning.machine import completed_speeds, gpus, modelled_speed
-from horovod_transformer.planning.plan import Plan, candidates, make_plan
 from horovod_transformer.planning.rates import DEVICES, find_device
-from horovod_transformer.planning.words import describe, start_line
-from horovod_transformer.system.files import write_text
 from horovod_transformer.system.paths import path_of
+
+if TYPE_CHECKING:
+    from horovod_transformer.planning.corpus import Corpus
+    from horovod_transformer.planning.plan import Plan
 
 DESCRIPTION = """\
 Which model to train on these books, on this machine, in this time: sizes that fit, what each takes and
@@ -79,10 +73,21 @@ def main(arguments: Sequence[str]) -> int:
     if options.write is not None and Path(options.write).exists():
         raise UserError(f"--write {options.write}: is there already; name another file")
     if options.sweep:
+        from horovod_transformer.commands.plan_sweep import sweep
+
         if overrides:
             raise UserError(f"--{next(iter(overrides))}: a sweep's runs share --config; write it there")
         sweep(options.config, options.sweep, options.write)
         return 0
+
+    # Imported late: `--help` should not wait for it.
+    from horovod_transformer.config import load_config
+    from horovod_transformer.data.manifest import MANIFEST
+    from horovod_transformer.planning.config_file import config_text
+    from horovod_transformer.planning.corpus import estimate_corpus, prepared_corpus
+    from horovod_transformer.planning.words import describe, start_line
+    from horovod_transformer.system.files import write_text
+
     config = load_config(options.config, overrides)
     data_dir = Path(config.data.data_dir)
     prepared = "data.source" not in overrides and (data_dir / MANIFEST).is_file()
@@ -132,6 +137,12 @@ def plan_for(
         raise UserError(f"--hours {hours:g}: should be above 0 and below a year")
     if number is not None and not 1 <= number <= 4096:
         raise UserError(f"--gpus {number}: should be from 1 to 4096")
+
+    from horovod_transformer.model.size import count_parameters
+    from horovod_transformer.planning.law_file import law_for
+    from horovod_transformer.planning.machine import completed_speeds, gpus, modelled_speed
+    from horovod_transformer.planning.plan import candidates, make_plan
+
     law = law_for(data_dir, corpus.tokens)
     if gpu != HERE:
         device = find_device(gpu)
@@ -153,6 +164,9 @@ def plan_for(
 def run_calibration(data_dir: Path, minutes: float) -> None:
     """Train a ladder of small models on prepared data, and keep the law that fits them in its folder."""
     from horovod_transformer.planning.calibrate import calibrate, ladder, ladder_models
+    from horovod_transformer.planning.corpus import prepared_corpus
+    from horovod_transformer.planning.law_file import keep_law
+    from horovod_transformer.planning.machine import completed_speeds
     from horovod_transformer.planning.shapes import training_of
     from horovod_transformer.training.speed import machine_here, measure_speeds
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from horovod_transformer.commands.command_line import command_line, config_parser, parse_options
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.config import load_config
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.console import tell
 
@@ -54,6 +53,9 @@ def make_parser() -> CommandParser:
 def main(arguments: Sequence[str]) -> int:
     """Prepare data as the command line says."""
     options, overrides = parse_options(make_parser(), arguments)
+
+    from horovod_transformer.config import load_config  # no `--help` should wait for it
+
     if options.output is not None:
         if DATA_DIR in overrides:
             raise UserError(f"--output: --{DATA_DIR} says the same; give one of them")

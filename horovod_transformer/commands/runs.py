@@ -6,24 +6,19 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from horovod_transformer.checkpoint.run_folders import (
-    RunStatus,
-    delete_run,
-    deleted_name,
-    finish_deletion,
-    own_folders,
-    run_of_checkpoint,
-    status_of,
-)
-from horovod_transformer.checkpoint.run_paths import BEST, RUNS, is_run_name, shown_checkpoints
 from horovod_transformer.commands.command_line import config_parser, parse_with_config
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import UserError
 from horovod_transformer.reports.formats import byte_size
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.paths import readable
+
+# Imported late, here and below: no `--help` should wait for it.
+if TYPE_CHECKING:
+    from horovod_transformer.checkpoint.run_folders import RunStatus
+    from horovod_transformer.config_sections import PathsConfig
 
 DESCRIPTION = """\
 List the runs below runs/: name, when each began, how far it has come, its lowest validation loss, what it
@@ -53,6 +48,10 @@ def make_parser() -> CommandParser:
 def main(arguments: Sequence[str]) -> int:
     """List runs, or delete some."""
     options, config = parse_with_config(make_parser(), arguments)
+
+    from horovod_transformer.checkpoint.run_folders import own_folders, run_of_checkpoint, status_of
+    from horovod_transformer.checkpoint.run_paths import BEST, RUNS, shown_checkpoints
+
     paths = config.with_paths_in(options.output_dir).paths if options.output_dir else config.paths
     runs = Path(paths.output_dir, RUNS)
     found: dict[str, RunStatus] = {}
@@ -105,6 +104,9 @@ def table(rows: list[tuple[str, ...]]) -> list[str]:
 
 def _named(name: str, found: dict[str, RunStatus], runs: Path) -> RunStatus | None:
     """The run of a name; None if all that was left of it by a deletion that was cut short is gone now."""
+    from horovod_transformer.checkpoint.run_folders import deleted_name, finish_deletion
+    from horovod_transformer.checkpoint.run_paths import is_run_name
+
     if name in found:
         return found[name]
     if is_run_name(name):
@@ -119,6 +121,8 @@ def _named(name: str, found: dict[str, RunStatus], runs: Path) -> RunStatus | No
 
 
 def _delete(doomed: list[RunStatus], paths: PathsConfig, yes: bool) -> int:
+    from horovod_transformer.checkpoint.run_folders import delete_run
+
     if doomed and not yes:
         if sys.stdin is None or not sys.stdin.isatty():
             raise UserError("--delete: nobody is here to be asked; --yes deletes without the question")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from horovod_transformer.checkpoint.run_paths import BEST, shown_checkpoints
 from horovod_transformer.commands.command_line import (
     command_line,
     config_parser,
@@ -14,13 +14,14 @@ from horovod_transformer.commands.command_line import (
     whole_number,
 )
 from horovod_transformer.commands.parser import CommandParser
-from horovod_transformer.config import Config, default_config
-from horovod_transformer.config_sections import PathsConfig
 from horovod_transformer.errors import EXIT_START_AGAIN, UserError
-from horovod_transformer.launch.resume_command import resume_command
 from horovod_transformer.system.console import tell
 from horovod_transformer.system.launch_environment import launched_rank, start_timeout, this_process
-from horovod_transformer.system.paths import path_of
+from horovod_transformer.system.paths import default_config, path_of
+
+if TYPE_CHECKING:
+    from horovod_transformer.config import Config
+    from horovod_transformer.config_sections import PathsConfig
 
 DESCRIPTION = """\
 Train a model on prepared blocks: alone as one process, under `horovod-transformer launch -np N`,
@@ -124,6 +125,8 @@ def main(arguments: Sequence[str]) -> int:
         if outcome["finished"]:
             _say_what_next(config.with_paths_in(options.output_dir or config.paths.output_dir).paths)
         else:
+            from horovod_transformer.launch.resume_command import resume_command
+
             tell(f"resume with: {resume_command(outcome['run_name'])}")
     if outcome["finished"] or this_process().launcher == "horovodrun":
         return 0  # of another code horovodrun would make a traceback
@@ -145,6 +148,8 @@ def _dry_run(config: Config) -> int:
 
 
 def _say_what_next(paths: PathsConfig) -> None:
+    from horovod_transformer.checkpoint.run_paths import BEST, shown_checkpoints
+
     checkpoint = shown_checkpoints(paths) / BEST
     named = {} if checkpoint == Path("checkpoints", BEST) else {"checkpoint": str(checkpoint)}
     for command in ("generate", "evaluate"):

@@ -8,6 +8,15 @@ from pathlib import Path
 
 from horovod_transformer.errors import UserError
 
+DEFAULT_CONFIG = "configs/config.yaml"
+# In a folder that `horovod-transformer new` has made, its own config comes first.
+FOLDER_CONFIG = "config.yaml"
+
+
+def default_config() -> str:
+    """The config that a command takes where none is named: the working folder's own, else the default one."""
+    return FOLDER_CONFIG if Path(FOLDER_CONFIG).is_file() else DEFAULT_CONFIG
+
 
 def user_path(text: str | Path, key: str) -> Path:
     """Return a path that a user gave, with `~` and `~name` expanded; it need not exist.

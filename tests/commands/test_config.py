@@ -7,8 +7,8 @@ import yaml
 
 from horovod_transformer.__main__ import _dispatch
 from horovod_transformer.commands.command_line import run_command
-from horovod_transformer.commands.config import explained
 from horovod_transformer.commands.config_keys import config_keys, key_comments
+from horovod_transformer.commands.config_text import explained
 from horovod_transformer.config import Config, config_from_dict, load_config
 from horovod_transformer.errors import UserError
 
