@@ -93,9 +93,10 @@ def _training(run: RunRecords) -> str:
     config = run.config
     updates, tokens = last_known(run.train["update"]), last_known(run.train.get("tokens"))
     epochs = last_known(run.train.get("epoch"))
+    made = counted(int(updates or 0), "update")
     took = f"{number(tokens)} tokens or {number(epochs, 2)} epochs"
     if not config:
-        return f"Training took {counted(int(updates or 0), 'update')}, {took}."
+        return f"Training took {made}, {took}."
     optimizer = str(config.get("training.optimizer"))
     rate, ratio = config.get("training.learning_rate"), config.get("training.min_learning_rate_ratio")
     warmup = run.environment.get("warmup_updates", config.get("training.warmup_updates"))
@@ -105,7 +106,7 @@ def _training(run: RunRecords) -> str:
     end = end if ratio else end.removesuffix(" of that")
     blocks, length = _of(config, "training.global_batch_size"), _of(config, "model.max_seq_len")
     return (
-        f"Training took {counted(int(updates or 0), 'update')} of {blocks} blocks of {length} tokens, {took} in all, with "
+        f"Training took {made} of {blocks} blocks of {length} tokens, {took} in all, with "
         f"{_OPTIMIZERS.get(optimizer, optimizer)}, weight decay "
         f"{_of(config, 'training.weight_decay')} and gradients clipped at a norm of "
         f"{_of(config, 'training.max_grad_norm')}. The learning rate rose over {rises} to {any_value(rate)}, "
