@@ -11,7 +11,10 @@ from horovod_transformer.system.machine import installed_version
 
 # Of this software; CITATION.cff has it, too.
 YEAR = 2026
-_OPTIMIZERS = {"adamw": "AdamW (Loshchilov and Hutter, 2019)", "muon": "Muon (Jordan et al., 2024)"}
+_OPTIMIZERS = {
+    "adamw": "AdamW (Loshchilov and Hutter, 2019)",
+    "muon": "Muon (Jordan et al., 2024) for the matrices of its layers and AdamW for the rest",
+}
 _SCHEDULES = {
     "linear": "falling linearly",
     "cosine": "falling along a cosine",
@@ -59,30 +62,29 @@ _HOROVOD = """\
 def _model(run: RunRecords) -> str:
     config, parameters = run.config, run.environment.get("parameters")
     size = f" with {number(parameters)} parameters" if isinstance(parameters, int) else ""
-    facts = [
-        f"{_of(config, 'model.n_layers')} layers",
-        f"width {_of(config, 'model.d_model')}",
-        f"{_of(config, 'model.n_heads')} attention heads",
-        f"feed-forward width {_of(config, 'model.d_ff')}",
-        f"{_of(config, 'model.positions')} positions",
-        f"a context of {_of(config, 'model.max_seq_len')} tokens",
-        f"dropout {_of(config, 'model.dropout')}",
-    ]
-    return f"We trained a decoder-only transformer{size} ({', '.join(facts)})."
+    facts = {
+        "model.n_layers": "{} layers",
+        "model.d_model": "width {}",
+        "model.n_heads": "{} attention heads",
+        "model.d_ff": "feed-forward width {}",
+        "model.positions": "{} positions",
+        "model.max_seq_len": "a context of {} tokens",
+        "model.dropout": "dropout {}",
+    }
+    known = ", ".join(words.format(_of(config, key)) for key, words in facts.items() if key in config)
+    return f"We trained a decoder-only transformer{size}{f' ({known})' if known else ''}."
 
 
 def _data(run: RunRecords) -> str:
     config, known = run.config, run.environment
     tokenizer = "GPT-2's byte-level BPE" if config.get("data.tokenizer") == "gpt2" else "a byte-level BPE"
-    said = f"Text was split with {tokenizer} of {_of(config, 'model.vocab_size')} tokens."
+    said = f"Text was split with {tokenizer} of {_of(config, 'model.vocab_size')} tokens." if config else ""
     books, held_out = known.get("books"), known.get("validation_books")
     tokens, digest = known.get("training_tokens"), known.get("data_fingerprint")
     if isinstance(books, int) and isinstance(tokens, int):
         said += f" The training set has {counted(books, 'book')} and {number(tokens)} tokens"
         if isinstance(held_out, int):
-            said += (
-                f"; {counted(held_out, 'further book')} {'was' if held_out == 1 else 'were'} held out whole"
-            )
+            said += f"; {counted(held_out, 'further book was', 'further books were')} held out whole"
         said += "."
     return said + (f" (Digest of the prepared data: {str(digest)[:16]}.)" if digest else "")
 
@@ -91,6 +93,10 @@ def _training(run: RunRecords) -> str:
     config = run.config
     updates, tokens = last_known(run.train["update"]), last_known(run.train.get("tokens"))
     epochs = last_known(run.train.get("epoch"))
+    made = counted(int(updates or 0), "update")
+    took = f"{number(tokens)} tokens or {number(epochs, 2)} epochs"
+    if not config:
+        return f"Training took {made}, {took}."
     optimizer = str(config.get("training.optimizer"))
     rate, ratio = config.get("training.learning_rate"), config.get("training.min_learning_rate_ratio")
     warmup = run.environment.get("warmup_updates", config.get("training.warmup_updates"))
@@ -100,9 +106,9 @@ def _training(run: RunRecords) -> str:
     end = end if ratio else end.removesuffix(" of that")
     blocks, length = _of(config, "training.global_batch_size"), _of(config, "model.max_seq_len")
     return (
-        f"Training took {number(updates)} updates of {blocks} blocks of {length} tokens, {number(tokens)} "
-        f"tokens or {number(epochs, 2)} epochs in all, with {_OPTIMIZERS.get(optimizer, optimizer)}, weight "
-        f"decay {_of(config, 'training.weight_decay')} and gradients clipped at a norm of "
+        f"Training took {made} of {blocks} blocks of {length} tokens, {took} in all, with "
+        f"{_OPTIMIZERS.get(optimizer, optimizer)}, weight decay "
+        f"{_of(config, 'training.weight_decay')} and gradients clipped at a norm of "
         f"{_of(config, 'training.max_grad_norm')}. The learning rate rose over {rises} to {any_value(rate)}, "
         f"{falls}{end}. The seed was {config.get('training.seed')}."
     )
@@ -112,9 +118,9 @@ def _hardware(run: RunRecords) -> str:
     known = run.environment
     processes, hosts = known.get("world_size"), known.get("hosts")
     cards = known.get("cards") or known.get("gpus")
-    what = (
-        ", ".join(dict.fromkeys(map(str, cards))) if isinstance(cards, list) and cards else known.get("cpu")
-    )
+    what = known.get("cpu")
+    if isinstance(cards, list) and cards:
+        what = ", ".join(dict.fromkeys(map(str, cards)))
     if not isinstance(processes, int):
         return f"It took {duration(run.seconds)}."
     where = f"{counted(processes, 'process', 'processes')}"
@@ -130,9 +136,8 @@ def _result(run: RunRecords) -> str:
     loss, update = best_validation(run)
     if loss is None:
         return ""
-    bits = min(
-        (value for value in run.validation.get("bits_per_byte", []) if value is not None), default=None
-    )
+    column = run.validation.get("bits_per_byte", [])
+    bits = min((value for value in column if value is not None), default=None)
     beside = "" if bits is None else f" ({bits:.3f} bits per byte)"
     return f"The lowest validation loss was {loss:.4f} nats per token{beside}, at update {number(update)}."
 
