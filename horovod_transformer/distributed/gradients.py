@@ -188,7 +188,8 @@ def _sum_by_hosts(
         optimizer.error_feedback = feedback  # type: ignore[attr-defined]
         between = feedback.sum
     elif compression == "fp16":
-        between = partial(_sum_halved, sets.likes)
+        halves = torch.empty(max(sizes) // sets.ranks, dtype=torch.float16, device=device)
+        between = partial(_sum_halved, sets.likes, halves)
     else:
         between = partial(_sum, sets.likes)
     gather = _gather_rows if in_two else None
@@ -242,8 +243,9 @@ def _sum(ranks: Any, flat: Tensor, name: str | int) -> Tensor:
     return wait(handle, flat.device)
 
 
-def _sum_halved(ranks: Any, flat: Tensor, name: str | int) -> Tensor:
-    return flat.copy_(_sum(ranks, flat.half(), name))
+def _sum_halved(ranks: Any, halves: Tensor, flat: Tensor, name: str | int) -> Tensor:
+    # In memory that is there: new memory for each group would cost more than the arithmetic.
+    return flat.copy_(_sum(ranks, halves[: len(flat)].copy_(flat), name))
 
 
 def _reduce_scatter(ranks: Any, flat: Tensor, name: str) -> Tensor:

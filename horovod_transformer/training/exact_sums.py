@@ -146,18 +146,19 @@ class ExactSums:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def sum_with(self, number: int, gradient: Tensor) -> Tensor:
-        """What `parameter.grad` of a parameter, told by its place, holds once this gradient is added.
+    def put_sum(self, number: int, gradient: Tensor, place: Tensor) -> None:
+        """Write what a parameter's `grad` will hold once this gradient is added: whole numbers' bits.
 
-        Nothing is added: the next pass does that. Only without copies of the model.
+        Args:
+            number: The parameter's, among all of them.
+            gradient: As it is in the next pass, which will add it. Only without copies of the model.
+            place: Float32, of the same shape.
         """
-        values, total = gradient.view(-1), self._totals[number]
-        wholes = torch.empty_like(values, dtype=torch.int32)
+        values, wholes, total = gradient.view(-1), place.view(-1).view(torch.int32), self._totals[number]
         for some in _slices(values):
             wholes[some].copy_(values[some] * self._per_unit32[number])
             if total is not None:
                 wholes[some].add_(total[some])
-        return wholes.view(torch.float32).view_as(gradient)
 
     def _add_own(self, number: int, parameter: Tensor) -> None:
         """Add a gradient of the model to the sum, which takes its place as `parameter.grad`."""

@@ -82,6 +82,7 @@ class UpdateStep:
         self.exact = exact
         self.feedback = distributed.error_feedback(optimizer)
         self._send_embedding = distributed.send_embedding(optimizer)
+        self._first_part: Tensor | None = None  # of the embedding's gradient, if it is not at hand
         self.workers = workers or Workers()
         self._twins = twins
         self.at_once = len(twins) + 1
@@ -241,12 +242,15 @@ class UpdateStep:
     def _send_first_part(self, projection_grad: Tensor, input_ids: Tensor) -> None:
         """Send the embedding's gradient, all but the rows that the lookup is going to change."""
         embedding = self.model.token_embedding.weight
+        gradient = projection_grad
+        if self.exact or embedding.grad is not None:
+            if self._first_part is None:  # new memory each time would cost more than the sum
+                self._first_part = torch.empty_like(embedding, requires_grad=False)
+            gradient = self._first_part
         if self.exact:
-            gradient = self.exact.sum_with(0, projection_grad)
-        elif embedding.grad is None:
-            gradient = projection_grad
-        else:
-            gradient = embedding.grad + projection_grad
+            self.exact.put_sum(0, projection_grad, gradient)
+        elif embedding.grad is not None:
+            torch.add(embedding.grad, projection_grad, out=gradient)
         assert self._send_embedding
         self._send_embedding(gradient, input_ids.unique())
 

@@ -88,7 +88,7 @@ def test_exact_sums_stay_exact(train, assert_same_run, hosts, in_two_steps):
 @more
 @pytest.mark.distributed
 @pytest.mark.parametrize("hosts", ["aabb", "abb"])
-@pytest.mark.parametrize("compression", ["none", "fp16"])
+@pytest.mark.parametrize("compression", ["none", "fp16", "bf16"])
 def test_the_embedding_in_two_parts_is_the_same_but_for_rounding(train, assert_same_run, hosts, compression):
     changes = {"distributed__sums": "fast", "distributed__compression": compression}
     changes |= {"training__per_gpu_batch_size": 1, **LARGE_VOCABULARY}  # several passes an update
