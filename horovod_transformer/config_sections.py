@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 TABLES = "structured"
 # What weights can be to write text with.
 WRITING_PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+# Keys of `model` that mean nothing to GPT-2.
+LLAMA_KEYS = ("n_kv_heads", "head_dim", "qk_norm", "tie_embeddings", "rms_norm_eps", "rope_scaling")
 
 
 def _no_bool(value: Any) -> Any:
@@ -84,9 +86,29 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+class RopeScaling(Section):
+    """Llama 3's way to a longer context: slow pairs of rotary positions turn slower still (model/rotary.py)."""
+
+    rope_type: Literal["llama3"] = "llama3"
+    factor: PositiveFloat
+    low_freq_factor: PositiveFloat
+    high_freq_factor: PositiveFloat
+    original_max_position_embeddings: Size
+
+    @model_validator(mode="after")
+    def _high_is_above_low(self) -> RopeScaling:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor should be above low_freq_factor, {self.low_freq_factor:g}, not "
+                f"{self.high_freq_factor:g}"
+            )
+        return self
+
+
 class ModelConfig(Section):
     """Shape of the transformer; the defaults are the 124M-parameter model."""
 
+    architecture: Literal["gpt2", "llama"] = "gpt2"
     vocab_size: Size = 50257
     d_model: Size = 768
     n_layers: Size = 12
@@ -97,9 +119,42 @@ class ModelConfig(Section):
     rope_theta: PositiveFloat = 10000.0
     dropout: BelowOne = 0.0
     gradient_checkpointing: bool = False
+    # Of llama alone.
+    n_kv_heads: Size | None = None
+    head_dim: Size | None = None
+    qk_norm: bool = False
+    tie_embeddings: bool = True
+    rms_norm_eps: PositiveFloat = 1e-6
+    rope_scaling: RopeScaling | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_width(self) -> int:
+        """Numbers of a head."""
+        return self.head_dim or self.d_model // self.n_heads
+
+    @model_validator(mode="before")
+    @classmethod
+    def _llama_is_rotary(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("architecture") == "llama":
+            values = {"positions": "rotary", **values}
+        return values
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> ModelConfig:
+    def _shape_fits_together(self) -> ModelConfig:
+        if self.architecture == "llama":
+            return self._fits_llama()
+        fields = type(self).model_fields
+        foreign = [key for key in LLAMA_KEYS if getattr(self, key) != fields[key].default]
+        if foreign:
+            raise ValueError(
+                f"{', '.join(foreign)}: only architecture: llama has this; leave it out, or set architecture "
+                "to llama"
+            )
         if self.d_model % self.n_heads:
             raise ValueError(f"n_heads must divide d_model; {self.n_heads} does not divide {self.d_model}")
         if self.d_model % 2:
@@ -109,6 +164,24 @@ class ModelConfig(Section):
                 "d_model / n_heads must be even (rotary positions turn pairs), not "
                 f"{self.d_model // self.n_heads}"
             )
+        return self
+
+    def _fits_llama(self) -> ModelConfig:
+        if self.positions != "rotary":
+            raise ValueError(
+                f"architecture: llama has rotary positions, not {self.positions}; set positions to rotary"
+            )
+        if self.n_heads % self.kv_heads:
+            raise ValueError(
+                f"n_kv_heads must divide n_heads; {self.kv_heads} does not divide {self.n_heads}"
+            )
+        if self.head_dim is None and self.d_model % self.n_heads:
+            raise ValueError(
+                f"n_heads must divide d_model unless head_dim is set; {self.n_heads} does not divide "
+                f"{self.d_model}"
+            )
+        if self.head_width % 2:
+            raise ValueError(f"heads must be even (rotary positions turn pairs), not {self.head_width} wide")
         return self
 
 

@@ -28,6 +28,11 @@ from horovod_transformer.tokenizer import Tokenizer, train_bpe  # noqa: E402
 torch.set_num_threads(1)
 
 TINY = ModelConfig(vocab_size=300, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32)
+# Heads wider than d_model / n_heads, two of queries to one of keys and values, with norms of their own.
+TINY_LLAMA = ModelConfig.model_validate(
+    {**TINY.model_dump(), "architecture": "llama", "positions": "rotary", "n_heads": 4, "n_kv_heads": 2}
+    | {"head_dim": 12, "qk_norm": True}
+)
 
 # A whole book, with characters of two and three bytes; about 45 tokens.
 LINE = "The sea was calm — so said the captain, né à Brême."

@@ -92,7 +92,7 @@ def _type_words(annotation: Any) -> str:
     if kind in (Union, types.UnionType):
         return "|".join(map(_type_words, parts))
     names = {int: "int", float: "number", bool: "true|false", str: "text", list: "list", type(None): "null"}
-    return names[kind or annotation]
+    return names.get(kind or annotation, "keys and values")  # a section within a section
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:

@@ -107,7 +107,7 @@ def shrink_weights(model: TransformerLM, precision: str) -> None:
         raise UserError(f"--precision {precision}: this PyTorch has no FBGEMM, which computes it; take fp32")
     layer = HalfLinear if precision == "fp16" else Int8Linear
     _replace_linear_layers(model.blocks, layer)
-    model.output_projection = layer(model.token_embedding.weight, None)
+    model.output_projection = layer(model.output_weight, None)
 
 
 @torch.no_grad()
@@ -119,12 +119,12 @@ def pack_weights(model: TransformerLM, texts: int) -> None:
     Args:
         model: As it was loaded.
         texts: How many will be written at once. For several the output projection becomes a second copy
-            of the embedding; for one that would gain nothing.
+            of its weights, the embedding's where they are tied; for one that would gain nothing.
     """
     if model.token_embedding.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
         _replace_linear_layers(model.blocks, PackedLinear, MANY_WEIGHTS)
-        if texts > 1 and model.token_embedding.weight.numel() >= MANY_WEIGHTS:
-            model.output_projection = PackedLinear(model.token_embedding.weight, None)
+        if texts > 1 and model.output_weight.numel() >= MANY_WEIGHTS:
+            model.output_projection = PackedLinear(model.output_weight, None)
 
 
 def _replace_linear_layers(

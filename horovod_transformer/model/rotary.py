@@ -14,11 +14,19 @@ import math
 import torch
 from torch import Tensor
 
+from horovod_transformer.config_sections import RopeScaling
 
-def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
+
+def rotary_table(length: int, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
     """What queries, keys and values are multiplied by at each position.
 
     Pair i of a query or key at position p is turned by p / theta^(2i / head_dim); values stay.
+
+    Args:
+        length: Number of positions.
+        head_dim: Numbers of a head, even.
+        theta: The larger, the slower the slowest pair turns.
+        scaling: Turns the slow pairs slower still, for a longer context; None leaves them.
 
     Returns:
         Cosines and sines, float32 (length, 3, 1, head_dim / 2, 2): positions, the three, heads, pairs.
@@ -26,16 +34,30 @@ def rotary_table(length: int, head_dim: int, theta: float) -> Tensor:
     # On the CPU whatever the default device: on the meta device this would load torch's compiler.
     positions = torch.arange(length, dtype=torch.float64, device="cpu")[:, None]
     pairs = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
-    angles = positions * torch.exp(-math.log(theta) * pairs / head_dim)
+    speeds = torch.exp(-math.log(theta) * pairs / head_dim)
+    angles = positions * (speeds if scaling is None else _scaled(speeds, scaling))
     three = torch.stack([angles, angles, torch.zeros_like(angles)], dim=1)[:, :, None]
     return torch.stack([three.cos(), three.sin()], dim=-1).float()
+
+
+def _scaled(speeds: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3's way to a longer context (Grattafiori et al. 2024, arXiv:2407.21783; the formula is Meta's code).
+
+    Pairs that turn often within the original context keep their speed, those that hardly turn are slowed by
+    the factor, and between the two the speed goes from one to the other.
+    """
+    turns = scaling.original_max_position_embeddings * speeds / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return speeds * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(qkv: Tensor, rotation: Tensor) -> Tensor:
     """Turn queries and keys.
 
     Args:
-        qkv: Queries, keys and values, float (B, T, 3, H, D).
+        qkv: Queries, keys and values, float (B, T, 3, H, D). Or one of the three, (B, T, H, D), with the
+            rotation's axis of three left out.
         rotation: Rows of `rotary_table`, one for each token: (T, 3, 1, D/2, 2), or with B before that if
             texts differ in their positions, or without T for one position.
 

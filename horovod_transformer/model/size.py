@@ -10,6 +10,12 @@ from horovod_transformer.system.machine import memory_bytes
 def count_parameters(model: ModelConfig) -> int:
     """Number of parameters of the model, by arithmetic: even a model too large to build has one."""
     width = model.d_model
+    if model.architecture == "llama":
+        qkv = (model.n_heads + 2 * model.kv_heads) * model.head_width
+        attention = width * (qkv + model.n_heads * model.head_width)
+        norms = 2 * width + (2 * model.head_width if model.qk_norm else 0)
+        embeddings = (1 if model.tie_embeddings else 2) * model.vocab_size * width
+        return embeddings + model.n_layers * (attention + 3 * width * model.d_ff + norms) + width
     attention = 4 * width * width + 4 * width
     feed_forward = 2 * width * model.d_ff + model.d_ff + width
     positions = model.max_seq_len * width if model.positions == "learned" else 0
@@ -36,16 +42,30 @@ def require_memory(model: ModelConfig) -> None:
 def flops_per_token(model: ModelConfig, parameters: int, block_size: int) -> float:
     """Floating-point operations of a forward and backward pass, per token.
 
-    6 per parameter, and 12 x layers x width x length for attention's two products (Chowdhery et
+    6 per parameter, and 12 x layers x width of all heads x length for attention's two products (Chowdhery et
     al. 2022, arXiv:2204.02311, appendix B). The tied embedding counts once, as the output
-    projection that it is.
+    projection that it is; an embedding apart from that is looked up, which takes none.
 
     Args:
         model: Shape.
         parameters: Number of them.
         block_size: Tokens that attend to each other: a prepared block may be shorter than the context.
     """
-    return 6.0 * parameters + 12.0 * model.n_layers * model.d_model * block_size
+    if not model.tie_embeddings:
+        parameters -= model.vocab_size * model.d_model
+    return 6.0 * parameters + 12.0 * model.n_layers * model.n_heads * model.head_width * block_size
+
+
+def _kept_numbers(model: ModelConfig) -> int:
+    """Numbers that a layer keeps of each token for the backward pass, if attention keeps no scores.
+
+    34 bytes in half precision for each number of GPT-2's width (Korthikanti et al. 2022, arXiv:2205.05198,
+    section 4.1); for Llama the same count with its widths, which nothing was measured for.
+    """
+    if model.architecture == "gpt2":
+        return 17 * model.d_model
+    heads = 2 * model.n_heads + 2 * model.kv_heads
+    return 5 * model.d_model + heads * model.head_width + 3 * model.d_ff
 
 
 def flops_per_update(model: ModelConfig, training: TrainingConfig, ranks: int) -> float:
@@ -65,15 +85,14 @@ def flops_per_update(model: ModelConfig, training: TrainingConfig, ranks: int) -
 def pass_bytes(model: ModelConfig, tokens: int) -> int:
     """Memory that a forward and backward pass takes on a CPU beside the weights, roughly.
 
-    A layer keeps 34 bytes for each token and each number of its width in half precision, twice that in
-    float32, if attention keeps no scores (Korthikanti et al. 2022, arXiv:2205.05198, section 4.1). The
-    gradients of all parameters come at the end, those of a chunk of logits with them.
+    A layer keeps its numbers in float32. The gradients of all parameters come at the end, those of a chunk of
+    logits with them.
 
     Args:
         model: Shape.
         tokens: In the pass.
     """
-    kept = 68 * model.d_model * tokens
+    kept = 4 * _kept_numbers(model) * tokens
     layers = kept + 4 * model.d_model * tokens * model.n_layers
     if not model.gradient_checkpointing:
         layers = kept * model.n_layers
@@ -96,7 +115,7 @@ def gpu_bytes(model: ModelConfig, tokens: int, accumulates: bool, memory: int) -
         memory: Of the GPU, in bytes: it decides how many logits are held at once (`chunk_size.py`).
     """
     parameters = count_parameters(model)
-    kept = 36 * model.d_model * tokens
+    kept = 2 * (_kept_numbers(model) + model.d_model) * tokens
     layers = kept + 4 * model.d_model * tokens * model.n_layers
     if not model.gradient_checkpointing:
         layers = kept * model.n_layers

@@ -1,9 +1,9 @@
-"""TransformerLM: a decoder-only transformer in the manner of GPT-2.
+"""TransformerLM: a decoder-only transformer in the manner of GPT-2, or of Llama.
 
 Pre-norm layers of causal self-attention and a GELU feed-forward layer, learned token embeddings
 shared with the output projection, and fixed sinusoidal positions (Vaswani et al. 2017,
 arXiv:1706.03762, section 3.5) or, on request, learned or rotary ones. Initialisation is GPT-2's (Radford et
-al. 2019, section 2.3).
+al. 2019, section 2.3). With `architecture: llama` it is other layers (model/llama.py), and rotary positions.
 
 Shapes in comments: B sequences, T tokens, C = d_model, H heads, V = vocab_size.
 """
@@ -18,14 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
-from horovod_transformer.config_sections import GenerationConfig, ModelConfig
+from horovod_transformer.config_sections import GenerationConfig, ModelConfig, RopeScaling
 from horovod_transformer.model.cache import KeyValueCache
 from horovod_transformer.model.compilation import compile_for_fixed_shapes
-from horovod_transformer.model.cpu.linear import linear
+from horovod_transformer.model.cpu.linear import Linear, linear
 from horovod_transformer.model.cpu.recomputation import checkpointed
+from horovod_transformer.model.cpu.rms_norm import RMSNorm
 from horovod_transformer.model.cpu.tied_embedding import embed
 from horovod_transformer.model.decoding import Decoder
 from horovod_transformer.model.layer import Dropout, TransformerLayer, run_layer
+from horovod_transformer.model.llama import LlamaLayer
 from horovod_transformer.model.losses import IGNORED_LABEL, chunked_cross_entropy
 from horovod_transformer.model.rotary import rotary_table
 
@@ -42,7 +44,8 @@ class TransformerLM(nn.Module):
 
     Args:
         vocab_size: Number of tokens.
-        d_model: Width of the residual stream; even, and a multiple of `n_heads`.
+        d_model: Width of the residual stream; even, and a multiple of `n_heads`, unless it is a Llama with
+            `head_dim`.
         n_heads: Attention heads per layer.
         n_layers: Number of layers.
         d_ff: Width inside the feed-forward layers.
@@ -54,6 +57,13 @@ class TransformerLM(nn.Module):
         positions: `sinusoidal`, a fixed table that is added to the embedding; `learned`, an embedding of
             `max_seq_len` rows; or `rotary`, which turns queries and keys (model/rotary.py).
         rope_theta: Of rotary positions: the larger, the slower the slowest pair of numbers turns.
+        architecture: `gpt2`, or `llama`, whose positions are rotary. What follows is for `llama` alone.
+        n_kv_heads: Heads of keys and values; each serves as many of `n_heads`. None: as many as those.
+        head_dim: Numbers of a head, even; None: `d_model / n_heads`.
+        qk_norm: Normalise each head's queries and keys, as Qwen3 does.
+        tie_embeddings: The token embedding is the output projection, too.
+        rms_norm_eps: Added to the mean square that a norm divides by.
+        rope_scaling: Llama 3's way to a longer context.
 
     Raises:
         ValueError: The shape does not fit together.
@@ -73,32 +83,57 @@ class TransformerLM(nn.Module):
         gradient_checkpointing: bool = False,
         positions: str = "sinusoidal",
         rope_theta: float = 10000.0,
+        architecture: str = "gpt2",
+        n_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        qk_norm: bool = False,
+        tie_embeddings: bool = True,
+        rms_norm_eps: float = 1e-6,
+        rope_scaling: RopeScaling | None = None,
     ) -> None:
         super().__init__()
-        if d_model % n_heads or d_model % 2:
+        llama = architecture == "llama"
+        if llama and positions != "rotary":
+            raise ValueError(f"a Llama has rotary positions, not {positions}")
+        if not (llama and head_dim) and (d_model % n_heads or d_model % 2):
             raise ValueError(f"d_model must be even and a multiple of n_heads, not {d_model} with {n_heads}")
-        if positions == "rotary" and d_model // n_heads % 2:
-            raise ValueError(f"rotary positions need heads of even width, not {d_model // n_heads}")
+        self.head_dim = (head_dim if llama else None) or d_model // n_heads
+        if positions == "rotary" and self.head_dim % 2:
+            raise ValueError(f"rotary positions need heads of even width, not {self.head_dim}")
         self.vocab_size = vocab_size
         self.d_model = d_model
         self.n_heads = n_heads
+        self.n_kv_heads = (n_kv_heads if llama else None) or n_heads
         self.max_seq_len = max_seq_len
         self.pad_token_id = pad_token_id
         self.gradient_checkpointing = gradient_checkpointing
         self.positions = positions
         self.rope_theta = rope_theta
+        self.rope_scaling = rope_scaling
+        self.tie_embeddings = tie_embeddings or not llama
         self.token_embedding = nn.Embedding(vocab_size, d_model)
         if positions == "learned":
             self.position_embedding = nn.Embedding(max_seq_len, d_model)
         self.make_position_table(self.token_embedding.weight.device)
         self.dropout = Dropout(dropout)
         # Checkpoint files know the layers as "blocks".
-        self.blocks = nn.ModuleList(
-            TransformerLayer(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)
-        )
-        self.final_norm = nn.LayerNorm(d_model)
-        # The token embedding once more in smaller numbers, for writing only; None: the embedding itself.
+        if llama:
+            self.blocks = nn.ModuleList(
+                LlamaLayer(
+                    d_model, n_heads, self.n_kv_heads, self.head_dim, d_ff, qk_norm, rms_norm_eps, dropout
+                )
+                for _ in range(n_layers)
+            )
+            self.final_norm: nn.Module = RMSNorm(d_model, rms_norm_eps)
+        else:
+            self.blocks = nn.ModuleList(
+                TransformerLayer(d_model, n_heads, d_ff, dropout) for _ in range(n_layers)
+            )
+            self.final_norm = nn.LayerNorm(d_model)
+        # None: the token embedding itself. For writing it may be replaced by one in smaller numbers.
         self.output_projection: nn.Module | None = None
+        if not self.tie_embeddings:
+            self.output_projection = Linear(d_model, vocab_size, bias=False)
         self._run_layer: Callable[[nn.Module, Tensor, Tensor | None, Tensor | None], Tensor] = run_layer
         self._compiled = False
         self._initialise()
@@ -118,7 +153,7 @@ class TransformerLM(nn.Module):
         if self.positions == "learned":
             return
         if self.positions == "rotary":
-            table = rotary_table(self.max_seq_len, self.d_model // self.n_heads, self.rope_theta)
+            table = rotary_table(self.max_seq_len, self.head_dim, self.rope_theta, self.rope_scaling)
         else:
             table = sinusoidal_positions(self.max_seq_len, self.d_model)
         # No part of the state dict.
@@ -132,6 +167,11 @@ class TransformerLM(nn.Module):
         if self.positions == "learned":
             return self.position_embedding.weight
         return self.get_buffer("position_table")
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output projection's weight as it was trained, float (V, C)."""
+        return self.token_embedding.weight if self.tie_embeddings else self.output_projection.weight
 
     def compile_layers(self) -> None:
         """From now on run layers and loss as code made by `torch.compile`, made when first needed.
@@ -188,7 +228,10 @@ class TransformerLM(nn.Module):
             Summed loss in nats (float32 scalar), tokens that count and tokens predicted right
             (int64 scalars).
         """
-        vectors, projection = embed(input_ids, self.token_embedding.weight)
+        if self.tie_embeddings:
+            vectors, projection = embed(input_ids, self.token_embedding.weight)
+        else:
+            vectors, projection = self.token_embedding(input_ids), self.output_weight
         hidden = self._hidden(vectors)
         with record_function("head"):  # for torch's profiler
             return chunked_cross_entropy(
@@ -245,7 +288,7 @@ class TransformerLM(nn.Module):
     def new_cache(self, batch_size: int, room: int | None = None) -> KeyValueCache:
         """Make an empty cache for `batch_size` texts of up to `room` tokens; None: of a whole context."""
         parameter = self.token_embedding.weight
-        shape = (batch_size, self.n_heads, room or self.max_seq_len, self.d_model // self.n_heads)
+        shape = (batch_size, self.n_kv_heads, room or self.max_seq_len, self.head_dim)
         return KeyValueCache(parameter, len(self.blocks), shape)
 
     def cached_logits(
@@ -390,4 +433,4 @@ def _causal_mask(attention_mask: Tensor) -> Tensor:
 
 def build_model(config: ModelConfig) -> TransformerLM:
     """Make the model that a config's `model` section describes, with fresh weights."""
-    return TransformerLM(**config.model_dump())
+    return TransformerLM(**dict(config))

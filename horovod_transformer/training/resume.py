@@ -286,11 +286,13 @@ def require_same_model(before: ModelConfig, now: ModelConfig, path: Path) -> Non
         UserError: A key differs.
     """
     # The rest changes how the model is computed, not which weights it has.
-    keys = ["vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "positions"]
+    keys = ["architecture", "vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "positions"]
+    keys += ["kv_heads", "head_width", "qk_norm", "tie_embeddings", "rms_norm_eps", "rope_scaling"]
     keys += {"learned": ["max_seq_len"], "rotary": ["rope_theta"]}.get(now.positions, [])
     for key in keys:
         old, new = getattr(before, key), getattr(now, key)
         if old != new:
+            key = {"kv_heads": "n_kv_heads", "head_width": "head_dim"}.get(key, key)
             raise UserError(f"{path}: its model has {key} = {old}, but the config says model.{key} = {new}")
 
 

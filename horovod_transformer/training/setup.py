@@ -87,8 +87,9 @@ def build_step(
         settings.compression,
         settings.gradient_groups,
         whole_numbers=exact is not None,
-        # Passes side by side end together: nothing could leave before.
-        late_tokens=0 if twins else plan.piece_size * plan.block_size,
+        # Passes side by side end together: nothing could leave before. An embedding that is not the output
+        # projection has no first part.
+        late_tokens=0 if twins or not model.tie_embeddings else plan.piece_size * plan.block_size,
     )
     step = UpdateStep(
         model,

@@ -9,6 +9,7 @@ from horovod_transformer.config_sections import GenerationConfig, ModelConfig
 from horovod_transformer.model.cache import KeyValueCache
 from horovod_transformer.model.decoding import Decoder
 from horovod_transformer.model.transformer import build_model
+from tests.conftest import TINY_LLAMA
 
 LENGTHS = [1, 30, 7, 32, 50]
 PROMPTS = [
@@ -17,16 +18,19 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(params=["sinusoidal", "learned", "rotary"])
+@pytest.fixture(params=["sinusoidal", "learned", "rotary", "llama"])
 def model(request):
     torch.manual_seed(0)
-    shape = ModelConfig(
-        vocab_size=300, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32, positions=request.param
-    )
+    shape = TINY_LLAMA
+    if request.param != "llama":
+        shape = ModelConfig(
+            vocab_size=300, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32, positions=request.param
+        )
     model = build_model(shape)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5)
+        for name, parameter in model.named_parameters():
+            if "query_norm" not in name and "key_norm" not in name:  # would blow scores up, and rounding
+                parameter.mul_(5)
     return model.eval()
 
 
@@ -148,7 +152,7 @@ def test_the_cache_has_room_for_what_is_written_and_is_copied_once_for_all_that_
     keep = KeyValueCache.keep
     monkeypatch.setattr(KeyValueCache, "keep", lambda cache, rows: kept.append(rows) or keep(cache, rows))
     decoder = Decoder(model, [[1, 2], [3], [4], [5]], GenerationConfig(max_new_tokens=9))
-    assert decoder._cache.keys[0].shape == (4, 2, 11, 16)
+    assert decoder._cache.keys[0].shape == (4, 2, 11, model.head_dim)
     decoder.finish(1, 3)
     assert decoder.rows == [0, 2] and kept == [[0, 2]]
     while decoder.rows:

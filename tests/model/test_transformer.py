@@ -18,18 +18,21 @@ from horovod_transformer.model.transformer import (
     build_model,
     sinusoidal_positions,
 )
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_LLAMA
 
 TOKENS = torch.randint(0, 300, (3, 20), generator=torch.Generator().manual_seed(1))
 PROMPTS = torch.randint(0, 300, (3, 5), generator=torch.Generator().manual_seed(2))
 
 
-@pytest.fixture(params=["sinusoidal", "rotary"])
+SHAPES = {"sinusoidal": TINY, "rotary": TINY.model_copy(update={"positions": "rotary"}), "llama": TINY_LLAMA}
+
+
+@pytest.fixture(params=SHAPES)
 def tiny_model(request):
     """A fresh model of 27 thousand parameters with each way of telling positions; learned ones are sinusoidal
     ones that learn."""
     torch.manual_seed(0)
-    return build_model(TINY.model_copy(update={"positions": request.param}))
+    return build_model(SHAPES[request.param])
 
 
 def test_the_default_model_has_the_documented_parameters():
@@ -142,8 +145,8 @@ def test_a_fresh_model_knows_nothing(shape):
     assert loss.item() == pytest.approx(expected, abs=0.1)
 
 
-def test_the_layer_is_pre_norm_with_tanh_gelu(tiny_model):
-    layer = tiny_model.blocks[0]
+def test_the_layer_is_pre_norm_with_tanh_gelu():
+    layer = build_model(TINY).blocks[0]
     nn.init.normal_(layer.attention.qkv.bias)
     nn.init.uniform_(layer.attention_norm.weight)
     nn.init.normal_(layer.feed_forward.expand.weight, std=0.5)  # far enough from 0 to tell two GELUs apart
@@ -255,23 +258,14 @@ def test_every_parameter_gets_a_gradient(tiny_model):
     assert not [name for name, p in tiny_model.named_parameters() if p.grad is None or p.grad.eq(0).all()]
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+@pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_gradient_checkpointing_changes_no_gradient(dropout, positions):
+def test_gradient_checkpointing_changes_no_gradient(dropout, kind):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = TransformerLM(
-            vocab_size=300,
-            d_model=32,
-            n_heads=2,
-            n_layers=2,
-            d_ff=64,
-            max_seq_len=32,
-            dropout=dropout,
-            gradient_checkpointing=checkpointing,
-            positions=positions,
-        )
+        changes = {"dropout": dropout, "gradient_checkpointing": checkpointing}
+        model = build_model(SHAPES[kind].model_copy(update=changes))
         torch.manual_seed(1)
         calls = []
         model.blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
@@ -408,9 +402,10 @@ def test_too_long_an_input_and_shapes_that_do_not_fit_are_refused(tiny_model):
         TransformerLM(vocab_size=10, d_model=6, n_heads=2, n_layers=1, positions="rotary")
 
 
-def test_a_state_dict_restores_the_model(tiny_model):
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_state_dict_restores_the_model(kind):
     torch.manual_seed(99)
-    other = build_model(TINY.model_copy(update={"positions": tiny_model.positions}))
+    tiny_model, other = build_model(SHAPES[kind]), build_model(SHAPES[kind])
     assert not torch.equal(other(TOKENS)[0], tiny_model(TOKENS)[0])
     other.load_state_dict(tiny_model.state_dict())
     assert torch.equal(other(TOKENS)[0], tiny_model(TOKENS)[0])
