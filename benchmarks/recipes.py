@@ -16,9 +16,9 @@ from pathlib import Path
 
 from horovod_transformer.config_sections import ModelConfig, TrainingConfig
 from horovod_transformer.model.size import checkpoint_bytes, count_parameters, gpu_bytes
+from horovod_transformer.planning.expectation import parameters_of_layers
 from horovod_transformer.planning.law import OF_LARGE_CORPORA
 from horovod_transformer.planning.machine import modelled_speed
-from horovod_transformer.planning.plan import without_embedding
 from horovod_transformer.planning.rates import find_device
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
@@ -170,7 +170,7 @@ def quality() -> list[str]:
     """What to expect of each size, with the range of the law."""
     lines = ["| size | one pass, bits per byte | 20 tokens a parameter |", "| --- | --- | --- |"]
     for size in SIZES:
-        parameters = without_embedding(size.model)
+        parameters = parameters_of_layers(size.model)
         expected = (
             OF_LARGE_CORPORA.bits_per_byte(parameters, TOKENS, tokens) for tokens in (TOKENS, size.tokens)
         )

@@ -10,8 +10,9 @@ from horovod_transformer.planning.law_file import law_for
 
 
 def parameters_of_layers(model: ModelConfig) -> int:
-    """Parameters that the law counts: all but the embedding's."""
-    return count_parameters(model) - model.vocab_size * model.d_model
+    """Parameters that the law counts: all but those of the embedding and the output projection."""
+    matrices = 1 if model.tie_embeddings else 2
+    return count_parameters(model) - matrices * model.vocab_size * model.d_model
 
 
 def expected_bits(
