@@ -79,7 +79,7 @@ class TransformerTrainingExample:
         prepare(self.config)
 
     def train(self) -> None:
-        """Train as `horovodrun -np N python -m src.train --config F` would."""
+        """Train as `horovod-transformer launch -np N -- horovod-transformer train --config F` would."""
         from horovod_transformer.distributed import usual_processes
         from horovod_transformer.launch.subcommand import run_subcommand
 
@@ -102,9 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the example as a program."""
     parser = config_parser("python horovod_transformer.example.py", DESCRIPTION)
     parser.set_defaults(config="configs/quickstart.yaml")
-    parser.add_argument(
-        "--processes", type=int, help="Horovod processes (default: 2; 1 without Horovod or on a single GPU)"
-    )
+    parser.add_processes("Horovod processes (default: 2; 1 without Horovod or on a single GPU)")
     parser.add_argument("--no_train", action="store_true", help="only generate, from --checkpoint")
     parser.add_argument("--no_generate", action="store_true", help="only prepare and train")
     parser.add_argument("--checkpoint", metavar="PATH", help="generate from this checkpoint")

@@ -60,8 +60,8 @@ def load_splits(data_dir: str | Path) -> dict[str, StoredSplit]:
     shown = readable(path)
     if not path.exists():
         raise UserError(
-            f"{shown}: no prepared data here; run `horovod-transformer prepare --config FILE` with the same "
-            "config, or set data.data_dir"
+            f"{shown}: no prepared data here; run `horovod-transformer prepare` with the same --config and "
+            "keys, or set data.data_dir"
         )
     damage = find_damage(manifest, path) if (manifest := read_manifest(path)) else None
     if damage:

@@ -411,7 +411,7 @@ def test_a_checkpoint_of_which_little_is_known_is_exported(change, tiny_checkpoi
         (["export", "--checkpoint", "{w}/text.pt", "--to", "{w}/new"], "text.pt: is not a readable"),
         (["export", "--checkpoint", "{c}", "--to", "{w}"], "exists already"),
         (["export", "--checkpoint", "{c}", "--to", "/proc/none/new"], "/proc/none/new: cannot be written"),
-        (["export", "--checkpoint", "{c}"], "--to"),
+        (["export", "--checkpoint", "{c}"], "required: --output"),
         (["export", "--checkpoint", "{c}", "--to", "{w}/new", "--model.d_ff", "3"], "exported as it is"),
         (["import", "--from", "{w}/nothing", "--to", "{w}/new.pt"], "nothing: no such folder"),
         (["import", "--from", "{w}/text.pt", "--to", "{w}/new.pt"], "text.pt: no such folder"),

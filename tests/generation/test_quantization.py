@@ -90,7 +90,7 @@ def test_for_one_text_the_embedding_is_not_copied(tiny_checkpoint, monkeypatch):
 )
 def test_the_command_packs_them(tiny_checkpoint, monkeypatch, more, texts):
     seen = []
-    monkeypatch.setattr(quantization, "pack_weights", lambda model, texts: seen.append(texts))
+    monkeypatch.setattr(small_weights, "pack_weights", lambda model, texts: seen.append(texts))
     assert generate.main(["--checkpoint", str(tiny_checkpoint), "--max_new_tokens", "3", *more]) == 0
     assert seen == texts
 
