@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/scaling_hosts.py
 
 Reads benchmarks/results/scaling_hosts.csv, which `benchmarks/scaling.py --ranks-per-host 2` writes, and
-writes a table of docs/scaling.md and docs/pictures/scaling_hosts.png. The model that stands beside the
-measured seconds takes from an update of the same setting at 10,000 Mbit/s how long everything but a slow link
-takes, and from one in one step how long the backward pass goes on once the projection's gradient is there. So
-long a slower link hides behind it, but not the embedding's bytes unless these leave in two parts.
+writes a table of docs/scaling.md. The model that stands beside the measured seconds takes from an update of
+the same setting at 10,000 Mbit/s how long everything but a slow link takes, and from one in one step how long
+the backward pass goes on once the projection's gradient is there. So long a slower link hides behind it, but
+not the embedding's bytes unless these leave in two parts.
 """
 
 from __future__ import annotations
@@ -16,15 +16,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from statistics import median
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from scaling_model import BYTES_PER_GRADIENT, DOCUMENT, RESULTS, write_table
+from scaling_model import BYTES_PER_GRADIENT, RESULTS, write_table
 
 RESULTS_OF_HOSTS = RESULTS.with_name("scaling_hosts.csv")
-PICTURE = DOCUMENT.parent / "pictures" / "scaling_hosts.png"
 FAST = 10_000  # Mbit/s
+USUAL_GROUPS = 4
 EMBEDDING_SHARE = {"30M": 50_257 * 384 / 29_946_240, "third": 1 / 3}
 
 
@@ -45,6 +41,7 @@ class Setting:
         words = ["by host" if self.hierarchical else "in one step"]
         words += [self.compression] if self.compression != "none" else []
         words += ["embedding in two parts"] if self.in_two else []
+        words += [f"{self.groups} groups"] if self.groups != USUAL_GROUPS else []
         return ", ".join(words)
 
     def seconds_on_link(self, parameters: int, rate: int, ranks_per_host: int = 2) -> float:
@@ -95,36 +92,28 @@ def expected(setting: Setting, fast: float, backward: float, parameters: int, ra
 
 
 def main() -> None:
-    """Write and draw."""
+    """Write the table."""
     seconds, parameters, backward = read()
     rates = sorted({rate for _, rate in seconds}, reverse=True)
     settings = sorted({setting for setting, _ in seconds}, key=lambda s: (s.model, s.hosts, s.in_two, s.name))
     lines = ["| model, hosts | gradients | " + " | ".join(f"{rate:,}" for rate in rates) + " |"]
     lines.append("| --- " * (2 + len(rates)) + "|")
-    figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
     for setting in settings:
-        plain = Setting(setting.model, setting.hosts, False, "none", False, setting.groups)
+        plain = Setting(setting.model, setting.hosts, False, "none", False, USUAL_GROUPS)
         if not all((each, FAST) in seconds for each in (plain, setting)):
             continue
         best, fast = (median(seconds[each, FAST]) for each in (plain, setting))
-        cells, efficiencies = [], {}
+        cells = []
         for rate in rates:
             model = expected(setting, fast, backward[plain], parameters[setting.model], rate)
             measured = seconds.get((setting, rate))
             if measured is None:
-                cells.append(f"({model:.1f})")
+                cells.append("–")
                 continue
-            efficiencies[rate] = 100 * best / median(measured)
             beside = "" if rate == FAST else f" ({model:.1f})"
-            cells.append(f"{median(measured):.2f}{beside}, {efficiencies[rate]:.0f} %")
+            cells.append(f"{median(measured):.2f}{beside}, {best / median(measured):.0%}")
         lines.append(f"| {setting.model}, {setting.hosts} | {setting.name} | " + " | ".join(cells) + " |")
-        if setting.model == "30M" and setting.hosts == 2:
-            axes.plot(list(efficiencies), list(efficiencies.values()), "o-", label=setting.name)
     write_table("links", lines)
-    axes.set(xscale="log", ylim=(0, 105), xlabel="link, Mbit/s", ylabel="efficiency, %")
-    axes.set_title("30M parameters, two hosts of two CPU ranks: measured")
-    axes.legend()
-    figure.savefig(PICTURE, dpi=110)
 
 
 if __name__ == "__main__":

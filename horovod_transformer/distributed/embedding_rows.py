@@ -23,10 +23,10 @@ def are_few(ranks: int, tokens: int, vocab_size: int) -> bool:
 
     Args:
         ranks: That train together.
-        tokens: In the last backward pass of each rank, at most.
+        tokens: In the last backward pass of each rank, at most; 0 if that is not known.
         vocab_size: Rows of the embedding.
     """
-    return ranks * tokens <= vocab_size * MOST_ROWS
+    return 0 < ranks * tokens <= vocab_size * MOST_ROWS
 
 
 @contextlib.contextmanager

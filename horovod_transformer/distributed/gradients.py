@@ -17,7 +17,6 @@ from horovod_transformer.distributed.collectives import (
     get_host_sets,
     get_hvd,
     get_local_rank,
-    get_local_size,
     get_rank,
     wait,
 )
@@ -70,8 +69,9 @@ def distribute_optimizer(
         gradient_groups: See `group_parameters`. None leaves it to Horovod, and gives up
             repeatable sums; `benchmarks/gradient_group.py` measures the difference.
         whole_numbers: Gradients hold the bits of int32 numbers, see `training.exact_sums`.
-        late_tokens: In this rank's last backward pass, at most. Where they are few, the gradient of the first
-            parameter, the tied embedding, leaves in two parts: see `embedding_rows`. 0: as a whole.
+        late_tokens: In a rank's last backward pass, at most. Where they are few, sums by host on CPUs send
+            the gradient of the first parameter, the tied embedding, in two parts: see `embedding_rows`. 0: as
+            a whole.
 
     Returns:
         The optimizer with Horovod's methods `synchronize` and `skip_synchronize`; the given one in a lone
@@ -86,11 +86,10 @@ def distribute_optimizer(
     named = list(named_parameters)
     parameters = [parameter for _, parameter in named]
     groups = gradient_groups and group_parameters(parameters, gradient_groups)
-    in_two = bool(groups and len(groups) > 1) and leaves_in_two_parts(parameters[0], late_tokens)
-    if in_two and not sets:
-        sets = HostSets(None, hvd.global_process_set, 1, hvd.size())
     if sets and groups:
-        return _sum_by_hosts(optimizer, groups, backward_passes, compression, whole_numbers, sets, in_two)
+        return _sum_by_hosts(
+            optimizer, groups, backward_passes, compression, whole_numbers, late_tokens, sets
+        )
     # On a single host bfloat16 would save nothing.
     kind = WholeNumbers if whole_numbers else getattr(hvd.Compression, compression.replace("bf16", "none"))
     return hvd.DistributedOptimizer(
@@ -100,16 +99,6 @@ def distribute_optimizer(
         compression=kind,
         op=hvd.Sum,
         groups=groups,
-    )
-
-
-def leaves_in_two_parts(embedding: nn.Parameter, tokens: int) -> bool:
-    """Whether the embedding's gradient does: between CPUs of several hosts, if few tokens are in a pass."""
-    return (
-        tokens > 0
-        and embedding.device.type == "cpu"
-        and get_local_size() < get_hvd().size()
-        and embedding_rows.are_few(get_hvd().size(), tokens, len(embedding))
     )
 
 
@@ -159,9 +148,14 @@ def _sum_by_hosts(
     passes: int,
     compression: str,
     whole_numbers: bool,
+    late_tokens: int,
     sets: HostSets,
-    in_two: bool,
 ) -> Optimizer:
+    device = groups[0][0].device
+    ranks, vocab_size = sets.ranks * sets.hosts, len(groups[-1][0])
+    in_two = (
+        len(groups) > 1 and device.type == "cpu" and embedding_rows.are_few(ranks, late_tokens, vocab_size)
+    )
     if in_two:
         *others, embedding = groups
         groups = [embedding, *others]
@@ -169,7 +163,6 @@ def _sum_by_hosts(
     # Every share can be cut into a piece for each host.
     pieces = sets.ranks * sets.hosts
     sizes = [padded(sum(parameter.numel() for parameter in group), pieces) for group in groups]
-    device = groups[0][0].device
     if device.type == "cpu" and sets.ranks > 1:
         host = share_memory(sizes, dtype, sets)
     else:

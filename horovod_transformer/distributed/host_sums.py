@@ -65,6 +65,7 @@ class HostSums:
         self._host = host
         self._between_hosts = between_hosts
         self._gather_rows = gather_rows
+        self._late_tokens: Tensor | None = None
         self._thread = ThreadPoolExecutor(1, "sums")
         self._begin_update()
         for number, group in enumerate(self._groups):
@@ -111,7 +112,7 @@ class HostSums:
     def _begin_update(self) -> None:
         self._left = [len(group) * self._passes for group in self._groups]
         self._sums: list[Future[Tensor]] = []
-        self._late_tokens: Tensor | None = None
+        self._late_tokens = None
 
     def _count(self, number: int) -> None:
         self._left[number] -= 1

@@ -234,6 +234,7 @@ class UpdateStep:
         if timer:
             timer.enter("backward")
         if is_last and self._send_embedding:
+            assert loss.grad_fn
             # Called as soon as the gradients of `chunked_cross_entropy`'s arguments are there.
             loss.grad_fn.register_hook(lambda grads, _: self._send_first_part(grads[1], input_ids))
         (loss * scale).backward()

@@ -96,3 +96,4 @@ def test_rows_are_back_afterwards():
 def test_many_tokens_are_not_sent_apart():
     assert embedding_rows.are_few(4, 512, 50257)
     assert not embedding_rows.are_few(8, 16 * 1024, 50257)
+    assert not embedding_rows.are_few(4, 0, 50257)
