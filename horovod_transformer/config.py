@@ -222,25 +222,39 @@ def _one_line(error: ValidationError, where: str) -> str:
     # An unknown key explains more than the errors that may follow from it.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     # Unions add their branch to the location ("int", "str"): keep what the user wrote.
-    location = [str(part) for part in problem["loc"][:2]]
+    location, section = _place(problem["loc"])
     key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        fields = Config.model_fields
-        if len(location) == 1:
-            text = f"{key}: {no_such('section', location[0], fields)}"
-        else:
-            section_type = fields[location[0]].annotation
-            assert isinstance(section_type, type) and issubclass(section_type, BaseModel)
-            text = f"{key}: {_unknown_key(location[1], section_type)}"
+    if problem["type"] == "extra_forbidden" and section is Config:
+        text = f"{key}: {no_such('section', location[0], Config.model_fields)}"
+    elif problem["type"] == "extra_forbidden":
+        text = f"{key}: {_unknown_key(location[-1], section)}"
+    elif problem["type"] == "missing":
+        text = f"{key}: is missing"
     else:
         message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
-        value = "" if len(location) < 2 else f" = {_shorten(problem['input'])}"
         # A rule across keys names its keys and values itself, and belongs to a whole section.
+        whole = len(location) < 2 or (problem["type"] == "value_error" and isinstance(problem["input"], dict))
+        value = "" if whole else f" = {_shorten(problem['input'])}"
         if problem["type"] in ("model_type", "model_attributes_type"):
             value, message = f" = {_shorten(problem['input'])}", "should be a section with keys of its own"
         text = f"{key}{value}: {message}"
     others = len({tuple(p["loc"][:2]) for p in problems}) - 1
     return f"{where}: {text}" + (f" (and {others} more)" if others else "")
+
+
+def _place(location: tuple[Any, ...]) -> tuple[list[str], type[BaseModel]]:
+    """The keys that lead to a problem, and the section that the last of them is in."""
+    names: list[str] = []
+    section: type[BaseModel] = Config
+    inner: type[BaseModel] | None = Config
+    for part in location:
+        if inner is None:
+            break
+        names.append(str(part))
+        section, field = inner, inner.model_fields.get(str(part))
+        kinds = _kinds(field.annotation) if field else set()
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return names, section
 
 
 def _unknown_key(name: str, section: type[BaseModel]) -> str:

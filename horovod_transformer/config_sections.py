@@ -87,7 +87,7 @@ class Section(BaseModel):
 
 
 class RopeScaling(Section):
-    """Llama 3's way to a longer context: slow pairs of rotary positions turn slower still (model/rotary.py)."""
+    """Llama 3's way to a longer context: slow pairs of rotary positions turn slower still."""
 
     rope_type: Literal["llama3"] = "llama3"
     factor: PositiveFloat

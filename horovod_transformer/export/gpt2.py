@@ -15,17 +15,17 @@ from horovod_transformer.config_sections import ModelConfig
 from horovod_transformer.export.requirements import ACTIVATIONS, NORM_EPSILON, require_values
 
 PREFIX, OUTPUT_PROJECTION = "transformer.", "lm_head.weight"
+EMBEDDING = "wte.weight"
 BUFFERS: tuple[str, ...] = (".attn.bias", ".attn.masked_bias")
 # Name of every weight: theirs, without the prefix, to ours.
-OUTSIDE = {
+_OUTSIDE = {
     "wte.weight": "token_embedding.weight",
     "wpe.weight": "position_embedding.weight",
     "ln_f.weight": "final_norm.weight",
     "ln_f.bias": "final_norm.bias",
 }
-LAYERS = "h"  # `h.0.` and so on, before the names
 # Theirs -> ours, within a layer; the linear layers are transposed.
-LAYER = {
+_LAYER = {
     "ln_1": "attention_norm",
     "attn.c_attn": "attention.qkv",
     "attn.c_proj": "attention.output",
@@ -43,14 +43,25 @@ _REQUIRED = {
 }
 
 
-def their_weight(tensor: Tensor, name: str, heads: int) -> Tensor:
-    """Arrange a weight of our name as they store it."""
-    return tensor.t() if name.startswith("blocks.") and tensor.dim() == 2 else tensor
+def names(shape: ModelConfig) -> dict[str, tuple[str, slice]]:
+    """Name of every weight: theirs, without the prefix, to ours, and which rows of ours it is: all."""
+    inner = {
+        f"h.{layer}.{theirs}.{part}": f"blocks.{layer}.{ours}.{part}"
+        for layer in range(shape.n_layers)
+        for theirs, ours in _LAYER.items()
+        for part in ("weight", "bias")
+    }
+    return {theirs: (ours, slice(None)) for theirs, ours in (_OUTSIDE | inner).items()}
 
 
-def our_weight(tensor: Tensor, name: str, heads: int) -> Tensor:
-    """Arrange what they store as our weight of this name."""
-    return their_weight(tensor, name, heads)
+def their_weight(tensor: Tensor, name: str, shape: ModelConfig) -> Tensor:
+    """Arrange a weight of ours as they store it under this name."""
+    return tensor.t() if name.startswith("h.") and tensor.dim() == 2 else tensor
+
+
+def our_weight(tensor: Tensor, name: str, shape: ModelConfig) -> Tensor:
+    """Arrange what they store under this name as a weight of ours."""
+    return their_weight(tensor, name, shape)
 
 
 def their_config(shape: ModelConfig) -> dict[str, Any]:

@@ -18,16 +18,16 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.export.requirements import ACTIVATIONS, NORM_EPSILON, require_values
 
 PREFIX, OUTPUT_PROJECTION = "gpt_neox.", "embed_out.weight"
+EMBEDDING = "embed_in.weight"
 BUFFERS: tuple[str, ...] = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 # Name of every weight: theirs, without the prefix, to ours.
-OUTSIDE = {
+_OUTSIDE = {
     "embed_in.weight": "token_embedding.weight",
     "final_layer_norm.weight": "final_norm.weight",
     "final_layer_norm.bias": "final_norm.bias",
 }
-LAYERS = "layers"  # `layers.0.` and so on, before the names
 # Theirs -> ours, within a layer.
-LAYER = {
+_LAYER = {
     "input_layernorm": "attention_norm",
     "attention.query_key_value": "attention.qkv",
     "attention.dense": "attention.output",
@@ -54,20 +54,33 @@ _DEFAULTS = {
 }
 
 
-def their_weight(tensor: Tensor, name: str, heads: int) -> Tensor:
-    """Arrange a weight of our name as they store it."""
-    if ".qkv." not in name:
+def names(shape: ModelConfig) -> dict[str, tuple[str, slice]]:
+    """Name of every weight: theirs, without the prefix, to ours, and which rows of ours it is: all."""
+    inner = {
+        f"layers.{layer}.{theirs}.{part}": f"blocks.{layer}.{ours}.{part}"
+        for layer in range(shape.n_layers)
+        for theirs, ours in _LAYER.items()
+        for part in ("weight", "bias")
+    }
+    return {theirs: (ours, slice(None)) for theirs, ours in (_OUTSIDE | inner).items()}
+
+
+def their_weight(tensor: Tensor, name: str, shape: ModelConfig) -> Tensor:
+    """Arrange a weight of ours as they store it under this name."""
+    if ".query_key_value." not in name:
         return tensor
-    query_key, value = tensor.unflatten(0, (3, heads, -1)).split([2, 1])  # (2, H, D, ...), (1, H, D, ...)
+    query_key, value = tensor.unflatten(0, (3, shape.n_heads, -1)).split(
+        [2, 1]
+    )  # (2, H, D, ...), (1, H, D, ...)
     halves = query_key.unflatten(2, (-1, 2)).transpose(2, 3).flatten(2, 3)
     return torch.cat([halves, value]).transpose(0, 1).flatten(0, 2)
 
 
-def our_weight(tensor: Tensor, name: str, heads: int) -> Tensor:
-    """Arrange what they store as our weight of this name."""
-    if ".qkv." not in name:
+def our_weight(tensor: Tensor, name: str, shape: ModelConfig) -> Tensor:
+    """Arrange what they store under this name as a weight of ours."""
+    if ".query_key_value." not in name:
         return tensor
-    halves, value = tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).split([2, 1])
+    halves, value = tensor.unflatten(0, (shape.n_heads, 3, -1)).transpose(0, 1).split([2, 1])
     query_key = halves.unflatten(2, (2, -1)).transpose(2, 3).flatten(2, 3)
     return torch.cat([query_key, value]).flatten(0, 2)
 

@@ -2,7 +2,8 @@
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json  generation_config.json
 
-A model with rotary positions is a GPT-NeoX there (`gpt_neox.py`), any other a GPT-2 (`gpt2.py`).
+A model of Llama's architecture is a Llama or a Qwen3 there (`llama.py`); else one with rotary positions is a
+GPT-NeoX (`gpt_neox.py`), and any other a GPT-2 (`gpt2.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from horovod_transformer.config import Config, config_from_dict
 from horovod_transformer.config_sections import GenerationConfig, ModelConfig
 from horovod_transformer.errors import UserError
-from horovod_transformer.export import gpt2, gpt_neox
+from horovod_transformer.export import gpt2, gpt_neox, llama
 from horovod_transformer.export.tokenizers import read_tokenizer, tokenizer_json
 from horovod_transformer.model.transformer import TransformerLM
 from horovod_transformer.model.weights import empty_model
@@ -36,15 +37,15 @@ class Form(Protocol):
     """How one of their classes stores our model: a module such as `gpt2`."""
 
     PREFIX: str
+    EMBEDDING: str
     OUTPUT_PROJECTION: str
     BUFFERS: tuple[str, ...]
-    OUTSIDE: dict[str, str]
-    LAYERS: str
-    LAYER: dict[str, str]
 
-    def their_weight(self, tensor: Tensor, name: str, heads: int) -> Tensor: ...
+    def names(self, shape: ModelConfig) -> dict[str, tuple[str, slice]]: ...
 
-    def our_weight(self, tensor: Tensor, name: str, heads: int) -> Tensor: ...
+    def their_weight(self, tensor: Tensor, name: str, shape: ModelConfig) -> Tensor: ...
+
+    def our_weight(self, tensor: Tensor, name: str, shape: ModelConfig) -> Tensor: ...
 
     def their_config(self, shape: ModelConfig) -> dict[str, Any]: ...
 
@@ -52,11 +53,13 @@ class Form(Protocol):
 
 
 # By their `model_type`.
-FORMS: dict[str, Form] = {"gpt2": gpt2, "gpt_neox": gpt_neox}
+FORMS: dict[str, Form] = {"gpt2": gpt2, "gpt_neox": gpt_neox, "llama": llama, "qwen3": llama}
 
 
 def form_of(shape: ModelConfig) -> Form:
-    """How a model of ours is stored: the positions decide."""
+    """How a model of ours is stored: architecture and positions decide."""
+    if shape.architecture == "llama":
+        return llama
     return gpt_neox if shape.positions == "rotary" else gpt2
 
 
@@ -107,18 +110,22 @@ def _write_files(
     card: str,
 ) -> None:
     form, ours = form_of(shape), model.state_dict()
+    config = form.their_config(shape)
     if model.position_vectors is not None:
         ours["position_embedding.weight"] = model.position_vectors
     tensors = {
-        form.PREFIX + theirs: form.their_weight(ours[name], name, shape.n_heads).detach().cpu().contiguous()
-        for theirs, name in _names(form, shape.n_layers).items()
+        _full_name(form, theirs): form.their_weight(ours[name][rows], theirs, shape)
+        .detach()
+        .cpu()
+        .contiguous()
+        for theirs, (name, rows) in form.names(shape).items()
     }
     try:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # it makes these of what the system says, a full disk for example
         raise OSError(str(error)) from None
     files = {
-        "config.json": {**form.their_config(shape), **_special_tokens(tokenizer), "dtype": "float32"},
+        "config.json": {**config, **_special_tokens(tokenizer), "dtype": "float32"},
         "generation_config.json": _their_generation(generation, tokenizer),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -141,7 +148,7 @@ def _write_files(
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], Config, Tokenizer]:
-    """Read a Hugging Face folder of a GPT-2 or GPT-NeoX, ours or another's.
+    """Read a Hugging Face folder of a GPT-2, GPT-NeoX, Llama or Qwen3, ours or another's.
 
     Nothing in it can run: weights come from safetensors only, the rest is JSON.
 
@@ -170,14 +177,15 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Tensor], Config, Tokenize
     return _read_weights(folder, form, config.model), config.model_copy(update={"data": data}), tokenizer
 
 
-def _names(form: Form, layers: int) -> dict[str, str]:
-    """Name of every weight: theirs, without the prefix, to ours."""
-    return form.OUTSIDE | {
-        f"{form.LAYERS}.{layer}.{theirs}.{part}": f"blocks.{layer}.{ours}.{part}"
-        for layer in range(layers)
-        for theirs, ours in form.LAYER.items()
-        for part in ("weight", "bias")
-    }
+def _full_name(form: Form, name: str) -> str:
+    """The name of one of their weights in a file: an output projection has no prefix."""
+    return name if name == form.OUTPUT_PROJECTION else form.PREFIX + name
+
+
+def _count(form: Form, shape: ModelConfig) -> int:
+    """How many weights they have, without naming all: it may be stated as a billion layers."""
+    one, two = (len(form.names(shape.model_copy(update={"n_layers": layers}))) for layers in (1, 2))
+    return one + (two - one) * (shape.n_layers - 1)
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -226,20 +234,19 @@ def _our_config(values: dict[str, Any], path: Path) -> tuple[Form, Config]:
 
 
 def _read_weights(folder: Path, form: Form, shape: ModelConfig) -> dict[str, Tensor]:
-    found = _open_tensors(folder, form)
-    # Before a model of the stated size is laid out: it may be stated as a billion layers.
-    wanted = len(form.OUTSIDE) + 2 * len(form.LAYER) * shape.n_layers
+    found = _open_tensors(folder, form, shape)
+    wanted = _count(form, shape)
     if len(found) != wanted:
         raise UserError(
             f"{folder}: has {len(found)} weights; such a model of {shape.n_layers} layers has {wanted}"
         )
     expected = empty_model(shape).state_dict()
-    weights = {}
-    for theirs, name in _names(form, shape.n_layers).items():
+    pieces: dict[str, list[Tensor]] = {}
+    for theirs, (name, rows) in form.names(shape).items():
         if theirs not in found:
             raise UserError(f"{folder}: has no weight {theirs}, which its kind of model has; it is damaged")
         file, key = found[theirs]
-        size = list(form.their_weight(expected[name], name, shape.n_heads).shape)
+        size = list(form.their_weight(expected[name][rows], theirs, shape).shape)
         with safe_open(file, "pt") as opened:
             actual = opened.get_slice(key).get_shape()
             if actual != size:
@@ -256,11 +263,13 @@ def _read_weights(folder: Path, form: Form, shape: ModelConfig) -> dict[str, Ten
             raise UserError(
                 f"{file}: {theirs} has NaN or numbers beyond float32; no text can be written with it"
             )
-        weights[name] = form.our_weight(tensor, name, shape.n_heads).contiguous()
-    return weights
+        pieces.setdefault(name, []).append(form.our_weight(tensor, theirs, shape))
+        if sum(map(len, pieces[name])) == len(expected[name]):  # whole: nothing is kept twice
+            pieces[name] = [torch.cat(pieces[name]) if rows != slice(None) else pieces[name][0].contiguous()]
+    return {name: whole for name, (whole,) in pieces.items()}
 
 
-def _open_tensors(folder: Path, form: Form) -> dict[str, tuple[Path, str]]:
+def _open_tensors(folder: Path, form: Form, shape: ModelConfig) -> dict[str, tuple[Path, str]]:
     """Where each weight lies: short name -> file and full name; buffers that hold no weight left out."""
     if (folder / INDEX).is_file():
         listed = _read_json(folder / INDEX).get("weight_map")
@@ -285,17 +294,16 @@ def _open_tensors(folder: Path, form: Form) -> dict[str, tuple[Path, str]]:
             raise UserError(f"{file}: is not a readable safetensors file: {error}") from None
         for key in keys:
             name = key.removeprefix(form.PREFIX)
-            if name == form.OUTPUT_PROJECTION:
+            if name == form.OUTPUT_PROJECTION and shape.tie_embeddings:
                 head = (file, key)
             elif not name.endswith(form.BUFFERS):
                 if name in found:
                     raise UserError(f"{file}: {key} is there already as {found[name][1]} in {found[name][0]}")
                 found[name] = (file, key)
-    shared = next(theirs for theirs, ours in form.OUTSIDE.items() if ours == "token_embedding.weight")
-    embedding = found.get(shared)
+    embedding = found.get(form.EMBEDDING)
     if head and embedding and not torch.equal(_tensor(*head), _tensor(*embedding)):
         raise UserError(
-            f"{head[0]}: {form.OUTPUT_PROJECTION} is not {shared}; in this program's model the two are one"
+            f"{head[0]}: {form.OUTPUT_PROJECTION} is not {form.EMBEDDING}; in this model the two are one"
         )
     return found
 

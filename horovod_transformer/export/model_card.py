@@ -12,7 +12,7 @@ import yaml
 from horovod_transformer.metrics import bits_per_byte, perplexity
 from horovod_transformer.tokenizer import END_OF_TEXT
 
-_NAMES = {"gpt2": "GPT-2", "gpt_neox": "GPT-NeoX"}
+_NAMES = {"gpt2": "GPT-2", "gpt_neox": "GPT-NeoX", "llama": "Llama", "qwen3": "Qwen3"}
 TO_FILL_IN = "*to be filled in*"
 
 
@@ -34,6 +34,8 @@ def model_card(
     """
     config = contents["config"]
     form = "gpt_neox" if config["model"].get("positions") == "rotary" else "gpt2"
+    if config["model"].get("architecture") == "llama":
+        form = "qwen3" if config["model"]["qk_norm"] else "llama"
     facts = _facts(contents, parameters, manifest)
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     # Paths of the machine it was trained on are nobody's business.

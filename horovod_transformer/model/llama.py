@@ -85,14 +85,12 @@ class GroupedQueryAttention(nn.Module):
         y = self._attend(query, key, value, mask, causal)
         return self.output_dropout(self.output(y.transpose(1, 2).reshape(batch, length, -1)))
 
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
-    ) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """Attention of queries, (B, H, T, D), over keys and values, (B, G, K, D), as (B, H, T, D)."""
         dropout = self.dropout if self.training else 0.0
         sharing = query.shape[1] // key.shape[1]
         if sharing > 1 and query.shape[2] == 1:
-            # Of one new token, the queries that share a head are as good as so many tokens: nothing is copied.
+            # One new token: the queries that share a head are as good as so many tokens. Nothing is copied.
             folded = query.reshape(query.shape[0], key.shape[1], sharing, self.head_dim)
             return attend(folded, key, value, mask, dropout, False).reshape(query.shape)
         if sharing > 1:

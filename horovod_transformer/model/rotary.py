@@ -41,7 +41,7 @@ def rotary_table(length: int, head_dim: int, theta: float, scaling: RopeScaling 
 
 
 def _scaled(speeds: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama 3's way to a longer context (Grattafiori et al. 2024, arXiv:2407.21783; the formula is Meta's code).
+    """Llama 3's way to a longer context, by the formula of `transformers` (its `rope_type` llama3).
 
     Pairs that turn often within the original context keep their speed, those that hardly turn are slowed by
     the factor, and between the two the speed goes from one to the other.

@@ -24,7 +24,13 @@ def model(request):
     shape = TINY_LLAMA
     if request.param != "llama":
         shape = ModelConfig(
-            vocab_size=300, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_seq_len=32, positions=request.param
+            vocab_size=300,
+            d_model=32,
+            n_layers=2,
+            n_heads=2,
+            d_ff=64,
+            max_seq_len=32,
+            positions=request.param,
         )
     model = build_model(shape)
     with torch.no_grad():

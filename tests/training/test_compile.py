@@ -26,7 +26,7 @@ from horovod_transformer.model.transformer import build_model
 from horovod_transformer.system.signals import StopRequest
 from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, TINY_LLAMA
 from tests.distributed.conftest import Job, make_config, write_corpus
 
 CPU = torch.device("cpu")
@@ -35,7 +35,8 @@ BLOCKS = torch.randint(0, TINY.vocab_size, (6, 16), generator=torch.Generator().
 
 def make_step(compiled, precision="fp32", **shape):
     torch.manual_seed(0)
-    model = build_model(TINY.model_copy(update=shape)).train()
+    base = TINY_LLAMA if shape.get("architecture") == "llama" else TINY
+    model = build_model(base.model_copy(update=shape)).train()
     if compiled:
         model.compile_layers()
     training = TrainingConfig(learning_rate=0.01)
@@ -60,9 +61,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
-def test_the_curve_is_eagers_and_nothing_is_compiled_twice(positions):
-    eager, step = (make_step(compiled, positions=positions) for compiled in (False, True))
+@pytest.mark.parametrize("shape", [{}, {"positions": "rotary"}, {"architecture": "llama"}], ids=str)
+def test_the_curve_is_eagers_and_nothing_is_compiled_twice(shape):
+    eager, step = (make_step(compiled, **shape) for compiled in (False, True))
     expected = run(eager, range(8))
     results = run(step, range(2))
     with torch.no_grad():  # a validation

@@ -28,7 +28,7 @@ from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.run_summary import about_sums
 from horovod_transformer.training.setup import passes_at_once
 from horovod_transformer.training.step import UpdateStep
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_LLAMA
 
 CPU = torch.device("cpu")
 PIECES = 8
@@ -78,15 +78,25 @@ def _threads_as_before():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_neither_order_nor_threads_show(precision, optimizer):
-    straight = make_step(precision=precision, optimizer=optimizer)
+UNTIED = TINY_LLAMA.model_copy(update={"tie_embeddings": False})
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "shape"),
+    [
+        (precision, optimizer, TINY)
+        for precision in ("fp32", "bf16", "fp16")
+        for optimizer in ("adamw", "muon")
+    ]
+    + [("fp32", "muon", TINY_LLAMA), ("bf16", "muon", UNTIED)],
+)
+def test_neither_order_nor_threads_show(precision, optimizer, shape):
+    straight = make_step(precision=precision, optimizer=optimizer, shape=shape)
     for update in range(4):
         expected = straight.run(update, iter(BATCHES), 0.01)
         assert not expected.skipped
     for threads in (2, 3, 8):
-        other = make_step(threads, precision=precision, optimizer=optimizer)
+        other = make_step(threads, precision=precision, optimizer=optimizer, shape=shape)
         for update in range(4):
             mixed = BATCHES[:]
             random.Random(update).shuffle(mixed)

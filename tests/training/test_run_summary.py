@@ -9,7 +9,7 @@ from horovod_transformer.data.sampler import BatchPlan
 from horovod_transformer.model.size import count_parameters
 from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training.run_summary import RunSummary
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_LLAMA
 
 
 def wider(**changes):
@@ -17,7 +17,15 @@ def wider(**changes):
 
 
 @pytest.mark.parametrize(
-    "shape", [TINY, wider(d_ff=100, n_layers=3), wider(d_model=64), wider(positions="learned")]
+    "shape",
+    [
+        TINY,
+        wider(d_ff=100, n_layers=3),
+        wider(d_model=64),
+        wider(positions="learned"),
+        TINY_LLAMA,
+        TINY_LLAMA.model_copy(update={"tie_embeddings": False, "qk_norm": False, "n_kv_heads": None}),
+    ],
 )
 def test_parameters_are_those_of_the_real_model(shape):
     config = Config(model=shape)

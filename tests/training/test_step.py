@@ -11,7 +11,7 @@ from horovod_transformer.model.transformer import build_model
 from horovod_transformer.training.optim import muon
 from horovod_transformer.training.optim.optimizer import build_optimizer
 from horovod_transformer.training.step import UpdateStep
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_LLAMA
 
 CPU = torch.device("cpu")
 BATCH, BLOCK, PADDING = 4, 8, 3
@@ -26,10 +26,10 @@ def make_step(
     decay=0.0,
     compression="none",
     optimizer="adamw",
-    positions="sinusoidal",
+    shape=TINY,
 ):
     torch.manual_seed(0)
-    model = build_model(TINY.model_copy(update={"dropout": dropout, "positions": positions})).train()
+    model = build_model(shape.model_copy(update={"dropout": dropout})).train()
     training = TrainingConfig(learning_rate=0.01, weight_decay=decay, optimizer=optimizer)
     plan = BatchPlan(BATCH, BLOCK, PADDING, BATCH, micro, 1, 1, 7)
     return UpdateStep(
@@ -50,10 +50,10 @@ def run(step, stop=False):
     return step.run(0, batches_of(step.plan), 0.01, stop)
 
 
-def reference(clip=0.0, decay=0.0, positions="sinusoidal"):
+def reference(clip=0.0, decay=0.0, shape=TINY):
     """The same update in plain torch: mean loss per token, clip, AdamW."""
     torch.manual_seed(0)
-    model = build_model(TINY.model_copy(update={"positions": positions}))
+    model = build_model(shape)
     labels = BLOCKS.clone()
     labels[BATCH - 1, BLOCK - PADDING :] = -100
     _, loss = model(BLOCKS, labels=labels)
@@ -69,13 +69,22 @@ def assert_same_weights(one, other, **tolerance):
         torch.testing.assert_close(a, b, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
+SHAPES = {
+    "sinusoidal": TINY,
+    "rotary": TINY.model_copy(update={"positions": "rotary"}),
+    "llama": TINY_LLAMA,
+    "llama, untied": TINY_LLAMA.model_copy(update={"tie_embeddings": False}),
+}
+
+
 @pytest.mark.parametrize("micro", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("clip", [0.0, 0.05, 100.0])
-@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
-def test_an_update_is_plain_torchs_however_it_is_cut(micro, clip, positions):
-    step = make_step(micro, clip=clip, decay=0.1, positions=positions)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_an_update_is_plain_torchs_however_it_is_cut(micro, clip, kind):
+    shape = SHAPES[kind]
+    step = make_step(micro, clip=clip, decay=0.1, shape=shape)
     result = run(step)
-    model, loss, norm = reference(clip, decay=0.1, positions=positions)
+    model, loss, norm = reference(clip, decay=0.1, shape=shape)
     assert result.loss == pytest.approx(loss, abs=1e-5)
     assert result.gradient_norm == pytest.approx(norm, rel=1e-4)
     assert result.tokens == BATCH * (BLOCK - 1) - PADDING
@@ -111,12 +120,12 @@ def test_an_update_that_is_not_finite_is_skipped_whole(poison):
     assert all(torch.isfinite(p).all() for p in step.model.parameters())
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+@pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_is_near_fp32(precision, positions):
-    step = make_step(2, precision, clip=1.0, positions=positions)
+def test_half_precision_is_near_fp32(precision, kind):
+    step = make_step(2, precision, clip=1.0, shape=SHAPES[kind])
     result = run(step)
-    _, loss, norm = reference(positions=positions)
+    _, loss, norm = reference(shape=SHAPES[kind])
     assert result.loss == pytest.approx(loss, rel=2e-2)
     # The reported norm is of unscaled gradients.
     assert result.gradient_norm == pytest.approx(norm, rel=5e-2)

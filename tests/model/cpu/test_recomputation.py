@@ -15,6 +15,7 @@ from horovod_transformer.model.cpu.layer_norm import LayerNorm
 from horovod_transformer.model.cpu.linear import Linear
 from horovod_transformer.model.cpu.recomputation import checkpointed, recomputable, recomputing_input
 from horovod_transformer.model.layer import TransformerLayer
+from horovod_transformer.model.llama import LlamaLayer
 
 BATCH, LENGTH, WIDTH, FEED_FORWARD = 4, 64, 64, 256
 
@@ -34,10 +35,12 @@ def plain(monkeypatch):
     monkeypatch.setattr(linear_module, "recomputing_input", lambda x: contextlib.nullcontext())
 
 
-def run_layer(precision, dropout=0.0):
+def run_layer(precision, dropout=0.0, llama=False):
     """One pass forward and backward; the bytes kept in between, the output and all gradients."""
     torch.manual_seed(0)
     layer = TransformerLayer(WIDTH, 2, FEED_FORWARD, dropout)
+    if llama:
+        layer = LlamaLayer(WIDTH, 2, 2, 32, FEED_FORWARD, False, 1e-6, dropout)
     x = torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True)
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
     with profiler as forward, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
@@ -48,16 +51,16 @@ def run_layer(precision, dropout=0.0):
     return kept, [output, x.grad, *(p.grad for p in layer.parameters())]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_layer_keeps_less_and_no_bit_changes(precision, dropout, monkeypatch):
-    kept, found = run_layer(precision, dropout)
+@pytest.mark.parametrize(("dropout", "llama"), [(0.0, False), (0.2, False), (0.0, True)])
+def test_a_layer_keeps_less_and_no_bit_changes(precision, dropout, llama, monkeypatch):
+    kept, found = run_layer(precision, dropout, llama)
     plain(monkeypatch)
-    plainly_kept, expected = run_layer(precision, dropout)
+    plainly_kept, expected = run_layer(precision, dropout, llama)
     assert all(torch.equal(again, kept_one) for again, kept_one in zip(found, expected, strict=True))
-    # In bf16 the norms' outputs are cast, and the cast copies are kept; GELU's output has two bytes.
+    # In bf16 the norms' outputs are cast, and the cast copies are kept; the activation's have two bytes.
     bytes_of_norms = 0 if precision == "bf16" else 2 * 4 * WIDTH
-    bytes_of_gelu = (2 if precision == "bf16" else 4) * FEED_FORWARD
-    assert plainly_kept - kept == BATCH * LENGTH * (bytes_of_norms + bytes_of_gelu)
+    bytes_of_activation = (2 if precision == "bf16" else 4) * FEED_FORWARD
+    assert plainly_kept - kept == BATCH * LENGTH * (bytes_of_norms + bytes_of_activation)
 
 
 def test_the_input_is_computed_again_once(precision):
