@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,11 +173,12 @@ def run_calibration(data_dir: Path, minutes: float) -> None:
 
     if not 0 < minutes < 24 * 60:
         raise UserError(f"--calibrate {minutes:g}: should be above 0 and below a day, in minutes")
-    corpus, machine = prepared_corpus(data_dir), machine_here(None)
+    # One process trains each of them, whatever there is.
+    corpus, machine = prepared_corpus(data_dir), replace(machine_here(None), processes=1)
     models = ladder_models(corpus)
-    cases = [(model, training_of(model, corpus, corpus.tokens, machine.on_gpu, 1)) for model in models]
+    cases = [(model, training_of(model, corpus, corpus.tokens, machine)) for model in models]
     speeds = completed_speeds(measure_speeds(cases, SECONDS_TO_MEASURE), models, 1)
-    law, points = calibrate(corpus, str(data_dir), ladder(corpus, speeds, minutes, machine.on_gpu))
+    law, points = calibrate(corpus, str(data_dir), ladder(corpus, speeds, minutes, machine))
     page = keep_law(data_dir, law, points)
     print(f"the law of these books: {law.formula()}, give or take {law.error:.2f}; its page: {page}")
 

@@ -16,6 +16,7 @@ from horovod_transformer.model.size import count_parameters
 from horovod_transformer.planning.corpus import Corpus
 from horovod_transformer.planning.expectation import parameters_of_layers
 from horovod_transformer.planning.law import Law, Point, fit
+from horovod_transformer.planning.machine import Machine
 from horovod_transformer.planning.plan import MOST_EPOCHS
 from horovod_transformer.planning.shapes import model_of, training_of
 from horovod_transformer.reports.run_records import read_run
@@ -58,14 +59,14 @@ def ladder_models(corpus: Corpus) -> list[ModelConfig]:
     return [model_of(shape, corpus) for shape in LADDER]
 
 
-def ladder(corpus: Corpus, speeds: Mapping[int, float], minutes: float, on_gpu: bool) -> list[Rung]:
+def ladder(corpus: Corpus, speeds: Mapping[int, float], minutes: float, machine: Machine) -> list[Rung]:
     """Share the time out: every model reads the same numbers of tokens.
 
     Args:
         corpus: The prepared data.
         speeds: Parameters of each model -> tokens/s.
         minutes: For all runs together.
-        on_gpu: Decides the size of micro-batches.
+        machine: Decides the size of micro-batches.
 
     Raises:
         UserError: The time is too short for runs that say anything.
@@ -76,7 +77,7 @@ def ladder(corpus: Corpus, speeds: Mapping[int, float], minutes: float, on_gpu: 
     rungs = []
     for model in models:
         for part in PARTS:
-            training = training_of(model, corpus, int(most * part), on_gpu, 1)
+            training = training_of(model, corpus, int(most * part), machine)
             rung = Rung(model, training, int(most * part) / speeds[count_parameters(model)])
             if (training.max_updates or 0) < FEWEST_UPDATES:
                 need = minutes * FEWEST_UPDATES / max(1, training.max_updates or 0)

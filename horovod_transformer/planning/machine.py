@@ -23,6 +23,7 @@ class Machine:
         memory_bytes: Of each device.
         on_gpu: Whether these are GPUs.
         here: Whether it is this machine, whose speed can be measured.
+        cores: That compute passes side by side; 1 where GPUs compute.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Machine:
     memory_bytes: int
     on_gpu: bool
     here: bool
+    cores: int = 1
 
 
 def gpus(device: Device, number: int) -> Machine:

@@ -89,10 +89,7 @@ class Plan:
 def candidates(corpus: Corpus, machine: Machine) -> list[tuple[ModelConfig, TrainingConfig]]:
     """The models that a plan considers, with settings whose speed can be measured."""
     models = [model_of(shape, corpus) for shape in SHAPES]
-    return [
-        (model, training_of(model, corpus, corpus.tokens, machine.on_gpu, machine.processes))
-        for model in models
-    ]
+    return [(model, training_of(model, corpus, corpus.tokens, machine)) for model in models]
 
 
 def make_plan(corpus: Corpus, machine: Machine, speeds: Mapping[int, float], hours: float, law: Law) -> Plan:
@@ -130,7 +127,7 @@ def _option(
 ) -> Option:
     affordable = int(speed * hours * 3600 * SHARE_FOR_UPDATES)
     tokens = min(affordable, MOST_EPOCHS * corpus.tokens)
-    training = training_of(model, corpus, tokens, machine.on_gpu, machine.processes)
+    training = training_of(model, corpus, tokens, machine)
     assert training.max_updates is not None and training.global_batch_size is not None
     tokens = training.max_updates * training.global_batch_size * model.max_seq_len
     parameters = count_parameters(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from horovod_transformer.config_sections import ModelConfig, TrainingConfig
 from horovod_transformer.planning.corpus import Corpus
+from horovod_transformer.planning.machine import Machine
 
 # Layers, width, heads. Small ones are shallow: in the time there is a wide model learns more than a deep one
 # (docs/log.md, 2026-11-29); from 124M on they are GPT-2's (Radford et al. 2019).
@@ -29,6 +30,8 @@ UPDATES_OF_A_RUN = 2_000
 LEAST_BATCH, LARGEST_BATCH = 2_048, 524_288
 # Tokens of a micro-batch: on a CPU what stays near its caches, on a GPU what fills it.
 PASS_ON_CPU, PASS_ON_GPU = 1_024, 32_768
+# Micro-batches of an update on as many cores, or processes with the same bits.
+MOST_PASSES = 8
 
 
 def context_of(corpus: Corpus) -> int:
@@ -52,24 +55,22 @@ def model_of(shape: tuple[int, int, int], corpus: Corpus) -> ModelConfig:
     )
 
 
-def training_of(
-    model: ModelConfig, corpus: Corpus, tokens: int, on_gpu: bool, processes: int
-) -> TrainingConfig:
+def training_of(model: ModelConfig, corpus: Corpus, tokens: int, machine: Machine) -> TrainingConfig:
     """How to train this model on so many tokens of these books.
 
     Args:
         model: Its width decides the rate.
         corpus: Tells how often the books are read.
         tokens: That the run reads.
-        on_gpu: Decides the size of a micro-batch.
-        processes: Each gets at least one block of an update.
+        machine: Every process gets at least one block of an update, and every core, up to eight, a pass.
     """
     block = model.max_seq_len
     wanted = min(max(tokens // UPDATES_OF_A_RUN, LEAST_BATCH), LARGEST_BATCH)
-    blocks = max(2 ** round_down_log2(wanted // block), processes, 1)
+    blocks = max(2 ** round_down_log2(wanted // block), machine.processes)
     updates = max(1, tokens // (blocks * block))
     epochs = -(-tokens // corpus.tokens)
-    piece = max(1, min((PASS_ON_GPU if on_gpu else PASS_ON_CPU) // block, blocks // processes))
+    shares = max(machine.processes, min(machine.cores, MOST_PASSES))
+    piece = max(1, min((PASS_ON_GPU if machine.on_gpu else PASS_ON_CPU) // block, blocks // shares))
     interval = max(1, updates // 20)
     return TrainingConfig(
         epochs=epochs,
@@ -81,7 +82,7 @@ def training_of(
         min_learning_rate_ratio=0.0,
         global_batch_size=blocks,
         per_gpu_batch_size=piece,
-        exact_up_to=min(8, max(1, blocks // piece)),
+        exact_up_to=min(MOST_PASSES, max(1, blocks // piece)),
         log_interval=max(1, updates // 200),
         eval_interval=interval,
         save_interval=interval,

@@ -47,7 +47,7 @@ def machine_here(number: int | None) -> Machine:
     if not there:
         cores = usable_cores()
         name = f"{cores} CPU core{'s' * (cores != 1)} here"
-        return Machine(name, 1, memory_bytes(), on_gpu=False, here=True)
+        return Machine(name, 1, memory_bytes(), on_gpu=False, here=True, cores=cores)
     card = torch.cuda.get_device_properties(0)
     processes = number or there
     return Machine(f"{processes} x {card.name} here", processes, card.total_memory, on_gpu=True, here=True)

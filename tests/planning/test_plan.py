@@ -118,6 +118,12 @@ def test_every_option_is_a_config_that_holds(
         assert (config.training.global_batch_size or 0) >= processes
 
 
+def test_every_core_gets_a_pass_and_no_update_grows_for_it() -> None:
+    one, eight = (plan_on(replace(LAPTOP, cores=cores), PLAYS, 1).choice.training for cores in (1, 8))
+    assert eight.global_batch_size == one.global_batch_size
+    assert (eight.global_batch_size or 0) // eight.per_gpu_batch_size >= 8
+
+
 def test_each_value_of_the_config_says_why() -> None:
     text = config_text(plan_on(LAPTOP, PLAYS, 1), "data/x")
     assert yaml.safe_load(text)["model"]["positions"] == "rotary"
