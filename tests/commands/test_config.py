@@ -66,7 +66,8 @@ training.learning_rate
 """
     )
     assert explained("learning_rate") == explained("training.learning_rate")
-    assert "per_gpu_batch_size x this x processes" in explained("gradient_accumulation_steps")
+    several_lines = key_comments()["training.gradient_accumulation_steps"]
+    assert several_lines.startswith("instead of ") and several_lines.endswith(" and changes with them")
 
 
 def test_a_section_explains_its_keys_briefly():
