@@ -11,7 +11,7 @@ from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import path_of, readable
 
 DESCRIPTION = """\
-Turn a Hugging Face folder of a GPT-2 or GPT-NeoX into a checkpoint for generate, evaluate and
+Turn a Hugging Face folder of a GPT-2, GPT-NeoX, Llama or Qwen3 into a checkpoint for generate, evaluate and
 --init_from. Weights are read from safetensors only: a pickle can run code. A config for training the
 model further has to have its shape and positions, learned in a GPT-2 and rotary in a GPT-NeoX."""
 
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     tokens = f"{tokenizer.vocab_size:,} tokens ({tokenizer.kind})"
     print(f"{Path(options.output)}: {parameters:,} parameters, {tokens}")
     theta = f" --model.rope_theta {shape.rope_theta:g}" if shape.positions == "rotary" else ""
-    print(f"train it further with --model.positions {shape.positions}{theta} and a config of its shape")
+    llama = shape.architecture == "llama"
+    kind = "--model.architecture llama" if llama else f"--model.positions {shape.positions}"
+    print(f"train it further with {kind}{theta} and a config of its shape")
     if left_out:
         names = ", ".join(map(readable, left_out[:_NAMED])) + (" and others" if left_out[_NAMED:] else "")
         print(f"left out: {names}, which no text here is encoded with")

@@ -224,7 +224,7 @@ def _our_config(values: dict[str, Any], path: Path) -> tuple[Form, Config]:
     kind = values.get("model_type")
     form = FORMS.get(kind) if isinstance(kind, str) else None
     if form is None:
-        raise UserError(f"{path}: model_type = {kind!r}; only {' and '.join(FORMS)} can be imported")
+        raise UserError(f"{path}: model_type = {kind!r}; only {', '.join(FORMS)} can be imported")
     if values.get("quantization_config") is not None:
         raise UserError(
             f"{path}: has a quantization_config; quantized weights cannot be imported, save the "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,7 +132,7 @@ class TransformerLM(nn.Module):
             )
             self.final_norm = nn.LayerNorm(d_model)
         # None: the token embedding itself. For writing it may be replaced by one in smaller numbers.
-        self.output_projection: nn.Module | None = None
+        self.output_projection: Any = None
         if not self.tie_embeddings:
             self.output_projection = Linear(d_model, vocab_size, bias=False)
         self._run_layer: Callable[[nn.Module, Tensor, Tensor | None, Tensor | None], Tensor] = run_layer
@@ -171,7 +172,7 @@ class TransformerLM(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """The output projection's weight as it was trained, float (V, C)."""
-        return self.token_embedding.weight if self.tie_embeddings else self.output_projection.weight
+        return (self.token_embedding if self.tie_embeddings else self.output_projection).weight
 
     def compile_layers(self) -> None:
         """From now on run layers and loss as code made by `torch.compile`, made when first needed.

@@ -130,13 +130,21 @@ def test_any_sequence_of_processes(straight, train):
 
 
 @pytest.mark.more
-@pytest.mark.parametrize("change", ["dropout", "checkpointing", "compile", "fp16", "accumulated validation"])
+@pytest.mark.parametrize(
+    "change", ["dropout", "checkpointing", "compile", "fp16", "accumulated validation", "llama"]
+)
 def test_with(train, change):
     settings = {
         "dropout": {"model__dropout": 0.1},
         "checkpointing": {"model__gradient_checkpointing": "true"},
         "compile": {"training__compile": "on"},
         "fp16": {"training__precision": "fp16", "training__max_updates": 2, "training__lr_decay_updates": 2},
+        "llama": {
+            "model__architecture": "llama",
+            "model__n_kv_heads": 2,
+            "model__qk_norm": "true",
+            "model__tie_embeddings": "false",
+        },
         "accumulated validation": {"training__eval_blocks": 13, "training__per_gpu_batch_size": 3},
     }[change]
     assert_same_weights(train(f"one {change}", 1, **settings), train(f"two {change}", 2, **settings))

@@ -293,8 +293,8 @@ REFUSED = {
         "config.json: is not JSON",
     ),
     "another kind of model": (
-        _config(model_type="llama"),
-        "model_type = 'llama'; only gpt2 and gpt_neox",
+        _config(model_type="mistral"),
+        "model_type = 'mistral'; only gpt2, gpt_neox, llama, qwen3 can",
     ),
     "another activation": (_config(activation_function="relu"), "activation_function = 'relu'"),
     "another epsilon": (_config(layer_norm_epsilon=1e-6), "layer_norm_epsilon = 1e-06"),

@@ -57,7 +57,8 @@ def theirs(request, tmp_path_factory, tiny_tokenizer) -> Path:
     kind = "Qwen3" if "qwen3" in request.param else "Llama"
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=260, max_position_embeddings=48, hidden_size=36, num_hidden_layers=2,
-        num_attention_heads=6, num_key_value_heads=2, head_dim=10, intermediate_size=80, initializer_range=0.2, rms_norm_eps=1e-5,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=10, intermediate_size=80,
+        initializer_range=0.2, rms_norm_eps=1e-5,
         tie_word_embeddings="untied" not in request.param,
         rope_parameters={"rope_theta": 300.0, **LLAMA3} if kind == "Llama" else
         {"rope_type": "default", "rope_theta": 300.0},
