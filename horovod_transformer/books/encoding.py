@@ -15,12 +15,19 @@ _MARKS = {
 # Control characters that no text has; white space, backspace and escape aside.
 _CONTROLS = bytes({*range(32)} - {8, 9, 10, 11, 12, 13, 27})
 _LOOKED_AT = 1 << 16
+PAGE = "an HTML page"
 # UTF-16 without a mark has one in every second place; a text with some odd characters is a text.
 _MOST_CONTROLS = 0.4
+# What a page says of itself, in XML or in HTML.
+_DECLARED = re.compile(
+    rb"""<\?xml\s[^<>?]*?encoding\s*+=\s*+["']([\w.:-]{1,40})|<meta\s[^<>]*?charset\s*+=\s*+["']?([\w.:-]{1,40})""",
+    re.IGNORECASE,
+)
+_DECLARED_WITHIN = 4096
 _OTHER_KINDS = [
     (re.compile(beginning, re.IGNORECASE | re.DOTALL), kind)
     for beginning, kind in (
-        (rb"\s*(<\?xml[^>]{0,200}>\s*)?(<!--.{0,2000}?-->\s*)?<(!doctype\s+html|html[\s>])", "an HTML page"),
+        (rb"\s*(<\?xml[^>]{0,200}>\s*)?(<!--.{0,2000}?-->\s*)?<(!doctype\s+html|html[\s>])", PAGE),
         (rb"\s*<\?xml[\s]", "XML"),
         (rb"\s*\{\\rtf\d", "RTF, as word processors write it"),
         (rb"\s*%PDF-\d", "a PDF"),
@@ -52,14 +59,19 @@ def marked_as(content: bytes) -> str | None:
 
 
 def decode(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
-    """Decode UTF-8, else `encoding`; return text and whether it was re-encoded, or what is wrong.
+    """Decode as a mark says, UTF-8, else `encoding`; return text and whether it was re-encoded.
 
-    UTF-16 is never taken for anything else: not for UTF-8 or latin-1, in which it is letters between NULs.
+    What cannot be decoded gives a string that says what is wrong, and what helps.
+    UTF-16 without a mark is never taken for anything else: not for UTF-8 or latin-1, in which it is letters
+    between NULs.
     """
     marked = marked_as(content)
     advice = "such as latin-1 or cp1252"
     if marked:
-        problem, advice = f"is not UTF-8 text (it has the mark of {marked})", marked.lower()
+        try:
+            return content.decode(marked), True
+        except UnicodeDecodeError as error:
+            return f"has the mark of {marked} and is not {marked} text (byte {error.start})"
     elif not _mostly_controls(content):
         try:
             return content.decode("utf-8-sig"), False
@@ -70,16 +82,57 @@ def decode(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
         advice = "such as utf-16-le or utf-16-be"
     if encoding is None:
         return f"{problem}; set data.encoding to what it is, {advice}, or leave it out"
-    name = codecs.lookup(encoding).name
     try:
-        if marked and not name.startswith(marked.lower()):
-            raise UnicodeError
         text = content.decode(encoding).removeprefix("\ufeff")
     except UnicodeError:
         return f"{problem}, and not {encoding} (data.encoding)"
     if _mostly_controls(text[:_LOOKED_AT].encode("utf-8", "replace")):
         return f"{problem}, and not {encoding} (data.encoding)"
     return text, True
+
+
+def decode_page(content: bytes, encoding: str | None) -> tuple[str, bool] | str:
+    """Decode a page as a mark or the page itself says, else like any text; see `decode`.
+
+    A page that is UTF-8 as a whole and says that it is in some encoding of one byte to a character, as
+    pages do that a program saved anew, is UTF-8.
+    """
+    found = _DECLARED.search(content, 0, _DECLARED_WITHIN)
+    declared = _encoding_of_page((found[1] or found[2]).decode("ascii")) if found else None
+    if declared is None or marked_as(content) or content.startswith(codecs.BOM_UTF8):
+        return decode(content, encoding)
+    if byte_by_byte(declared):
+        text = decode(content, None)
+        if not isinstance(text, str):
+            return text
+    try:
+        return content.decode(declared), True
+    except UnicodeDecodeError:
+        return decode(content, encoding)
+
+
+def _encoding_of_page(name: str) -> str | None:
+    """What browsers read for a name; None where a mark would tell or the name is not known."""
+    try:
+        known = codecs.lookup(name).name
+        b"a".decode(known)
+    except (LookupError, UnicodeError):
+        return None  # some of Python's codecs are no encodings of text
+    if known.startswith("utf"):
+        return None
+    return "cp1252" if known in ("iso8859-1", "ascii") else known
+
+
+def byte_by_byte(encoding: str) -> bool:
+    """Whether each byte is a character for itself and ASCII is itself: then no cut can split one."""
+    everything = bytes(range(256))
+    try:
+        return (
+            len(everything.decode(encoding, "replace")) == 256
+            and everything[:128].decode(encoding) == everything[:128].decode()
+        )
+    except (UnicodeError, LookupError):
+        return False
 
 
 def _mostly_controls(content: bytes) -> bool:

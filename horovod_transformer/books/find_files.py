@@ -16,21 +16,30 @@ from horovod_transformer.system.paths import readable, user_path
 
 TABLES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 TEXTS = (".txt", ".md", ".txt.gz", ".txt.zst")
-SUFFIXES = (*TABLES, *TEXTS)
-_READ = ".parquet, .jsonl, .txt and .md"
+PAGES = (".html", ".htm", ".xhtml")
+E_BOOK = ".epub"
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+SUFFIXES = (*TABLES, *TEXTS, *PAGES, E_BOOK, *ARCHIVES)
+# Of an archive: what is one book, without a pack of its own.
+READ_IN_ARCHIVES = (".txt", ".md", *PAGES, E_BOOK)
+_READ = ".parquet, .jsonl, .txt, .md, .epub and .html"
 WHAT_IS_TAKEN = (
-    f"data.source takes `sample`, {_READ} files (.jsonl and .txt also with .gz or .zst), folders and "
-    "globs of them, or hub:OWNER/NAME"
+    f"data.source takes `sample`, {_READ} files (.jsonl and .txt also with .gz or .zst), folders, .zip and "
+    ".tar.gz archives and globs of them, or hub:OWNER/NAME"
 )
-_PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z")
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _DATA = (".csv", ".tsv", ".json", ".ndjson", ".arrow", ".feather", ".orc")
-_E_BOOKS = (
-    *(".epub", ".pdf", ".html", ".htm", ".xhtml", ".mobi", ".azw", ".azw3", ".fb2", ".lit", ".djvu"),
-    *(".doc", ".docx", ".odt", ".rtf"),
-)
+_CONVERTERS = {
+    ".pdf": "pdftotext x.pdf x.txt (package poppler-utils)",
+    ".djvu": "djvutxt x.djvu x.txt (package djvulibre-bin)",
+    **dict.fromkeys((".mobi", ".azw", ".azw3", ".lit"), "ebook-convert x{} x.epub (Calibre)"),
+    **dict.fromkeys((".rtf", ".fb2", ".docx", ".odt"), "pandoc x{} -t plain --wrap none -o x.txt"),
+    ".doc": "soffice --convert-to txt x.doc (LibreOffice)",
+}
+_CONVERT = {kind: f"convert it first: {command.format(kind)}" for kind, command in _CONVERTERS.items()}
 _HINTS = {
     **dict.fromkeys(_PACKED, "unpack it first"),
-    **dict.fromkeys(_E_BOOKS, "convert it to .txt first"),
+    **_CONVERT,
     **dict.fromkeys(_DATA, "convert it to parquet with a column `text` first"),
     **dict.fromkeys(
         (".json", ".ndjson"), "rename it to .jsonl if it has an object a line, else convert it to parquet"
@@ -78,7 +87,9 @@ def kind_of(path: Path) -> str:
     What stands behind the last full stop of a title is no suffix.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if len(suffixes) == 2 and (suffixes[1] not in _PACKED or suffixes[0] not in (*_DATA, *SUFFIXES)):
+    if len(suffixes) == 2 and (
+        suffixes[1] not in _PACKED or suffixes[0] not in (*_DATA, *TABLES, *TEXTS, ".tar")
+    ):
         suffixes = suffixes[1:]
     # A byte that is no UTF-8 may be a letter of an old encoding.
     if not suffixes or not all(c.isalnum() or "\udc80" <= c <= "\udcff" for c in suffixes[-1][1:]):
@@ -105,6 +116,15 @@ def describe_kinds(
     if rest:
         parts.append(f"{rest:,} of {len(kinds) - len(shown):,} other kinds")
     return ", ".join(parts)
+
+
+def how_to_convert(kinds: Mapping[str, int]) -> list[str]:
+    """Return a line for each kind of e-book that is not read: which program makes one of it that is.
+
+    Args:
+        kinds: Number of files by kind.
+    """
+    return [f"{kind} is not read; {_CONVERT[kind]}" for kind in sorted(kinds) if kind in _CONVERT]
 
 
 def find_files(entry: str) -> FoundFiles:
@@ -163,9 +183,9 @@ def _search(folder: Path, seen: set[str]) -> list[Path]:
 
 def _choose(entry: str, everything: list[tuple[Path, str]]) -> FoundFiles:
     read = [(path, name) for path, name in everything if kind_of(path) in SUFFIXES]
-    books = [(path, name) for path, name in read if not _is_about(path)]
+    books = [(path, name) for path, name in read if not _is_about_file(path)]
     others = Counter(kind_of(path) for path, _ in everything if kind_of(path) not in SUFFIXES)
-    # Tables and archives are data; beside a README anything else may be the books.
+    # Tables and what is packed are data; beside a README anything else may be the books.
     unread = {kind: n for kind, n in others.items() if read or _last(kind) in (*_DATA, *_PACKED)}
     if not books and unread:
         hinted = sorted(kind for kind in unread if _last(kind) in _HINTS)
@@ -193,11 +213,16 @@ def _choose(entry: str, everything: list[tuple[Path, str]]) -> FoundFiles:
     return FoundFiles(taken, others, about_files)
 
 
-def _is_about(path: Path) -> bool:
+def _is_about_file(path: Path) -> bool:
     try:
-        return bool(_ABOUT.fullmatch(path.name)) and path.stat().st_size <= _LONGEST_ABOUT_BYTES
+        return is_about(path.name, path.stat().st_size)
     except OSError:
-        return True
+        return bool(_ABOUT.fullmatch(path.name))
+
+
+def is_about(name: str, size: int) -> bool:
+    """Whether a file of this name and so many bytes is a README, a licence or the like."""
+    return bool(_ABOUT.fullmatch(name)) and size <= _LONGEST_ABOUT_BYTES
 
 
 def _last(kind: str) -> str:

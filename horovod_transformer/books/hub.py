@@ -14,15 +14,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from horovod_transformer.books.find_files import SUFFIXES, refuse_mixed_splits
+from horovod_transformer.books.find_files import E_BOOK, TABLES, TEXTS, refuse_mixed_splits
 from horovod_transformer.errors import UserError
 
 # As in `hf://datasets/OWNER/NAME@REVISION/PATH`; revisions with slashes are those that the hub makes.
 _NAME = re.compile(
     r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>refs/(?:convert|pr)/[\w.-]+|[^/@]+))?(?:/(?P<path>[^@]+))?"
 )
-# A README is no book.
-_FETCHED = tuple(f"*{suffix}" for suffix in SUFFIXES if suffix != ".md")
+# A README is no book, and archives and pages hold all sorts of things.
+_FETCHED = tuple(f"*{suffix}" for suffix in (*TABLES, *TEXTS, E_BOOK) if suffix != ".md")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from horovod_transformer.books.cleaning import clean
+from horovod_transformer.books.encoding import byte_by_byte, marked_as
+from horovod_transformer.books.find_files import ARCHIVES, E_BOOK, PAGES
 from horovod_transformer.books.parquet import RowGroups, read_parquet
 from horovod_transformer.books.readers import Book, ReadOptions, Unreadable, read_json_lines, read_text
+from horovod_transformer.books.whole_files import read_e_book, read_from_archive, read_page_file
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable
 
@@ -35,7 +38,7 @@ class FileRange:
     Attributes:
         path: The file as it is opened.
         kind: Its suffix (see `find_files.kind_of`), `PLAY`, or `BAD` for what cannot be read.
-        start, stop: Rows of a parquet file, bytes of others.
+        start, stop: Rows of a parquet file, places among the books of an archive, bytes of others.
         size, mtime_ns: Of the file when it was listed; it must not change.
         text_bytes: About how much text there is.
         reason: Why it cannot be read, if it is `BAD`.
@@ -80,6 +83,12 @@ def _read(file_range: FileRange, options: ReadOptions) -> Iterator[Book | Unread
         yield from read_parquet(path, options, file_range.start, file_range.stop)
     elif file_range.kind.startswith(".jsonl"):
         yield from read_json_lines(path, options, file_range.start, _stop(file_range))
+    elif file_range.kind in ARCHIVES:
+        yield from read_from_archive(path, file_range.kind, options, file_range.start, file_range.stop)
+    elif file_range.kind == E_BOOK:
+        yield read_e_book(path, options)
+    elif file_range.kind in PAGES:
+        yield read_page_file(path, options)
     elif file_range.kind == PLAY:
         yield from read_text(path, ReadOptions(), remove=_MARKDOWN_MARKS)
     else:
@@ -96,11 +105,16 @@ def cut_file(
         path: The file.
         kind: Its suffix.
         status: Its size and time of change.
-        groups: Of a parquet file: its row groups.
+        groups: Of a parquet file its row groups; of an archive or an e-book its books with their text.
         options: How it is read, which decides where a document ends.
         size: Bytes.
     """
-    if kind == ".parquet":
+    if kind == E_BOOK:
+        edges, weights = [0, status.st_size], [sum(text for _, text in groups)]
+    elif kind in ARCHIVES:
+        edges = _row_edges(groups, 1, size)
+        weights = [sum(text for _, text in groups[start:stop]) for start, stop in _pairs(edges)]
+    elif kind == ".parquet":
         edges = _row_edges(groups, options.join_rows or 1, size)
         rows = edges[-1]
         total = sum(text for _, text in groups)
@@ -154,6 +168,8 @@ def _byte_edges(path: Path, kind: str, length: int, options: ReadOptions, size: 
     edges = [0]
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if marked_as(content[:4]):
+                return whole  # not every byte of it is a character
             while (cut := _next_cut(content, pattern, len(separator), edges[-1] + size)) is not None:
                 if length - cut < size // 2:
                     break
@@ -171,7 +187,7 @@ def _separator(options: ReadOptions) -> tuple[re.Pattern[bytes], bytes] | None:
     separator = options.separator
     if separator is None or "\r" in separator:
         return None
-    if options.encoding is not None and not (separator.isascii() and _byte_by_byte(options.encoding)):
+    if options.encoding is not None and not (separator.isascii() and byte_by_byte(options.encoding)):
         return None
     try:
         content = separator.encode()
@@ -179,18 +195,6 @@ def _separator(options: ReadOptions) -> tuple[re.Pattern[bytes], bytes] | None:
         return None
     line_end = rb"(?>\r\n|\r|(?<!\r)\n)"
     return re.compile(line_end.join(re.escape(piece) for piece in content.split(b"\n"))), content
-
-
-def _byte_by_byte(encoding: str) -> bool:
-    """Whether each byte is a character for itself and ASCII is itself: then no cut can split one."""
-    everything = bytes(range(256))
-    try:
-        return (
-            len(everything.decode(encoding, "replace")) == 256
-            and everything[:128].decode(encoding) == everything[:128].decode()
-        )
-    except (UnicodeError, LookupError):
-        return False
 
 
 def _next_cut(content: mmap.mmap, pattern: re.Pattern[bytes], length: int, place: int) -> int | None:

@@ -39,9 +39,9 @@ class Book:
     Attributes:
         title: The title, or the file's name, or the number of the row.
         text: The whole text, not changed in any way except that `.txt` and `.md` files lose their
-            byte-order mark and have `\n` for every line end.
+            byte-order mark and have `\n` for every line end; pages and e-books are made plain text of.
         origin: Where it came from, for messages: file and row (counted from 0).
-        reencoded: Whether it was not UTF-8 and was read by `data.encoding`.
+        reencoded: Whether it was not UTF-8, and was read as a mark or the page says, or by `data.encoding`.
         cut: Characters that each step of cleaning has taken away; see `cleaning`.
     """
 
@@ -144,10 +144,36 @@ def read_text(
         with _open(path) as file:
             if start:
                 file.seek(start)
-            content = _read_whole(file) if stop is None else file.read(stop - start)
+            content = read_whole(file) if stop is None else file.read(stop - start)
     except OSError as error:
-        yield Unreadable(origin, _cannot_be_read(error))
+        yield Unreadable(origin, cannot_be_read(error))
         return
+    title = readable(path.name.removesuffix("".join(path.suffixes[-1:])))
+    if path.suffix.lower() in _COMPRESSION:
+        title = readable(Path(path.stem).stem)
+    books = books_of_text(content, title, origin, options, start, remove)
+    del content  # a large book is not to lie here twice while it is worked on
+    yield from books
+
+
+def books_of_text(
+    content: bytes,
+    title: str,
+    origin: str,
+    options: ReadOptions,
+    start: int = 0,
+    remove: dict[int, int | None] | None = None,
+) -> Iterator[Book | Unreadable]:
+    """Make one book of a text file's bytes, or several with `options.separator` between them.
+
+    Args:
+        content: The file, or what follows its byte `start`.
+        title: What the book is called; of several each has a number besides.
+        origin: The file, for messages.
+        options: Encoding and separator.
+        start: Where `content` begins in the file.
+        remove: Characters to delete, as `str.translate` takes them.
+    """
     if start == 0 and (kind := other_kind(content)):
         yield Unreadable(origin, f"is no plain text but {kind}; convert it, or leave it out")
         return
@@ -158,14 +184,11 @@ def read_text(
     text, reencoded = decoded
     if start and content.startswith(codecs.BOM_UTF8):
         text = "\ufeff" + text  # it is no mark in the middle of a file
-    del content, decoded  # a large book is not to lie here twice while it is worked on
+    del content, decoded
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if remove:
         # What is left of "# ACT I" would begin with a space.
         text = re.sub(r"(?m)^ +", "", text.translate(remove))
-    title = readable(path.name.removesuffix("".join(path.suffixes[-1:])))
-    if path.suffix.lower() in _COMPRESSION:
-        title = readable(Path(path.stem).stem)
     if options.separator is None:
         yield Book(title, text, origin, reencoded)
         return
@@ -276,7 +299,7 @@ def _json_lines(
                 else:
                     yield _json_book(decoded[0], decoded[1], origin, where, options)
     except OSError as error:
-        yield Unreadable(f"{readable(path)}, after line {number}{after}", _cannot_be_read(error))
+        yield Unreadable(f"{readable(path)}, after line {number}{after}", cannot_be_read(error))
 
 
 def _after(start: int) -> str:
@@ -318,7 +341,7 @@ def _open(path: Path) -> Any:
     return io.BufferedReader(pa.input_stream(str(path), compression=compression), 1 << 20)
 
 
-def _read_whole(file: Any) -> bytes:
+def read_whole(file: Any) -> bytes:
     """Read to the end, unless that is farther away than memory reaches: a pipe may have no end.
 
     Raises:
@@ -335,7 +358,8 @@ def _read_whole(file: Any) -> bytes:
     return b"".join(pieces)
 
 
-def _cannot_be_read(error: OSError) -> str:
+def cannot_be_read(error: OSError) -> str:
+    """Say why the system or a decompressor could not read a file."""
     # Damaged gzip and zstd have no error number.
     return f"cannot be read: {error.strerror or readable(str(error))[:100]}"
 

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from horovod_transformer.books.find_files import TABLES, WHAT_IS_TAKEN, find_files, kind_of
+from horovod_transformer.books.find_files import (
+    ARCHIVES,
+    E_BOOK,
+    SUFFIXES,
+    TEXTS,
+    WHAT_IS_TAKEN,
+    find_files,
+    kind_of,
+)
 from horovod_transformer.books.hub import fetch
 from horovod_transformer.books.parquet import RowGroups, check_parquet
 from horovod_transformer.books.ranges import BAD, PLAY, FileRange, clean_books, cut_file, read_range
@@ -30,6 +38,7 @@ from horovod_transformer.books.readers import (
     name_unreadable,
     read_text,
 )
+from horovod_transformer.books.whole_files import check_e_book, find_in_archive
 from horovod_transformer.errors import UserError
 from horovod_transformer.system.paths import readable, user_path
 
@@ -176,10 +185,10 @@ def read_file(path: Path, options: ReadOptions) -> Iterator[Book | Unreadable]:
     """Read and clean the books of one file that a user names, as those of a source are read.
 
     Args:
-        path: A table by its suffix, else text, whatever it is called; a pipe will do.
+        path: What its suffix says, else text, whatever it is called; a pipe will do.
         options: How it is read.
     """
-    if kind_of(path) in TABLES and path.is_file():
+    if kind_of(path) in SUFFIXES and kind_of(path) not in TEXTS and path.is_file():
         yield from open_books(str(path), replace(options, skip_bad=True)).read()
     else:
         yield from clean_books(read_text(path, options), options)
@@ -241,11 +250,27 @@ def _find_path(entry: str, seen: set[str], options: ReadOptions) -> _Found:
                     books = sum(rows for rows, _ in groups) if options.join_rows is None else None
             elif kind.startswith(".jsonl"):
                 bad = check_json_lines(path, options)
+            elif kind in ARCHIVES:
+                inside = find_in_archive(path, kind)
+                if isinstance(inside, Unreadable):
+                    bad = inside
+                else:
+                    groups = [(1, size) for size in inside.text_bytes]
+                    result.taken += Counter({f"{one} in {kind}": n for one, n in inside.taken.items()})
+                    result.passed_over += inside.passed_over
+                    result.about += inside.about
+                    books = len(groups) if options.separator is None else None
+            elif kind == E_BOOK:
+                checked_book = check_e_book(path)
+                if isinstance(checked_book, Unreadable):
+                    bad = checked_book
+                else:
+                    groups, books = [(1, checked_book)], 1
             else:
                 books = 1 if options.separator is None else None
         if bad is not None:
             result.bad[str(path)] = bad
-        if bad is not None and (status is None or kind == ".parquet"):
+        if bad is not None and (status is None or not kind.startswith(".jsonl")):
             result.uncut.append((path, kind, None, [], bad.reason))
             books = 0
         else:

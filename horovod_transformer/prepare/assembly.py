@@ -326,7 +326,11 @@ def _what_was_dropped(selected: Selected) -> dict[str, Any]:
 def _what_was_reencoded(selected: Selected) -> dict[str, Any]:
     first: list[str] = []
     for start, one in zip(selected.starts.tolist(), selected.details, strict=False):
-        first += [origin for place, origin in one["first_reencoded"] if selected.splits[start + place] >= 0]
+        first += [
+            f"{origin}: {line}" if line else origin
+            for place, origin, line in one["first_reencoded"]
+            if selected.splits[start + place] >= 0
+        ]
     kept = selected.books.reencoded & (selected.splits >= 0)
     return {"count": int(kept.sum()), "first": first[:_BAD_LISTED]}
 

@@ -25,7 +25,7 @@ from horovod_transformer.prepare.duplicates import BookTable
 from horovod_transformer.system.files import replacing
 
 # Part of every name: what an older version of this code left is made again.
-_VERSION = 2
+_VERSION = 3
 _DETAILS = b"details"
 _NUMBERS = ("characters", "words", "bytes", "tokens")
 
@@ -90,8 +90,9 @@ class ShardRecord:
         reencoded: 1 for each book that was not UTF-8.
         titles: Titles.
         details: Counts and lists of the whole shard: `unreadable` (how many), `first_unreadable` (origin and
-            reason of the first of them), `first_reencoded` (place and origin), `cleaned` (of each step of
-            cleaning how many books, and characters of them), `seconds` of each step.
+            reason of the first of them), `first_reencoded` (place, origin, and a line to look at),
+            `cleaned` (of each step of cleaning how many books, and characters of them), `seconds` of each
+            step.
     """
 
     digests: bytearray = field(default_factory=bytearray)

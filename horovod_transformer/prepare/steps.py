@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from horovod_transformer.books.find_files import describe_kinds
+from horovod_transformer.books.find_files import describe_kinds, how_to_convert
 from horovod_transformer.books.readers import ReadOptions
 from horovod_transformer.books.sources import open_books
 from horovod_transformer.data.manifest import FORMAT_VERSION, find_damage, find_prepared
@@ -116,6 +116,8 @@ class Preparation:
         if self.books.passed_over:
             left = describe_kinds(self.books.passed_over, {"about": self.books.about})
             self.say(f"passed over: {left}")
+            for hint in how_to_convert(self.books.passed_over):
+                self.say(f"note: {hint}")
 
     @contextmanager
     def shards_kept(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +30,16 @@ from horovod_transformer.prepare.writer import join_books, token_dtype
 from horovod_transformer.system.files import PARTIAL, replacing
 from horovod_transformer.system.launch_environment import this_process
 from horovod_transformer.system.locks import FolderLock
+from horovod_transformer.system.paths import readable
 from horovod_transformer.system.processes import exit_with
 from horovod_transformer.tokenizer import Tokenizer, tokenizer_from_dict
 
 # Characters encoded at a time: enough to keep all threads busy, little enough to forget.
 _BATCH_CHARACTERS = 4 << 20
 _LISTED = 1000
+# Of a line to look at, in characters.
+_LOOKED_AT, _LOOKED_AT_BEFORE = 80, 40
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _made: dict[str, Tokenizer] = {}
 
 
@@ -232,7 +237,7 @@ def _useful_books(job: Job, shard: Shard, record: ShardRecord) -> Iterator[tuple
             record.reencoded.append(book.reencoded)
             record.titles.append(book.title)
             if book.reencoded and len(details["first_reencoded"]) < _LISTED:
-                details["first_reencoded"].append([place, book.origin])
+                details["first_reencoded"].append([place, book.origin, _line_to_look_at(book.text)])
             for step, characters in book.cut.items():
                 books_before, characters_before = details["cleaned"].get(step, (0, 0))
                 details["cleaned"][step] = (books_before + 1, characters_before + characters)
@@ -241,6 +246,17 @@ def _useful_books(job: Job, shard: Shard, record: ShardRecord) -> Iterator[tuple
             if words and len(book.text) >= job.min_characters and digest not in seen:
                 seen.add(digest)
                 yield place, book.text
+
+
+def _line_to_look_at(text: str) -> str:
+    """The first line with a letter that another encoding would make another one, or some of it."""
+    found = _NOT_ASCII.search(text)
+    if found is None:
+        return ""
+    place = found.start()
+    start = max(text.rfind("\n", 0, place) + 1, place - _LOOKED_AT_BEFORE)
+    end = text.find("\n", place, start + _LOOKED_AT)
+    return readable(text[start : end if end >= 0 else start + _LOOKED_AT].strip())
 
 
 def _batches(books: Iterator[tuple[int, str]]) -> Iterator[tuple[list[str], list[int]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from horovod_transformer.books.encoding import decode, other_kind
+from horovod_transformer.books.encoding import decode, decode_page, marked_as, other_kind
 from horovod_transformer.books.readers import ReadOptions, Unreadable
 from horovod_transformer.books.sources import open_books
 
@@ -18,6 +18,12 @@ TEXT = "The sea was calm, né à Brême. " * 40
 @pytest.mark.parametrize("text", [TEXT, "Море было спокойно. " * 40])
 def test_utf_16_is_read_as_nothing_else(encoding: str, text: str) -> None:
     content = text.encode(encoding)
+    if marked_as(content):
+        for stated in (None, "latin-1", encoding):
+            assert decode(content, stated) == (text, True), "a mark is believed, whatever is stated"
+        torn = decode(content + b"x", None)
+        assert isinstance(torn, str) and f"has the mark of {encoding.upper()}" in torn
+        return
     advised = decode(content, None)
     assert isinstance(advised, str) and "latin-1" not in advised and "utf-" in advised
     for wrong in ("latin-1", "cp437", "mac-roman"):
@@ -75,6 +81,32 @@ def test_texts_that_speak_of_pages_are_texts() -> None:
         b"PKs and %PDF-",
     ):
         assert other_kind(content) is None
+
+
+PAGES_SAY = {
+    "what it says": (b'<meta charset="windows-1251">\xcf\xf0\xe8', None, "\u041f\u0440\u0438"),
+    "as XML says it": (b"<?xml version='1.0' encoding='koi8-r'?>\xf0", None, "\u041f"),
+    "latin-1 is what browsers read": (b'<meta charset="iso-8859-1">\x93a\x94', None, "\u201ca\u201d"),
+    "several bytes to a character": (
+        '<meta charset="shift_jis">\u65e5\u672c'.encode("shift_jis"),
+        None,
+        "\u65e5\u672c",
+    ),
+    "UTF-8 that says it is latin-1": ('<meta charset="latin1">n\u00e9'.encode(), None, "n\u00e9"),
+    "a mark before what it says": ('\ufeff<meta charset="latin1">n\u00e9'.encode(), None, "n\u00e9"),
+    "UTF-16 in a page that can be read is none": (b'<meta charset="utf-16">a', None, "a"),
+    "no encoding of text": (b'<meta charset="rot13">a', None, "a"),
+    "says UTF-8, and is not": (b'<meta charset="utf-8">n\xe9', "latin-1", "n\u00e9"),
+    "says nothing": (b"<p>n\xe9", "latin-1", "n\u00e9"),
+}
+
+
+@pytest.mark.parametrize("name", PAGES_SAY)
+def test_a_page_is_what_it_says_it_is(name: str) -> None:
+    content, encoding, wanted = PAGES_SAY[name]
+    found = decode_page(content, encoding)
+    assert isinstance(found, tuple) and found[0].endswith(wanted), found
+    assert found[1] == (content.decode("utf-8", "replace").count("\ufffd") > 0)
 
 
 @pytest.mark.parametrize("encoding", [None, "utf-16", "latin-1"])

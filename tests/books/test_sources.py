@@ -113,10 +113,11 @@ def test_missing_things(tmp_path: Path) -> None:
     assert re.search(r"nowhere: no such file or folder; data\.source takes `sample`", refusal("nowhere"))
     assert "no file matches this pattern" in refusal(f"{tmp_path}/*.txt")
     assert re.search(
-        r": no \.parquet, \.jsonl, \.txt and \.md files there; it is empty", refusal(str(tmp_path))
+        r": no \.parquet, \.jsonl, \.txt, \.md, \.epub and \.html files there; it is empty",
+        refusal(str(tmp_path)),
     )
-    (tmp_path / "x.epub").touch()
-    assert "it has only .epub" in refusal(str(tmp_path))
+    (tmp_path / "x.mobi").touch()
+    assert "it has only .mobi" in refusal(str(tmp_path))
     assert "empty list" in refusal([])
 
 
@@ -141,13 +142,23 @@ def test_a_hub_that_cannot_be_reached_is_one_line(run_python) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "hint"),
-    [(".txt.xz", "unpack"), (".epub", "convert it to .txt"), (".csv", "to parquet"), (".xyz", "rename")],
+    [
+        (".txt.xz", "unpack"),
+        (".csv", "to parquet"),
+        (".xyz", "rename"),
+        (".rtf", "pandoc x.rtf "),
+        (".fb2", "pandoc x.fb2 "),
+        (".mobi", "ebook-convert x.mobi x.epub (Calibre)"),
+        (".azw3", "ebook-convert x.azw3 x.epub (Calibre)"),
+        (".pdf", "pdftotext x.pdf x.txt (package poppler-utils)"),
+    ],
 )
 def test_other_kinds_of_file_are_refused_with_a_hint(tmp_path: Path, suffix: str, hint: str) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_text("x")
     text = refusal(str(path))
-    assert text.startswith(f"{path}: only .parquet, .jsonl, .txt and .md files are read") and hint in text
+    assert text.startswith(f"{path}: only .parquet, .jsonl, .txt, .md, .epub and .html files are read")
+    assert hint in text
 
 
 def test_text_that_is_not_utf8_names_file_and_byte(tmp_path: Path) -> None:
