@@ -141,8 +141,9 @@ def read_archive(
     try:
         if kind == ".zip":
             with path.open("rb") as file, open_zip(file, path.stat().st_size) as archive:
+                most = most_of_a_file()
                 for name in sorted(names):
-                    yield name, _or_error(archive, name)
+                    yield name, _or_error(archive, name, most)
         else:
             yield from sorted(_read_tar(path, kind, set(names)).items())
     except _BROKEN as error:
@@ -150,7 +151,7 @@ def read_archive(
 
 
 def _read_tar(path: Path, kind: str, names: set[str]) -> dict[str, bytes | BadArchiveError]:
-    most = _most_of_a_file()
+    most = most_of_a_file()
     found: dict[str, bytes | BadArchiveError] = {}
     with _open_tar(str(path), kind) as file:
         for info, content in _walk_tar(file, names, most):
@@ -160,9 +161,9 @@ def _read_tar(path: Path, kind: str, names: set[str]) -> dict[str, bytes | BadAr
     return found
 
 
-def _or_error(archive: zipfile.ZipFile, name: str) -> bytes | BadArchiveError:
+def _or_error(archive: zipfile.ZipFile, name: str, most: float) -> bytes | BadArchiveError:
     try:
-        return read_member(archive, name)
+        return read_member(archive, name, most)
     except BadArchiveError as error:
         return error
 
@@ -191,11 +192,16 @@ def open_zip(file: IO[bytes], size: int) -> zipfile.ZipFile:
     return archive
 
 
-def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+def read_member(archive: zipfile.ZipFile, name: str, most: float) -> bytes:
     """Read a file of a zip archive.
 
+    Args:
+        archive: Open, see `open_zip`.
+        name: The file's name.
+        most: Bytes that it may have; see `most_of_a_file`.
+
     Raises:
-        BadArchiveError: It is not there, locked, broken, larger than it says or than memory allows.
+        BadArchiveError: It is not there, locked, broken, too large, or not as large as it says.
     """
     try:
         info = archive.getinfo(name)
@@ -206,7 +212,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # Others unpack without a bound.
         raise BadArchiveError("is packed in another way than zip files usually are; unpack it")
-    if info.file_size > (most := _most_of_a_file()):
+    if info.file_size > most:
         raise BadArchiveError(_too_large(most))
     try:
         with archive.open(info) as file:
@@ -320,7 +326,8 @@ def _too_many() -> str:
     return f"has more than {MOST_FILES:,} files; unpack it, or make several of it"
 
 
-def _most_of_a_file() -> float:
+def most_of_a_file() -> float:
+    """Return how many bytes a file may have to be one text on this machine."""
     return memory_bytes() * MOST_OF_MEMORY
 
 

@@ -20,7 +20,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from horovod_transformer.books.archives import BadArchiveError, open_zip, read_member
+from horovod_transformer.books.archives import BadArchiveError, most_of_a_file, open_zip, read_member
 from horovod_transformer.books.encoding import decode_page
 from horovod_transformer.books.pages import Page, full_title, read_page
 from horovod_transformer.books.readers import Book, ReadOptions, Unreadable, plain
@@ -117,7 +117,9 @@ def _xml(archive: zipfile.ZipFile, name: str) -> Element:
     if name in archive.namelist() and archive.getinfo(name).file_size > _MOST_XML_BYTES:
         raise BadArchiveError(f"is no e-book: {readable(name)} is larger than any")
     try:
-        return fromstring(read_member(archive, name), forbid_entities=True, forbid_external=True)
+        return fromstring(
+            read_member(archive, name, _MOST_XML_BYTES), forbid_entities=True, forbid_external=True
+        )
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         reason = readable(f"{type(error).__name__}: {error}")[:80]
         raise BadArchiveError(f"is a broken e-book: {readable(name)} cannot be read ({reason})") from None
@@ -198,8 +200,9 @@ def _read_pages(
             raise BadArchiveError(f"is a broken e-book: its page {readable(name)} is not there")
     if sum(archive.getinfo(name).file_size for name in package.pages) > _MOST_PAGE_BYTES:
         raise BadArchiveError(f"has more than {_MOST_PAGE_BYTES / 1e6:,.0f} MB of pages, as no book has")
+    most = most_of_a_file()
     for name in package.pages:
-        decoded = decode_page(read_member(archive, name), options.encoding)
+        decoded = decode_page(read_member(archive, name, most), options.encoding)
         if isinstance(decoded, str):
             raise BadArchiveError(f"its page {readable(name)} {decoded}")
         yield name, read_page(decoded[0]), decoded[1]
