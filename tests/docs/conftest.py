@@ -374,6 +374,8 @@ def check_names(root: Path) -> Callable[[Document, set[str]], None]:
         assert not unknown, f"{document.path.name} names config keys that do not exist: {unknown}"
 
         for command in re.findall(r"horovod-transformer ([a-z]+)", " ".join(words)):
+            if command == "help":  # of `help SUBCOMMAND`
+                continue
             assert command in SUBCOMMANDS, f"{document.path.name}: no such subcommand: {command}"
             name = f"{command}_" if keyword.iskeyword(command) else command
             assert (root / f"horovod_transformer/commands/{name}.py").is_file(), command

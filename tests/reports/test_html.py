@@ -35,7 +35,7 @@ def test_a_value_that_is_missing_is_an_error():
 def test_templates_do_not_switch_the_escaping_off(root):
     folder = root / "horovod_transformer/reports/templates"
     pages = sorted(folder.glob("*.html.j2"))
-    assert len(pages) == 5
+    assert len(pages) == 6
     for path in pages:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\|\s*safe\b|autoescape", text), path

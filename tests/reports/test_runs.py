@@ -234,18 +234,28 @@ def test_a_page_and_an_empty_file_are_replaced(run, tmp_path):
         (["{w}/empty", "--output", "{w}/x.html"], "holds no updates yet"),
         (["{w}", "--output", "{w}/logs"], "logs: is a folder"),
         (["{w}/runs", "--output", "/proc/none/x.html"], "/proc/none/x.html: cannot be written"),
-        (["{w}"], "--output"),
-        ([], "RUN"),
+        ([], "runs: no such folder"),
     ],
 )
-def test_mistakes_are_one_line(arguments, words, run, tmp_path, capfd):
+def test_mistakes_are_one_line(arguments, words, run, tmp_path, capfd, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "train.csv").write_text("update,loss\n")
     arguments = [word.replace("{w}", str(tmp_path)) for word in arguments]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert run_command(_dispatch, ["report", *arguments]) == 2
     error = capfd.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and words in error
     assert not (tmp_path / "x.html").exists()
+
+
+def test_without_arguments_it_shows_all_runs_of_the_working_folder(run, tmp_path, monkeypatch, capfd):
+    write_run(tmp_path, name="second")
+    monkeypatch.chdir(tmp_path)
+    assert run_command(_dispatch, ["report"]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "second" in page
+    assert "next: open report.html in a browser" in capfd.readouterr().out
 
 
 def test_which_of_several_runs(run, tmp_path):
