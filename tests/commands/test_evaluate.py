@@ -140,7 +140,12 @@ def test_text_files_instead_of_books(run_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read"), (b"\xff\xfe", "is empty"), (b"caf\xe9", "is not UTF-8 text"), (b" \n", "is empty")],
+    [
+        (None, "cannot be read"),
+        (b"\xff\xfe", "is empty"),
+        (b"caf\xe9", "is not UTF-8 text"),
+        (b" \n", "is empty"),
+    ],
 )
 def test_texts_that_are_none(run_folder, tmp_path, content, words):
     if content is not None:
