@@ -17,7 +17,9 @@ from torch import Tensor
 from horovod_transformer.config_sections import RopeScaling
 
 
-def rotary_table(length: int, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
+def rotary_table(
+    length: int, head_dim: int, theta: float, scaling: RopeScaling | None = None, three: bool = True
+) -> Tensor:
     """What queries, keys and values are multiplied by at each position.
 
     Pair i of a query or key at position p is turned by p / theta^(2i / head_dim); values stay.
@@ -27,17 +29,19 @@ def rotary_table(length: int, head_dim: int, theta: float, scaling: RopeScaling 
         head_dim: Numbers of a head, even.
         theta: The larger, the slower the slowest pair turns.
         scaling: Turns the slow pairs slower still, for a longer context; None leaves them.
+        three: A row each for queries, keys and values; False: one for queries and keys.
 
     Returns:
-        Cosines and sines, float32 (length, 3, 1, head_dim / 2, 2): positions, the three, heads, pairs.
+        Cosines and sines, float32 (length, 3 or 1, 1, head_dim / 2, 2): positions, the three, heads, pairs.
     """
     # On the CPU whatever the default device: on the meta device this would load torch's compiler.
     positions = torch.arange(length, dtype=torch.float64, device="cpu")[:, None]
     pairs = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")
     speeds = torch.exp(-math.log(theta) * pairs / head_dim)
     angles = positions * (speeds if scaling is None else _scaled(speeds, scaling))
-    three = torch.stack([angles, angles, torch.zeros_like(angles)], dim=1)[:, :, None]
-    return torch.stack([three.cos(), three.sin()], dim=-1).float()
+    rows = [angles, angles, torch.zeros_like(angles)] if three else [angles]
+    stacked = torch.stack(rows, dim=1)[:, :, None]
+    return torch.stack([stacked.cos(), stacked.sin()], dim=-1).float()
 
 
 def _scaled(speeds: Tensor, scaling: RopeScaling) -> Tensor:

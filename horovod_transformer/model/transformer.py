@@ -101,6 +101,7 @@ class TransformerLM(nn.Module):
         self.head_dim = (head_dim if llama else None) or d_model // n_heads
         if positions == "rotary" and self.head_dim % 2:
             raise ValueError(f"rotary positions need heads of even width, not {self.head_dim}")
+        self.architecture = architecture
         self.vocab_size = vocab_size
         self.d_model = d_model
         self.n_heads = n_heads
@@ -154,7 +155,8 @@ class TransformerLM(nn.Module):
         if self.positions == "learned":
             return
         if self.positions == "rotary":
-            table = rotary_table(self.max_seq_len, self.head_dim, self.rope_theta, self.rope_scaling)
+            three = self.architecture == "gpt2"
+            table = rotary_table(self.max_seq_len, self.head_dim, self.rope_theta, self.rope_scaling, three)
         else:
             table = sinusoidal_positions(self.max_seq_len, self.d_model)
         # No part of the state dict.

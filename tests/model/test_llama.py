@@ -277,6 +277,12 @@ def test_the_scaling_can_be_given_on_the_command_line():
     assert Config().with_overrides(overrides).model.rope_scaling == RopeScaling(**SCALING)
 
 
+def test_one_row_turns_queries_and_keys():
+    """At 131,072 positions three of them take 100 MB."""
+    assert torch.equal(rotary_table(9, 8, 50.0, LLAMA3, three=False), rotary_table(9, 8, 50.0, LLAMA3)[:, :1])
+    assert build_model(TINY_LLAMA).position_table.shape == (32, 1, 1, 6, 2)
+
+
 def test_python_callers_are_told_as_well():
     with pytest.raises(ValueError, match="a Llama has rotary positions, not sinusoidal"):
         TransformerLM(architecture="llama")
