@@ -24,7 +24,7 @@ EXAMPLES = """\
 examples:
   the plays that come with the installation (seconds):
     %(prog)s --config configs/quickstart.yaml
-  your own .txt and .md files, one book each (also .jsonl, .parquet; .txt and .jsonl also as .gz or .zst):
+  your own .txt, .md, .epub and .html files, one book each (also .zip and .tar.gz of them, .jsonl, .parquet):
     %(prog)s --data.source ~/books --output data/mine
   BookCorpus from parquet files with the columns `text` (whole books) and, if you like, `title`:
     %(prog)s --data.source '~/bookcorpusopen/*.parquet'
