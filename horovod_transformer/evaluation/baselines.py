@@ -34,14 +34,14 @@ class OtherModel:
 
 
 def bits_of_guessing(score: BookScore, vocab_size: int) -> float:
-    """Bits per byte of whoever knows nothing and gives each token the same chance."""
+    """Bits per byte of a guess: each token has the same chance."""
     return score.tokens * math.log2(vocab_size) / max(1, score.bytes)
 
 
 def bits_of_frequencies(
     books: Sequence[np.ndarray], tokenizer: Tokenizer, score: BookScore, blocks: BlockDataset | None
 ) -> float:
-    """Bits per byte of whoever knows only how often each token comes: a unigram model.
+    """Bits per byte of a unigram model, which knows only how often each token comes.
 
     Each token is counted once more than it was met, so that none is impossible (Laplace).
 

@@ -80,8 +80,8 @@ class Evaluation:
         settings: What decided the result: sampling, seed, numbers of books and samples.
         books: How many books were scored.
         score: Their score.
-        guessing: Bits per byte of whoever gives each token the same chance.
-        frequencies: Bits per byte of whoever knows only how often each token comes.
+        guessing: Bits per byte of a guess: each token has the same chance.
+        frequencies: Bits per byte of a unigram model, which knows only how often each token comes.
         counted_in: Where that was counted: `training blocks`, or `the books themselves` without any.
         xz_bits_per_byte: What `xz -9` needs for them; None if it was left out.
         quality: From `measure_samples`; empty if there are no samples.

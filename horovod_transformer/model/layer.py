@@ -85,15 +85,13 @@ class FeedForward(nn.Module):
         return self.output_dropout(self.output(gelu(self.expand(x))))
 
 
-class TransformerLayer(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+class PreNormLayer(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); a subclass makes these four parts."""
 
-    def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float) -> None:
-        super().__init__()
-        self.attention_norm = LayerNorm(d_model)
-        self.attention = CausalSelfAttention(d_model, n_heads, dropout)
-        self.feed_forward_norm = LayerNorm(d_model)
-        self.feed_forward = FeedForward(d_model, d_ff, dropout)
+    attention_norm: nn.Module
+    attention: nn.Module
+    feed_forward_norm: nn.Module
+    feed_forward: nn.Module
 
     def forward(
         self,
@@ -106,6 +104,17 @@ class TransformerLayer(nn.Module):
         """Run the layer on the residual stream, float (B, T, C); see `CausalSelfAttention.forward`."""
         x = x + self.attention(self.attention_norm(x), mask, cache, layer_index, rotation)
         return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class TransformerLayer(PreNormLayer):
+    """GPT-2's layer: LayerNorm, as many heads of keys as of queries, GELU."""
+
+    def __init__(self, d_model: int, n_heads: int, d_ff: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = LayerNorm(d_model)
+        self.attention = CausalSelfAttention(d_model, n_heads, dropout)
+        self.feed_forward_norm = LayerNorm(d_model)
+        self.feed_forward = FeedForward(d_model, d_ff, dropout)
 
 
 def run_layer(layer: nn.Module, x: Tensor, mask: Tensor | None, rotation: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from horovod_transformer.model.cpu.attention import attend
 from horovod_transformer.model.cpu.linear import Linear
 from horovod_transformer.model.cpu.rms_norm import RMSNorm
 from horovod_transformer.model.cpu.swiglu import swiglu
-from horovod_transformer.model.layer import Dropout
+from horovod_transformer.model.layer import Dropout, PreNormLayer
 from horovod_transformer.model.rotary import rotate
 
 
@@ -112,8 +112,8 @@ class GatedFeedForward(nn.Module):
         return self.output_dropout(self.output(swiglu(self.expand(x))))
 
 
-class LlamaLayer(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)).
+class LlamaLayer(PreNormLayer):
+    """Llama's layer, or with `qk_norm` Qwen3's.
 
     Args:
         d_model: Width of the residual stream.
@@ -144,15 +144,3 @@ class LlamaLayer(nn.Module):
         )
         self.feed_forward_norm = RMSNorm(d_model, norm_eps)
         self.feed_forward = GatedFeedForward(d_model, d_ff, dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        layer_index: int = 0,
-        rotation: Tensor | None = None,
-    ) -> Tensor:
-        """Run the layer on the residual stream, float (B, T, C); see `CausalSelfAttention.forward`."""
-        x = x + self.attention(self.attention_norm(x), mask, cache, layer_index, rotation)
-        return x + self.feed_forward(self.feed_forward_norm(x))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from horovod_transformer.errors import UserError
 from horovod_transformer.planning.law import Law, Point, usual_law
-from horovod_transformer.reports.ladder import LadderRun, ladder_page
 from horovod_transformer.system.files import write_text
 from horovod_transformer.system.paths import readable
 
@@ -24,6 +23,9 @@ def keep_law(data_dir: Path, law: Law, points: Sequence[Point]) -> Path:
     Returns:
         The page.
     """
+    # Imported late: every rank of a training run loads this module, and none draws a page.
+    from horovod_transformer.reports.ladder import LadderRun, ladder_page
+
     path, page = data_dir / LAW_FILE, data_dir / LAW_PAGE
     runs = [
         LadderRun(
